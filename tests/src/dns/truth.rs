@@ -1,0 +1,117 @@
+//! tracer's DNS metrics against what the clients saw.
+
+use std::collections::BTreeMap;
+
+use super::Tally;
+use crate::metrics::Metrics;
+use crate::netns::Pod;
+use crate::wait::ensure;
+
+/// Outcomes of lookups, as the contract lists them.
+pub const OUTCOMES: [&str; 9] = [
+    "noerror", "nodata", "nxdomain", "servfail", "refused", "formerr", "notimp", "other", "timeout",
+];
+/// Causes of failed lookups, as the contract lists them.
+pub const CAUSES: [&str; 10] = [
+    "no_answer",
+    "server",
+    "neighbour_table_full",
+    "neighbour_unresolved",
+    "neighbour_queue_full",
+    "netfilter",
+    "socket_buffer_full",
+    "no_route",
+    "port_unreachable",
+    "dropped",
+];
+
+/// What tracer says of one pod is what its clients saw: lookups by outcome, failures by cause.
+pub fn compare(
+    metrics: &Metrics,
+    pod: &Pod,
+    tally: &Tally,
+    causes: &[(&str, u64)],
+) -> Result<(), String> {
+    let [namespace, name] = pod.labels();
+    let check = |metric: &str, label: Option<(&'static str, &str)>, expected: u64| {
+        let mut labels = vec![namespace, name];
+        labels.extend(label);
+        let value = metrics.get(metric, &labels);
+        // The series is there even if nothing of that kind happened.
+        ensure(value == Some(expected as f64), || {
+            format!("{metric} {labels:?} is {value:?}, the clients saw {expected}")
+        })
+    };
+    check("tracer_pod_dns_queries_total", None, tally.queries)?;
+    for outcome in OUTCOMES {
+        let metric = "tracer_pod_dns_lookups_total";
+        check(metric, Some(("outcome", outcome)), tally.outcome(outcome))?;
+    }
+    let causes: BTreeMap<&str, u64> = causes.iter().copied().collect();
+    for cause in CAUSES {
+        let expected = causes.get(cause).copied().unwrap_or(0);
+        check(
+            "tracer_pod_dns_failures_total",
+            Some(("cause", cause)),
+            expected,
+        )?;
+    }
+    check("tracer_pod_dns_late_responses_total", None, tally.late)?;
+    check(
+        "tracer_pod_dns_unmatched_responses_total",
+        None,
+        tally.unmatched,
+    )?;
+    check("tracer_pod_dns_untracked_total", None, 0)?;
+    check(
+        "tracer_pod_dns_lookup_duration_seconds_count",
+        None,
+        tally.answered(),
+    )
+}
+
+/// What must hold of the node at any moment.
+pub fn check_node(metrics: &Metrics) -> Result<(), String> {
+    for outcome in OUTCOMES {
+        let labels = [("outcome", outcome)];
+        let node = metrics.count("tracer_node_dns_lookups_total", &labels);
+        let pods = metrics.count("tracer_pod_dns_lookups_total", &labels);
+        ensure(node == pods, || {
+            format!("{outcome}: node {node}, pods {pods}")
+        })?;
+    }
+    for cause in CAUSES {
+        let labels = [("cause", cause)];
+        let node = metrics.count("tracer_node_dns_failures_total", &labels);
+        let pods = metrics.count("tracer_pod_dns_failures_total", &labels);
+        ensure(node == pods, || {
+            format!("{cause}: node {node}, pods {pods}")
+        })?;
+    }
+    let ended = metrics.count("tracer_node_dns_lookups_total", &[]);
+    let timeouts = metrics.count("tracer_node_dns_lookups_total", &[("outcome", "timeout")]);
+    let started = metrics.count("tracer_node_dns_lookups_started_total", &[]);
+    let pending = metrics.count("tracer_node_dns_pending", &[]);
+    ensure(started == ended + pending, || {
+        format!("started {started}, ended {ended}, pending {pending}")
+    })?;
+    let histogram = "tracer_node_dns_lookup_duration_seconds";
+    let count = metrics.count(&format!("{histogram}_count"), &[]);
+    ensure(count == ended - timeouts, || {
+        format!("the histogram has {count} of {} answered", ended - timeouts)
+    })?;
+    let mut below = 0;
+    let bounds = "0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 +Inf";
+    for bound in bounds.split(' ') {
+        let bucket = metrics
+            .get(&format!("{histogram}_bucket"), &[("le", bound)])
+            .ok_or_else(|| format!("no bucket {bound}"))? as u64;
+        ensure(bucket >= below, || {
+            format!("bucket {bound} has {bucket} < {below}")
+        })?;
+        below = bucket;
+    }
+    ensure(below == count, || {
+        format!("the last bucket has {below} of {count}")
+    })
+}

@@ -1,0 +1,23 @@
+//! The lab: what the end-to-end tests need to make trouble on a real kernel and to know, without
+//! tracer's help, what really happened.
+//!
+//! Nothing here uses tracer's own code: counts to compare with come from the kernel's statistics and
+//! from the clients' own tally. All traffic stays inside network namespaces that the lab makes.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod dns;
+pub mod events;
+pub mod http;
+pub mod leftovers;
+pub mod metrics;
+pub mod neigh;
+pub mod netns;
+pub mod process;
+pub mod wait;
+
+pub use agent::Agent;
+pub use metrics::Metrics;
+pub use neigh::{Family, Thresholds};
+pub use netns::{Lab, Netns};
+pub use wait::eventually;

@@ -1,0 +1,116 @@
+//! Pod sources: whose name a count gets.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tests::neigh::{FIRST_SILENT, burst};
+use tests::netns::Pod;
+use tests::wait::ensure;
+use tests::{Agent, Family, Lab, eventually};
+
+const CREATES: &str = "tracer_pod_neighbour_creates_total";
+
+fn created(agent: &Agent, labels: &[(&str, &str)]) -> u64 {
+    let fixed = [("family", "ipv4"), ("result", "created")];
+    agent.metrics().count(CREATES, &[&fixed, labels].concat())
+}
+
+fn entry(pod: &Pod, name: &str) -> String {
+    let path = pod.netns.path();
+    format!(
+        "[[pod]]\nnamespace = \"shop\"\nname = \"{name}\"\nnetns = \"{}\"\n",
+        path.display()
+    )
+}
+
+/// As an editor does it: the file is never half written.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).expect("file can be written");
+    fs::rename(&new, path).expect("file can be renamed");
+}
+
+#[test]
+fn a_file_names_pods_and_its_changes_are_followed() {
+    let lab = Lab::new();
+    let [cart, till] = [("cart", 1), ("till", 2)].map(|(label, index)| lab.pod(label, index, 1));
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let path = folder.path().join("pods.toml");
+    fs::write(&path, entry(&cart, "cart-1")).expect("file can be written");
+    let agent = Agent::start(&["--pods", &format!("file:{}", path.display())]);
+    burst(&cart, Family::V4, FIRST_SILENT, 10);
+    let cart_labels = [("namespace", "shop"), ("pod", "cart-1")];
+    eventually(Duration::from_secs(5), || {
+        let count = created(&agent, &cart_labels);
+        ensure(count == 10, || format!("shop/cart-1 has {count}"))
+    });
+    assert_eq!(created(&agent, &[("pod", cart.netns.name())]), 0);
+
+    replace(
+        &path,
+        &format!("{}{}", entry(&cart, "cart-1"), entry(&till, "till-1")),
+    );
+    eventually(Duration::from_secs(5), || {
+        let snapshot = agent.snapshot();
+        let sources = snapshot["sources"]
+            .as_array()
+            .expect("the snapshot has sources");
+        let file = sources.iter().find(|source| source["name"] == "file");
+        let pods = file.map(|file| &file["pods"]);
+        ensure(pods == Some(&2.into()), || {
+            format!("the file's pods: {pods:?}")
+        })
+    });
+    burst(&till, Family::V4, FIRST_SILENT, 20);
+    let till_labels = [("namespace", "shop"), ("pod", "till-1")];
+    eventually(Duration::from_secs(5), || {
+        let count = created(&agent, &till_labels);
+        ensure(count == 20, || format!("shop/till-1 has {count}"))
+    });
+    assert_eq!(created(&agent, &cart_labels), 10);
+    agent.stop_cleanly();
+}
+
+#[test]
+fn a_pod_that_no_source_knows_is_counted_as_unknown_in_the_end() {
+    let lab = Lab::new();
+    let pod = lab.pod("nameless", 1, 1);
+    let agent = Agent::start(&["--pods", "none"]);
+    burst(&pod, Family::V4, FIRST_SILENT, 10);
+    // Held back for half a minute, for a name might still come.
+    eventually(Duration::from_secs(3), || {
+        let held = agent
+            .metrics()
+            .count("tracer_unattributed_pending", &[("hook", "neigh")]);
+        ensure(held >= 10, || format!("{held} wait for a name"))
+    });
+    let unknown = [("namespace", "(unknown)"), ("pod", "(unknown)")];
+    eventually(Duration::from_secs(40), || {
+        let count = created(&agent, &unknown);
+        ensure(count >= 10, || format!("(unknown) has {count}"))
+    });
+    let given_up = agent
+        .metrics()
+        .count("tracer_unattributed_total", &[("hook", "neigh")]);
+    assert!(given_up >= 10, "{given_up} were given up");
+    agent.stop_cleanly();
+}
+
+#[test]
+fn past_the_limit_pods_share_a_row() {
+    let lab = Lab::new();
+    let pods = [1, 2, 3].map(|index| lab.pod("many", index, 1));
+    let agent = Agent::start(&["--max-pods", "1"]);
+    for pod in &pods {
+        burst(pod, Family::V4, FIRST_SILENT, 10);
+    }
+    eventually(Duration::from_secs(5), || {
+        let other = created(&agent, &[("namespace", "(other)"), ("pod", "(other)")]);
+        let all = created(&agent, &[]);
+        ensure(other >= 20 && all >= 30, || {
+            format!("(other) has {other} of {all}")
+        })
+    });
+    agent.stop_cleanly();
+}

@@ -1,0 +1,508 @@
+//! Hook `dns`: lookups over UDP, how they ended, and why the failed ones failed.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::event::Header;
+
+/// How a lookup ended. The number indexes [`Counts::outcomes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Outcome {
+    /// Answered with records, or truncated.
+    NoError = 0,
+    /// Answered without records of that type.
+    NoData = 1,
+    /// The name does not exist.
+    NxDomain = 2,
+    /// The server failed.
+    ServFail = 3,
+    /// The server refused.
+    Refused = 4,
+    /// The server could not read the query.
+    FormErr = 5,
+    /// The server does not know that kind of query.
+    NotImp = 6,
+    /// Another error code.
+    Other = 7,
+    /// No answer before the deadline.
+    Timeout = 8,
+}
+
+impl Outcome {
+    /// All outcomes, by number.
+    pub const ALL: [Self; 9] = [
+        Self::NoError,
+        Self::NoData,
+        Self::NxDomain,
+        Self::ServFail,
+        Self::Refused,
+        Self::FormErr,
+        Self::NotImp,
+        Self::Other,
+        Self::Timeout,
+    ];
+
+    /// Label value in metrics and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoError => "noerror",
+            Self::NoData => "nodata",
+            Self::NxDomain => "nxdomain",
+            Self::ServFail => "servfail",
+            Self::Refused => "refused",
+            Self::FormErr => "formerr",
+            Self::NotImp => "notimp",
+            Self::Other => "other",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// NXDOMAIN and NODATA are answers; search paths make them by the dozen.
+    pub const fn is_failure(self) -> bool {
+        !matches!(self, Self::NoError | Self::NoData | Self::NxDomain)
+    }
+
+    /// The outcome that a response code (RFC 1035 4.1.1, low four bits) and the count of answer
+    /// records mean. A truncated answer (TC) is `noerror`, whatever its records.
+    #[inline(always)]
+    pub const fn of_answer(rcode: u8, answers: u16, truncated: bool) -> Self {
+        match rcode {
+            0 if answers == 0 && !truncated => Self::NoData,
+            0 => Self::NoError,
+            1 => Self::FormErr,
+            2 => Self::ServFail,
+            3 => Self::NxDomain,
+            4 => Self::NotImp,
+            5 => Self::Refused,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What killed a failed lookup. The number indexes [`Counts::causes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// No drop of its packets was seen on this node.
+    NoAnswer = 0,
+    /// The server answered with an error.
+    Server = 1,
+    /// No neighbour entry could be made: the table is full.
+    NeighbourTableFull = 2,
+    /// The next hop's link-layer address was never learned.
+    NeighbourUnresolved = 3,
+    /// Too many packets waited for the next hop's address.
+    NeighbourQueueFull = 4,
+    /// Netfilter dropped a packet.
+    Netfilter = 5,
+    /// A socket's receive buffer was full.
+    SocketBufferFull = 6,
+    /// No route.
+    NoRoute = 7,
+    /// Nobody listens on the server's port.
+    PortUnreachable = 8,
+    /// Another drop reason.
+    Dropped = 9,
+}
+
+impl Cause {
+    /// All causes, by number.
+    pub const ALL: [Self; 10] = [
+        Self::NoAnswer,
+        Self::Server,
+        Self::NeighbourTableFull,
+        Self::NeighbourUnresolved,
+        Self::NeighbourQueueFull,
+        Self::Netfilter,
+        Self::SocketBufferFull,
+        Self::NoRoute,
+        Self::PortUnreachable,
+        Self::Dropped,
+    ];
+
+    /// Label value in metrics and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoAnswer => "no_answer",
+            Self::Server => "server",
+            Self::NeighbourTableFull => "neighbour_table_full",
+            Self::NeighbourUnresolved => "neighbour_unresolved",
+            Self::NeighbourQueueFull => "neighbour_queue_full",
+            Self::Netfilter => "netfilter",
+            Self::SocketBufferFull => "socket_buffer_full",
+            Self::NoRoute => "no_route",
+            Self::PortUnreachable => "port_unreachable",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// Upper bounds of the latency buckets, nanoseconds; one more bucket holds the rest.
+pub const BUCKETS_NS: [u64; 13] = [
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+];
+
+/// Index of a duration in [`Counts::buckets`].
+#[inline(always)]
+pub const fn bucket(duration_ns: u64) -> usize {
+    let mut i = 0;
+    while i < BUCKETS_NS.len() && duration_ns > BUCKETS_NS[i] {
+        i += 1;
+    }
+    i
+}
+
+/// Whose lookups: key of the map `DNS`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Key {
+    /// cgroup2 id of the client's socket.
+    pub cgroup_id: u64,
+    /// Cookie of the socket's namespace. Both 0: the rest key, charged when the map is full.
+    pub net_cookie: u64,
+}
+
+/// Counters of one client, and of the node. Added to atomically: exact in every context.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Counts {
+    /// Query packets, retransmissions too.
+    pub queries: u64,
+    /// Lookups begun.
+    pub started: u64,
+    /// Lookups ended, by [`Outcome`].
+    pub outcomes: [u64; 9],
+    /// Failed lookups, by [`Cause`].
+    pub causes: [u64; 10],
+    /// Answers after the deadline.
+    pub late: u64,
+    /// Answers to nothing asked.
+    pub unmatched: u64,
+    /// Queries not followed, for want of room.
+    pub untracked: u64,
+    /// Sum of the answered lookups' durations, nanoseconds.
+    pub duration_ns: u64,
+    /// Answered lookups by duration, as [`BUCKETS_NS`]; the last holds the rest.
+    pub buckets: [u64; 14],
+}
+
+/// Value of the map `DNS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Value {
+    /// The counters.
+    pub counts: Counts,
+    /// Lookups of this key that wait for an answer.
+    pub pending: u64,
+    /// Second of `CLOCK_MONOTONIC` in which this key last sent a record.
+    pub event_second: u64,
+    /// Inode of the namespace, for people.
+    pub netns: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
+/// A lookup that waits: key of the map `PENDING`, and of `LATE` with slot 0.
+///
+/// Two slots let a new lookup start under the same socket and id while the program that ages has
+/// not taken the expired one away yet. Only that program deletes expired entries and only the
+/// packet programs delete live ones, so nobody deletes another's successor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LookupKey {
+    /// `bpf_get_socket_cookie` of the client's socket.
+    pub socket: u64,
+    /// Transaction id, host byte order.
+    pub id: u16,
+    /// 0 or 1.
+    pub slot: u16,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
+/// Bytes of a question kept: 255 of name, 4 of type and class, rounded.
+pub const QUESTION_LEN: usize = 260;
+
+/// A server asked.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Server {
+    /// Network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// Host byte order.
+    pub port: u16,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+}
+
+/// Servers that one lookup remembers: musl asks all of resolv.conf (at most 3) at once.
+pub const MAX_SERVERS: usize = 3;
+
+/// Value of the map `PENDING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Lookup {
+    /// Whose counters.
+    pub key: Key,
+    /// First query, `CLOCK_MONOTONIC` nanoseconds; 0 while the entry is being filled.
+    pub started_ns: u64,
+    /// Hash of the question, letter case folded; its length in the low 16 bits.
+    pub question_hash: u64,
+    /// Process (thread group) that asked.
+    pub pid: u32,
+    /// Inode of the socket's namespace.
+    pub netns: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
+    /// Servers asked, the first first.
+    pub servers: [Server; MAX_SERVERS],
+    /// How many; more than [`MAX_SERVERS`] means that not all are remembered.
+    pub servers_len: u16,
+    /// Drop reason that counts, the kernel's number; 0 if no packet of this lookup was dropped.
+    pub drop_reason: u16,
+    /// [`Cause`] that it means.
+    pub drop_cause: u8,
+    /// Not 0: the dropped packet was an answer.
+    pub drop_of_answer: u8,
+    /// Not 0: an answer came after the deadline.
+    pub late: u8,
+    /// Keeps the layout free of padding.
+    pub _pad: u8,
+    /// The first question as on the wire: name, type, class.
+    pub question: [u8; QUESTION_LEN],
+}
+
+impl Lookup {
+    /// Is the deadline over?
+    #[inline(always)]
+    pub const fn expired(&self, now_ns: u64, timeout_ns: u64) -> bool {
+        now_ns > self.started_ns.saturating_add(timeout_ns)
+    }
+
+    /// Remembers a server asked.
+    #[inline(always)]
+    pub fn asked(&mut self, server: Server) {
+        if self.was_remembered(&server) {
+            return;
+        }
+        match self.servers_len {
+            0 => self.servers[0] = server,
+            1 => self.servers[1] = server,
+            2 => self.servers[2] = server,
+            _ => {}
+        }
+        if self.servers_len <= MAX_SERVERS as u16 {
+            self.servers_len += 1;
+        }
+    }
+
+    /// Can the answer come from there?
+    #[inline(always)]
+    pub const fn was_asked(&self, server: &Server) -> bool {
+        self.servers_len > MAX_SERVERS as u16 || self.was_remembered(server)
+    }
+
+    #[inline(always)]
+    const fn was_remembered(&self, server: &Server) -> bool {
+        (self.servers_len > 0 && self.servers[0].is(server))
+            || (self.servers_len > 1 && self.servers[1].is(server))
+            || (self.servers_len > 2 && self.servers[2].is(server))
+    }
+
+    /// Remembers that a packet of this lookup was dropped. An answer's drop goes before a query's,
+    /// the later before the earlier.
+    #[inline(always)]
+    pub const fn dropped(&mut self, of_answer: bool, reason: u16, cause: u8) {
+        if self.drop_of_answer == 0 || of_answer {
+            self.drop_of_answer = of_answer as u8;
+            self.drop_reason = reason;
+            self.drop_cause = cause;
+        }
+    }
+}
+
+impl Server {
+    /// Word by word: `==` would be a call to `bcmp`, which BPF does not have.
+    #[inline(always)]
+    const fn is(&self, other: &Self) -> bool {
+        self.address[0] == other.address[0]
+            && self.address[1] == other.address[1]
+            && self.address[2] == other.address[2]
+            && self.address[3] == other.address[3]
+            && self.port == other.port
+            && self.family == other.family
+    }
+}
+
+/// Value of the map `LATE`: lookups that ended as `timeout`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Expired {
+    /// The deadline, `CLOCK_MONOTONIC` nanoseconds.
+    pub deadline_ns: u64,
+    /// As [`Lookup::question_hash`].
+    pub question_hash: u64,
+}
+
+/// How long after the deadline an answer counts as late; then it is unmatched. Nanoseconds.
+pub const LATE_NS: u64 = 60_000_000_000;
+
+/// The program `dns_age` leaves an expired lookup alone for this long, so that a packet program that
+/// judged it alive just before the deadline is done with it. Nanoseconds.
+pub const AGE_MARGIN_NS: u64 = 50_000_000;
+
+/// A failed lookup: ring record of kind [`crate::event::KIND_DNS_FAILURE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Failure {
+    /// Common part.
+    pub header: Header,
+    /// From the first query to the end, nanoseconds.
+    pub waited_ns: u64,
+    /// The server asked first.
+    pub server: Server,
+    /// Transaction id.
+    pub id: u16,
+    /// [`Outcome`].
+    pub outcome: u8,
+    /// [`Cause`].
+    pub cause: u8,
+    /// Drop reason that decided the cause, the kernel's number; 0 if none.
+    pub drop_reason: u16,
+    /// Valid bytes of `question`.
+    pub question_len: u16,
+    /// As [`Lookup::question`].
+    pub question: [u8; QUESTION_LEN],
+}
+
+/// Server ports followed, at most.
+pub const MAX_PORTS: u32 = 8;
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Key {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Value {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LookupKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Lookup {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_index_the_tables() {
+        for (i, o) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*o as usize, i);
+        }
+        for (i, c) in Cause::ALL.iter().enumerate() {
+            assert_eq!(*c as usize, i);
+        }
+    }
+
+    #[test]
+    fn quantiles_come_from_the_buckets() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.quantile(0.5), None);
+        counts.buckets[3] = 10;
+        let median = counts.quantile(0.5).unwrap();
+        assert!(median > 0.0025 && median < 0.005, "{median}");
+    }
+
+    #[test]
+    fn answers_map_to_outcomes() {
+        assert_eq!(Outcome::of_answer(0, 1, false), Outcome::NoError);
+        assert_eq!(Outcome::of_answer(0, 0, false), Outcome::NoData);
+        assert_eq!(Outcome::of_answer(0, 0, true), Outcome::NoError);
+        assert_eq!(Outcome::of_answer(2, 0, false), Outcome::ServFail);
+        assert_eq!(Outcome::of_answer(3, 0, false), Outcome::NxDomain);
+        assert_eq!(Outcome::of_answer(9, 0, false), Outcome::Other);
+        assert!(!Outcome::NxDomain.is_failure());
+        assert!(Outcome::Timeout.is_failure());
+    }
+}
+
+impl Counts {
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.queries += other.queries;
+        self.started += other.started;
+        for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.causes.iter_mut().zip(&other.causes) {
+            *mine += theirs;
+        }
+        self.late += other.late;
+        self.unmatched += other.unmatched;
+        self.untracked += other.untracked;
+        self.duration_ns += other.duration_ns;
+        for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
+            *mine += theirs;
+        }
+    }
+
+    /// Lookups ended.
+    pub fn ended(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    /// Lookups ended in failure.
+    pub fn failed(&self) -> u64 {
+        Outcome::ALL
+            .iter()
+            .zip(&self.outcomes)
+            .filter(|(outcome, _)| outcome.is_failure())
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// Lookups that an answer ended.
+    pub fn answered(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The duration below which `share` (0 to 1) of the answered lookups stayed, seconds, linear
+    /// within its bucket; `None` without answers.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let answered = self.answered();
+        if answered == 0 {
+            return None;
+        }
+        let wanted = share * answered as f64;
+        let mut below = 0.0;
+        let mut lower = 0.0;
+        for (bound, &count) in BUCKETS_NS.iter().zip(&self.buckets) {
+            let upper = *bound as f64 / 1e9;
+            let count = count as f64;
+            if count > 0.0 && below + count >= wanted {
+                return Some(lower + (upper - lower) * ((wanted - below) / count));
+            }
+            below += count;
+            lower = upper;
+        }
+        Some(lower) // in the last bucket, which has no upper bound
+    }
+}

@@ -1,0 +1,41 @@
+//! Hook `drops`: packets that the kernel dropped, with its reason, joined to the lookup they
+//! belonged to.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Drop reasons are small numbers that change from kernel to kernel; the node's counters are an
+/// array this long, the last entry for anything beyond.
+pub const MAX_REASONS: u32 = 256;
+
+/// Whose drops: key of the map `DROPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Key {
+    /// cgroup2 id of the packet's socket, 0 without one.
+    pub cgroup_id: u64,
+    /// Cookie of the socket's namespace, else of the device's.
+    pub net_cookie: u64,
+    /// The kernel's number of the reason.
+    pub reason: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
+/// What a drop reason means for a lookup: values of the map `REASONS`, by the kernel's number.
+/// User space fills it from the kernel's BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Reason {
+    /// Not 0: a packet dropped for this reason counts as a failure.
+    pub is_failure: u8,
+    /// [`crate::dns::Cause`] of a lookup whose packet died of it.
+    pub cause: u8,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Key {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Reason {}
+}

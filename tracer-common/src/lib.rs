@@ -1,0 +1,55 @@
+//! What the kernel half and the user half of tracer say to each other: map keys, map values and
+//! ring records. Plain `#[repr(C)]` data without padding, native byte order unless a field says
+//! otherwise. One module per hook, as everywhere in tracer.
+#![no_std]
+
+pub mod dns;
+pub mod drops;
+pub mod event;
+pub mod neigh;
+
+/// Hooks in the order of their index in the per-hook maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Hook {
+    /// Neighbour creation.
+    Neigh = 0,
+    /// UDP port 53.
+    Dns = 1,
+    /// Dropped packets.
+    Drops = 2,
+}
+
+impl Hook {
+    /// All hooks, by index.
+    pub const ALL: [Self; 3] = [Self::Neigh, Self::Dns, Self::Drops];
+    /// How many hooks there are: entries of the per-hook maps.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The hook's one name: module, page, test, metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Neigh => "neigh",
+            Self::Dns => "dns",
+            Self::Drops => "drops",
+        }
+    }
+}
+
+/// Address family as the kernel numbers it (`include/linux/socket.h`).
+pub const AF_INET: u16 = 2;
+/// Address family as the kernel numbers it (`include/linux/socket.h`).
+pub const AF_INET6: u16 = 10;
+
+/// Index of a family in arrays with one entry for each: IPv4, IPv6.
+pub const FAMILIES: u32 = 2;
+
+/// `Some(0)` for IPv4, `Some(1)` for IPv6, else `None`.
+#[inline(always)]
+pub const fn family_index(family: u16) -> Option<u32> {
+    match family {
+        AF_INET => Some(0),
+        AF_INET6 => Some(1),
+        _ => None,
+    }
+}

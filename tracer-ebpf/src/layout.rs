@@ -1,0 +1,74 @@
+//! Where the running kernel keeps the fields that the hooks read.
+//!
+//! Rust emits no CO-RE relocations, so user space looks the offsets up in the kernel's BTF and sets
+//! these read-only globals before it loads the programs: the verifier sees constants. A hook whose
+//! offsets do not exist is not loaded. `tracer/src/kernel/offsets.rs` is the other half.
+
+use aya_ebpf::Global;
+
+macro_rules! offsets {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub static $name: Global<u32> = Global::new(u32::MAX);
+        )*
+    };
+}
+
+offsets! {
+    OFF_NEIGH_TABLE_FAMILY
+    OFF_NEIGH_TABLE_ENTRIES
+    OFF_NEIGH_TABLE_GC_ENTRIES
+    OFF_NEIGH_TABLE_GC_THRESH1
+    OFF_NEIGH_TABLE_GC_THRESH2
+    OFF_NEIGH_TABLE_GC_THRESH3
+    OFF_NEIGH_TABLE_LAST_FLUSH
+    OFF_NEIGH_TABLE_PARMS_NET
+    OFF_NEIGH_PARMS_TBL
+    OFF_NET_DEVICE_IFINDEX
+    OFF_NET_DEVICE_NAME
+    OFF_NET_DEVICE_ND_NET
+    OFF_NET_DEVICE_IP_PTR
+    OFF_NET_DEVICE_IP6_PTR
+    OFF_IN_DEVICE_ARP_PARMS
+    OFF_INET6_DEV_ND_PARMS
+    OFF_NET_NET_COOKIE
+    OFF_NET_NS_INUM
+    OFF_NET_LOOPBACK_DEV
+    OFF_TASK_NSPROXY
+    OFF_TASK_TGID
+    OFF_TASK_COMM
+    OFF_NSPROXY_NET_NS
+    OFF_SK_BUFF_SK
+    OFF_SK_BUFF_DEV
+    OFF_SK_BUFF_HEAD
+    OFF_SK_BUFF_NETWORK_HEADER
+    OFF_SK_BUFF_PROTOCOL
+    OFF_SK_BUFF_NFCT
+    OFF_SOCK_NET
+    OFF_SOCK_COOKIE
+}
+
+/// What counts as "not in this kernel".
+pub const ABSENT: u32 = u32::MAX;
+
+/// Index of the drop reason among `kfree_skb`'s raw arguments.
+#[unsafe(no_mangle)]
+pub static ARG_DROP_REASON: Global<u32> = Global::new(ABSENT);
+
+/// Ring records a second for each hook (`--event-rate`).
+#[unsafe(no_mangle)]
+pub static EVENT_RATE: Global<u64> = Global::new(1000);
+
+/// Server ports followed (`--dns-port`), 0 where unused. Host byte order.
+#[unsafe(no_mangle)]
+pub static DNS_PORTS: Global<[u16; tracer_common::dns::MAX_PORTS as usize]> =
+    Global::new([53, 0, 0, 0, 0, 0, 0, 0]);
+
+/// `--dns-timeout`, nanoseconds.
+#[unsafe(no_mangle)]
+pub static DNS_TIMEOUT_NS: Global<u64> = Global::new(5_000_000_000);
+
+/// Pending lookups that one client may hold.
+#[unsafe(no_mangle)]
+pub static DNS_PENDING_PER_CLIENT: Global<u64> = Global::new(16_384);

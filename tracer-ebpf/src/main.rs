@@ -1,0 +1,27 @@
+//! tracer's eBPF programs: one module for each hook.
+//!
+//! A hook counts first, in maps that lose nothing, and tells second, through a ring that may lose
+//! and counts what it loses. Only stable attach points are used: raw tracepoints and cgroup_skb.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod dns;
+mod drops;
+mod layout;
+mod maps;
+mod neigh;
+mod packet;
+mod ring;
+mod util;
+
+/// The kernel gives `bpf_probe_read_kernel`, the ring buffer and others to GPL-compatible programs.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// A panic path that survives compilation makes the verifier refuse the program, as it should.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

@@ -1,0 +1,84 @@
+//! All maps. What survives a restart, how full they are and what happens when one is full is
+//! user space's business (`tracer/src/kernel/maps.rs`), which finds them by these names.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use tracer_common::{FAMILIES, Hook, dns, drops, event, neigh};
+
+/// Clients (namespaces, or cgroup and namespace) with counters of their own.
+const CLIENTS: u32 = 8192;
+
+/// Creations by namespace and family.
+#[map]
+pub static NEIGH: HashMap<neigh::Key, neigh::Value> =
+    HashMap::with_max_entries(CLIENTS * FAMILIES, BPF_F_NO_PREALLOC);
+
+/// Creations of the node, by family: complete, whatever happens to `NEIGH`.
+#[map]
+pub static NEIGH_NODE: PerCpuArray<neigh::Counts> = PerCpuArray::with_max_entries(FAMILIES, 0);
+
+/// When a creation was last refused for a full table, by family, `CLOCK_MONOTONIC` nanoseconds.
+#[map]
+pub static NEIGH_LAST_FULL: Array<u64> = Array::with_max_entries(FAMILIES, 0);
+
+/// The tables' state as the program `tables` saw it last.
+#[map]
+pub static TABLES: Array<neigh::Table> = Array::with_max_entries(FAMILIES, 0);
+
+/// Lookups by client.
+#[map]
+pub static DNS: HashMap<dns::Key, dns::Value> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Lookups of the node: complete, whatever happens to `DNS`.
+#[map]
+pub static DNS_NODE: PerCpuArray<dns::Counts> = PerCpuArray::with_max_entries(1, 0);
+
+/// One all-zero value: what a new entry of `DNS` is made of (too large for the stack).
+#[map]
+pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);
+
+/// Lookups that wait for an answer. Allocated as needed: full, it takes 26 MB.
+#[map]
+pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// One all-zero lookup: what a new entry of `PENDING` is made of (too large for the stack).
+#[map]
+pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
+
+/// Lookups that ended as `timeout`, so that a late answer is told from one to nothing asked.
+#[map]
+pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Query packets on their way through this node, by address of their `sk_buff`.
+#[map]
+pub static PACKETS: LruHashMap<u64, dns::LookupKey> = LruHashMap::with_max_entries(16_384, 0);
+
+/// What the kernel's drop reasons mean, by number.
+#[map]
+pub static REASONS: Array<drops::Reason> = Array::with_max_entries(drops::MAX_REASONS, 0);
+
+/// Packets dropped on the node, by reason number.
+#[map]
+pub static DROPS_NODE: PerCpuArray<u64> = PerCpuArray::with_max_entries(drops::MAX_REASONS, 0);
+
+/// Details of failures, for user space.
+#[map]
+pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What each hook sent, lost and held back.
+#[map]
+pub static RING_STATS: PerCpuArray<event::RingStats> =
+    PerCpuArray::with_max_entries(Hook::COUNT, 0);
+
+/// The event budget of each hook.
+#[map]
+pub static RATE: Array<event::RateWindow> = Array::with_max_entries(Hook::COUNT, 0);
+
+/// New keys that found their map full and were charged to the rest key, by hook.
+#[map]
+pub static FULL: PerCpuArray<u64> = PerCpuArray::with_max_entries(Hook::COUNT, 0);

@@ -1,0 +1,38 @@
+//! Atomic adds and reads of kernel memory.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+/// Adds to a counter in a map, atomically.
+///
+/// Plain adds lose counts even in per-CPU maps: cgroup_skb programs run preemptible, and a softirq
+/// may interrupt one and count in the same slot. `core`'s atomics do not exist for BPF
+/// (rust-lang/rust#106796), so this is the instruction itself; every kernel with BPF maps has it.
+#[inline(always)]
+pub fn add(counter: &mut u64, n: u64) {
+    let counter: *mut u64 = counter;
+    // SAFETY: `counter` is a valid, aligned place in a map's value.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {n}",
+            counter = in(reg) counter,
+            n = in(reg) n,
+            options(nostack),
+        );
+    }
+}
+
+/// Takes from a counter in a map, atomically.
+#[inline(always)]
+pub fn sub(counter: &mut u64, n: u64) {
+    add(counter, n.wrapping_neg());
+}
+
+/// Reads a field of a kernel structure. A bad address gives `None`, never a fault.
+#[inline(always)]
+pub fn read<T>(base: u64, offset: u32) -> Option<T> {
+    if base == 0 {
+        return None;
+    }
+    // SAFETY: the helper checks the address itself.
+    unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T) }.ok()
+}

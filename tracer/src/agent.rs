@@ -1,0 +1,95 @@
+//! `tracer agent`: the engine behind its services, until a signal ends it.
+
+use std::{io::Write as _, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::{
+    config::{Api, Config, LogFormat},
+    engine::Engine,
+    export::http,
+    kernel::{load::State, state::StateDir},
+    output::Signals,
+};
+
+/// How long readers may take to hang up after a signal.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Runs the agent. Everything that can be refused is asked for before anything is attached.
+pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let state = match &config.state_dir {
+        Some(path) => StateDir::open(path)?,
+        None => None,
+    };
+    let metrics = http::bind_metrics(config.listen).await?;
+    let listen = match &metrics {
+        http::Listener::Tcp(listener) => listener.local_addr()?,
+        http::Listener::Unix(..) => config.listen,
+    };
+    let api = http::bind_api(&config.api).await?;
+    let engine = Engine::start(&config)?;
+
+    let mut services = JoinSet::new();
+    services.spawn(http::serve(
+        metrics,
+        http::metrics_router(Arc::clone(&engine)),
+        engine.stopping(),
+    ));
+    if let Some(api) = api {
+        services.spawn(http::serve(
+            api,
+            http::api_router(Arc::clone(&engine)),
+            engine.stopping(),
+        ));
+    }
+    say_ready(&config, listen, &engine, log_format);
+
+    let mut result = Ok(());
+    tokio::select! {
+        () = signals.recv() => tracing::info!("ending"),
+        Some(ended) = services.join_next() => {
+            // A service ends by itself only if it failed.
+            result = ended.map_err(Into::into).and_then(|r| r);
+        }
+    }
+    engine.stopping().cancel();
+    if timeout(GRACE, async { while services.join_next().await.is_some() {} })
+        .await
+        .is_err()
+    {
+        services.shutdown().await;
+    }
+    engine.stop().await;
+    drop(state);
+    result
+}
+
+/// One line on stderr, whatever the log level: scripts wait for it.
+fn say_ready(config: &Config, listen: std::net::SocketAddr, engine: &Engine, format: LogFormat) {
+    let hooks: Vec<String> = engine
+        .hooks()
+        .iter()
+        .map(|status| match status.state {
+            State::Attached => status.hook.name().to_owned(),
+            state => format!("{} ({})", status.hook.name(), state.name()),
+        })
+        .collect();
+    let api = match &config.api {
+        Api::Unix(path) => format!("unix:{}", path.display()),
+        Api::Tcp(address) => format!("http://{address}"),
+        Api::None => "none".to_owned(),
+    };
+    let line = format!(
+        "ready on node {}: hooks {}; metrics http://{listen}/metrics; API {api}",
+        config.node,
+        hooks.join(", ")
+    );
+    let line = match format {
+        LogFormat::Json => serde_json::json!({"level": "INFO", "message": line}).to_string(),
+        LogFormat::Text => format!("tracer: {line}"),
+    };
+    // A closed stderr is no reason to stop tracing.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,208 @@
+//! From counters by kernel key to counters by owner.
+//!
+//! The kernel's maps count by what identifies a pod in the kernel; the ledger decides once to whom
+//! each key belongs. A key without an owner waits for [`HOLD`], then it is `(unknown)` for good: an
+//! owner's figure never falls, and nothing moves from one owner to another.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::pods::Owner;
+
+/// How long a key may wait for a name.
+pub const HOLD: Duration = Duration::from_secs(30);
+/// How long an owner that is gone keeps its series, and a key that is idle its place in the kernel.
+pub const GRACE: Duration = Duration::from_mins(5);
+
+/// Counters that add up.
+pub trait Tally: Copy + Default + PartialEq {
+    /// Adds another's.
+    fn plus(&mut self, other: &Self);
+    /// How many events it stands for.
+    fn events(&self) -> u64;
+}
+
+#[derive(Debug)]
+struct Entry<C> {
+    owner: Option<Arc<Owner>>,
+    seen: C,
+    first: Instant,
+    changed: Instant,
+}
+
+/// Who owns which key, and what the keys that are gone had counted.
+#[derive(Debug)]
+pub struct Ledger<K, C> {
+    keys: HashMap<K, Entry<C>>,
+    retired: HashMap<Arc<Owner>, C>,
+}
+
+impl<K, C> Default for Ledger<K, C> {
+    fn default() -> Self {
+        Self {
+            keys: HashMap::new(),
+            retired: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
+    /// Takes a reading over. `resolve` names a key's owner if it can; `admit` bounds the owners.
+    pub fn update(
+        &mut self,
+        reading: impl IntoIterator<Item = (K, C)>,
+        now: Instant,
+        mut resolve: impl FnMut(&K) -> Option<Arc<Owner>>,
+        mut admit: impl FnMut(Arc<Owner>) -> Arc<Owner>,
+    ) {
+        for (key, counts) in reading {
+            let entry = self.keys.entry(key).or_insert_with(|| Entry {
+                owner: None,
+                seen: C::default(),
+                first: now,
+                changed: now,
+            });
+            if entry.seen != counts {
+                entry.seen = counts;
+                entry.changed = now;
+            }
+            if entry.owner.is_none() {
+                entry.owner = match resolve(&key) {
+                    Some(owner) => Some(admit(owner)),
+                    None if now.duration_since(entry.first) >= HOLD => Some(Owner::unknown()),
+                    None => None,
+                };
+            }
+        }
+    }
+
+    /// Figures by owner.
+    pub fn totals(&self) -> HashMap<Arc<Owner>, C> {
+        let mut totals = self.retired.clone();
+        for entry in self.keys.values() {
+            if let Some(owner) = &entry.owner {
+                totals.entry(owner.clone()).or_default().plus(&entry.seen);
+            }
+        }
+        totals
+    }
+
+    /// Events that wait for a name.
+    pub fn pending(&self) -> u64 {
+        self.keys
+            .values()
+            .filter(|entry| entry.owner.is_none())
+            .map(|entry| entry.seen.events())
+            .sum()
+    }
+
+    /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for [`GRACE`]: they
+    /// may leave the kernel. The figures of an owner that stays (`is_lasting`) are kept; a pod's end.
+    pub fn retire(
+        &mut self,
+        now: Instant,
+        mut is_over: impl FnMut(&K, &Owner) -> bool,
+        is_lasting: impl Fn(&Owner) -> bool,
+    ) -> Vec<K> {
+        let over: Vec<K> = self
+            .keys
+            .iter()
+            .filter(|(key, entry)| {
+                now.duration_since(entry.changed) >= GRACE
+                    && entry.owner.as_ref().is_some_and(|owner| is_over(key, owner))
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &over {
+            if let Some(Entry {
+                owner: Some(owner),
+                seen,
+                ..
+            }) = self.keys.remove(key)
+                && is_lasting(&owner)
+            {
+                self.retired.entry(owner).or_default().plus(&seen);
+            }
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Tally for u64 {
+        fn plus(&mut self, other: &Self) {
+            *self += other;
+        }
+        fn events(&self) -> u64 {
+            *self
+        }
+    }
+
+    fn total(ledger: &Ledger<u32, u64>, name: &str) -> Option<u64> {
+        ledger
+            .totals()
+            .iter()
+            .find(|(owner, _)| owner.pod == name)
+            .map(|(_, n)| *n)
+    }
+
+    #[test]
+    fn counts_wait_for_a_name_and_then_stay() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        ledger.update([(1, 5)], start, |_| None, |o| o);
+        assert_eq!(ledger.pending(), 5);
+        assert!(ledger.totals().is_empty());
+        ledger.update([(1, 7)], start, |_| Some(Owner::new("shop", "a")), |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "a")), (0, Some(7)));
+        // A later claim by somebody else changes nothing.
+        ledger.update([(1, 9)], start, |_| Some(Owner::new("shop", "b")), |o| o);
+        assert_eq!((total(&ledger, "a"), total(&ledger, "b")), (Some(9), None));
+    }
+
+    #[test]
+    fn the_nameless_are_unknown_after_the_hold_and_for_good() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        ledger.update([(1, 5)], start, |_| None, |o| o);
+        ledger.update([(1, 5)], start + HOLD, |_| None, |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "(unknown)")), (0, Some(5)));
+        ledger.update([(1, 6)], start + HOLD, |_| Some(Owner::new("shop", "a")), |o| o);
+        assert_eq!((total(&ledger, "(unknown)"), total(&ledger, "a")), (Some(6), None));
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_ends_and_what_is_no_pod_stays() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        let name = |key: &u32| {
+            Some(if *key == 1 {
+                Owner::new("shop", "a")
+            } else {
+                Owner::unknown()
+            })
+        };
+        ledger.update([(1, 5), (2, 3)], start, name, |o| o);
+        let lasting = |o: &Owner| o.namespace.starts_with('(');
+        assert!(ledger.retire(start, |_, _| true, lasting).is_empty());
+        let mut gone = ledger.retire(start + GRACE, |_, _| true, lasting);
+        gone.sort_unstable();
+        assert_eq!(gone, [1, 2]);
+        assert_eq!((total(&ledger, "a"), total(&ledger, "(unknown)")), (None, Some(3)));
+    }
+
+    #[test]
+    fn who_finds_no_room_is_charged_to_another() {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        ledger.update([(1, 5)], now, |_| Some(Owner::new("shop", "a")), |_| Owner::other());
+        assert_eq!(total(&ledger, "(other)"), Some(5));
+    }
+}

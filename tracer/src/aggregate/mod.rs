@@ -1,0 +1,275 @@
+//! Figures by owner and for the node, from the kernel's counters and the resolver.
+
+pub mod ledger;
+pub mod window;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tracer_common::{dns, event::RingStats, family_index, neigh};
+
+use self::{
+    ledger::{Ledger, Tally},
+    window::{Attempts, Window},
+};
+use crate::{
+    kernel::maps::Reading,
+    pods::{Identity, Owner, Resolver},
+};
+
+/// Creations of both families.
+pub type NeighCounts = [neigh::Counts; 2];
+
+impl Tally for NeighCounts {
+    fn plus(&mut self, other: &Self) {
+        for (mine, theirs) in self.iter_mut().zip(other) {
+            mine.add(theirs);
+        }
+    }
+    fn events(&self) -> u64 {
+        self.iter().map(neigh::Counts::attempts).sum()
+    }
+}
+
+impl Tally for dns::Counts {
+    fn plus(&mut self, other: &Self) {
+        self.add(other);
+    }
+    fn events(&self) -> u64 {
+        self.queries
+    }
+}
+
+/// Figures of one owner, or of the node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    /// Creations, by family.
+    pub neigh: NeighCounts,
+    /// Lookups.
+    pub dns: dns::Counts,
+    /// Failures ÷ attempts over the window.
+    pub dns_ratio: Option<f64>,
+    /// Failures ÷ attempts over the window.
+    pub neigh_ratio: Option<f64>,
+}
+
+#[derive(Debug, Default)]
+struct Windows {
+    dns: Window,
+    neigh: Window,
+}
+
+impl Windows {
+    fn note(&mut self, second: u64, span: u64, neigh: &NeighCounts, dns: &dns::Counts) {
+        let neigh = Attempts {
+            all: neigh.iter().map(neigh::Counts::attempts).sum(),
+            failed: neigh.iter().map(|n| n.table_full).sum(),
+        };
+        let dns = Attempts {
+            all: dns.ended(),
+            failed: dns.failed(),
+        };
+        self.neigh.note(second, neigh, span);
+        self.dns.note(second, dns, span);
+    }
+}
+
+/// Everything at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    /// The node: complete.
+    pub node: Figures,
+    /// By owner, sorted by name.
+    pub owners: BTreeMap<Arc<Owner>, Figures>,
+    /// Packets dropped on the node, by reason number.
+    pub drops: Vec<(u32, u64)>,
+    /// The ring, by hook.
+    pub ring: [RingStats; 3],
+    /// Events that wait for a name, by hook index.
+    pub pending: [u64; 3],
+    /// Keys in the kernel's client maps, and how often one found no room: see `Maps::fillings`.
+    pub reading: Reading,
+}
+
+impl Picture {
+    /// Lookups of the node that wait for an answer.
+    pub fn dns_pending(&self) -> u64 {
+        self.node.dns.started.saturating_sub(self.node.dns.ended())
+    }
+}
+
+/// Keys that may leave the kernel's maps.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    /// Of the map `NEIGH`.
+    pub neigh: Vec<u64>,
+    /// Of the map `DNS`.
+    pub dns: Vec<dns::Key>,
+}
+
+/// The state between readings.
+pub struct Aggregate {
+    window: Duration,
+    max_pods: usize,
+    neigh: Ledger<u64, NeighCounts>,
+    dns: Ledger<dns::Key, dns::Counts>,
+    admitted: HashSet<Arc<Owner>>,
+    node: Windows,
+    windows: HashMap<Arc<Owner>, Windows>,
+    gone: HashMap<Arc<Owner>, Instant>,
+    picture: Arc<Picture>,
+}
+
+impl Aggregate {
+    /// With the span of the ratios and the label sets kept.
+    pub fn new(window: Duration, max_pods: usize) -> Self {
+        Self {
+            window,
+            max_pods,
+            neigh: Ledger::default(),
+            dns: Ledger::default(),
+            admitted: HashSet::new(),
+            node: Windows::default(),
+            windows: HashMap::new(),
+            gone: HashMap::new(),
+            picture: Arc::default(),
+        }
+    }
+
+    /// The picture as of the last reading.
+    pub fn picture(&self) -> Arc<Picture> {
+        self.picture.clone()
+    }
+
+    /// Takes a reading over. `second` counts up with time, for the windows.
+    pub fn update(&mut self, reading: Reading, resolver: &Resolver, now: Instant, second: u64) {
+        let mut netns = HashMap::new();
+        let mut by_cookie: HashMap<u64, NeighCounts> = HashMap::new();
+        for (key, value) in &reading.neigh {
+            if let Some(family) = family_index(key.family as u16) {
+                by_cookie.entry(key.net_cookie).or_default()[family as usize].add(&value.counts);
+                netns.insert(key.net_cookie, value.netns);
+            }
+        }
+        for (key, value) in &reading.dns {
+            netns.insert(key.net_cookie, value.netns);
+        }
+
+        let admitted = &mut self.admitted;
+        let max_pods = self.max_pods;
+        let mut admit = |owner: Arc<Owner>| {
+            if is_fixed(&owner) || admitted.contains(&owner) {
+                return owner;
+            }
+            if admitted.len() >= max_pods {
+                return Owner::other();
+            }
+            admitted.insert(owner.clone());
+            owner
+        };
+        let identity = |net_cookie: u64, cgroup_id| Identity {
+            cgroup_id,
+            net_cookie,
+            netns: netns.get(&net_cookie).copied().unwrap_or_default(),
+        };
+        self.neigh.update(
+            by_cookie,
+            now,
+            |&cookie| resolver.resolve(&identity(cookie, None)),
+            &mut admit,
+        );
+        self.dns.update(
+            reading.dns.iter().map(|(key, value)| (*key, value.counts)),
+            now,
+            |key| resolver.resolve(&identity(key.net_cookie, Some(key.cgroup_id))),
+            &mut admit,
+        );
+
+        let span = self.window.as_secs().max(1);
+        let mut picture = Picture {
+            drops: reading.drops_node.clone(),
+            ring: reading.ring,
+            pending: [self.neigh.pending(), self.dns.pending(), 0],
+            ..Picture::default()
+        };
+        picture.node.neigh = reading.neigh_node;
+        picture.node.dns = reading.dns_node;
+        self.node.note(second, span, &reading.neigh_node, &reading.dns_node);
+        picture.node.neigh_ratio = self.node.neigh.ratio();
+        picture.node.dns_ratio = self.node.dns.ratio();
+
+        for (owner, counts) in self.neigh.totals() {
+            picture.owners.entry(owner).or_default().neigh = counts;
+        }
+        for (owner, counts) in self.dns.totals() {
+            picture.owners.entry(owner).or_default().dns = counts;
+        }
+        self.windows.retain(|owner, _| picture.owners.contains_key(owner));
+        for (owner, figures) in &mut picture.owners {
+            let windows = self.windows.entry(owner.clone()).or_default();
+            windows.note(second, span, &figures.neigh, &figures.dns);
+            figures.neigh_ratio = windows.neigh.ratio();
+            figures.dns_ratio = windows.dns.ratio();
+        }
+        picture.reading = reading;
+        self.picture = Arc::new(picture);
+    }
+
+    /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and
+    /// namespaces of nobody that have been idle for long. Figures of what is no pod stay.
+    pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
+        let gone = &mut self.gone;
+        for owner in &self.admitted {
+            if resolver.is_alive(owner) || is_lasting(owner) {
+                gone.remove(owner);
+            } else {
+                gone.entry(owner.clone()).or_insert(now);
+            }
+        }
+        let ended = |owner: &Owner| {
+            gone.iter()
+                .any(|(o, since)| **o == *owner && now.duration_since(*since) >= ledger::GRACE)
+        };
+        let leaving = Leaving {
+            neigh: self.neigh.retire(
+                now,
+                |&cookie, owner| cookie != 0 && (ended(owner) || is_unknown(owner)),
+                is_lasting,
+            ),
+            dns: self.dns.retire(
+                now,
+                |key, owner| {
+                    key.net_cookie != 0
+                        && (ended(owner) || is_unknown(owner) || !resolver.has_cgroup(key.cgroup_id))
+                },
+                is_lasting,
+            ),
+        };
+        let admitted = &mut self.admitted;
+        gone.retain(|owner, since| {
+            let over = now.duration_since(*since) >= 2 * ledger::GRACE;
+            if over {
+                admitted.remove(owner);
+            }
+            !over
+        });
+        leaving
+    }
+}
+
+/// Label values that take no room of `--max-pods`.
+fn is_fixed(owner: &Owner) -> bool {
+    is_unknown(owner) || (owner.namespace == "(host)" && owner.pod == "(kernel)")
+}
+
+fn is_unknown(owner: &Owner) -> bool {
+    owner.namespace == "(unknown)" || owner.namespace == "(other)"
+}
+
+/// What is no pod keeps its figures: host units, the unknown, the rest.
+fn is_lasting(owner: &Owner) -> bool {
+    is_unknown(owner) || owner.namespace == "(host)"
+}

@@ -1,0 +1,201 @@
+//! The command line, as the user types it. [`crate::config`] joins it with the file of `--config`
+//! and checks it; nothing else reads these structs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::AgentAddr;
+use crate::config::{
+    Api, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat, PodName, Pods,
+    Span, StateDir, Window,
+};
+use crate::top::Column;
+
+/// Finds network failures inside the kernel of a Kubernetes node: which pod, which node, why.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tracer",
+    version,
+    arg_required_else_help = true,
+    after_long_help = "Every flag has an environment variable and a key of the same name in the \
+                       file of --config; flag beats environment beats file.\n\
+                       Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration."
+)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GlobalArgs {
+    /// TOML file with a key for each flag, such as `dns-timeout = "5s"`
+    #[arg(
+        long,
+        global = true,
+        display_order = 100,
+        value_name = "FILE",
+        env = "TRACER_CONFIG"
+    )]
+    pub config: Option<PathBuf>,
+    /// How log lines on stderr look [default: text]
+    #[arg(
+        long,
+        global = true,
+        display_order = 101,
+        value_enum,
+        value_name = "FORMAT",
+        env = "TRACER_LOG_FORMAT"
+    )]
+    pub log_format: Option<LogFormat>,
+    /// Least severe log lines shown [default: info]
+    #[arg(
+        long,
+        global = true,
+        display_order = 102,
+        value_enum,
+        value_name = "LEVEL",
+        env = "TRACER_LOG_LEVEL"
+    )]
+    pub log_level: Option<LogLevel>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trace this node: load the eBPF programs, serve metrics and API
+    Agent(Box<AgentArgs>),
+    /// Show what fails now, a row for each pod
+    Top(Box<TopArgs>),
+    /// Stream failures, one a line
+    Events(Box<EventsArgs>),
+    /// Say what this node supports and what it lacks
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+/// What tracing itself needs: the agent's, and `top`'s where it traces in-process.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TraceArgs {
+    /// This node's name [default: NODE_NAME, else the host name]
+    #[arg(long, value_name = "NAME", env = "TRACER_NODE")]
+    pub node: Option<NodeName>,
+    /// Where pod names come from: auto, local, file:PATH or none; kubernetes and cri are not in this
+    /// version [default: auto]
+    #[arg(long, value_name = "SOURCE", env = "TRACER_PODS")]
+    pub pods: Option<Pods>,
+    /// The container runtime's socket [default: the first that answers]
+    // Hidden until there is a source that reads it; given, it is an error.
+    #[arg(long, hide = true, value_name = "URL", env = "TRACER_CRI_ENDPOINT")]
+    pub cri_endpoint: Option<String>,
+    /// Server port of DNS over UDP; may be repeated, up to 8 times [default: 53]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "TRACER_DNS_PORT",
+        value_delimiter = ','
+    )]
+    pub dns_port: Vec<u16>,
+    /// A lookup without an answer for this long has failed, 1ms to 60s [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "TRACER_DNS_TIMEOUT")]
+    pub dns_timeout: Option<DnsTimeout>,
+    /// Span of the failure ratios, whole seconds up to 1h [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "TRACER_WINDOW")]
+    pub window: Option<Window>,
+    /// Pods told apart, at most; the rest share one row [default: 1000]
+    #[arg(long, value_name = "N", env = "TRACER_MAX_PODS")]
+    pub max_pods: Option<usize>,
+}
+
+/// Flags of `tracer agent`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AgentArgs {
+    /// Where metrics and health are served [default: 127.0.0.1:9773]
+    #[arg(long, value_name = "ADDR:PORT", env = "TRACER_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Where the API is served: unix:PATH (mode 0600), ADDR:PORT or none; it shows names asked for
+    /// and so is private [default: unix:/run/tracer.sock]
+    #[arg(long, value_name = "ADDR", env = "TRACER_API")]
+    pub api: Option<Api>,
+    /// Folder on a bpffs for the counters that survive a restart, or none
+    /// [default: /sys/fs/bpf/tracer]
+    #[arg(long, value_name = "DIR", env = "TRACER_STATE_DIR")]
+    pub state_dir: Option<StateDir>,
+    /// Details streamed a second for each hook; counts never depend on it [default: 1000]
+    #[arg(long, value_name = "N", env = "TRACER_EVENT_RATE")]
+    pub event_rate: Option<u64>,
+    /// What tracing itself needs.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// Flags of `tracer top`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TopArgs {
+    /// The agent: unix:PATH or http://HOST:PORT [default: unix:/run/tracer.sock; where none
+    /// answers there, root traces in-process]
+    #[arg(long, value_name = "ADDR", env = "TRACER_AGENT")]
+    pub agent: Option<AgentAddr>,
+    /// Print one table after one interval and exit
+    #[arg(long, env = "TRACER_ONCE", value_parser = BoolishValueParser::new())]
+    pub once: bool,
+    /// Span of the rates and time between tables, 100ms to 1h [default: 1s]
+    #[arg(long, value_name = "DURATION", env = "TRACER_INTERVAL")]
+    pub interval: Option<Interval>,
+    /// Column to sort by, as in the head of the table [default: worst first]
+    #[arg(long, value_name = "COLUMN", env = "TRACER_SORT")]
+    pub sort: Option<Column>,
+    /// Used where no agent answers.
+    #[command(
+        flatten,
+        next_help_heading = "In-process tracing, where no agent answers"
+    )]
+    pub trace: TraceArgs,
+}
+
+/// Flags of `tracer events`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct EventsArgs {
+    /// The agent: unix:PATH or http://HOST:PORT [default: unix:/run/tracer.sock]
+    #[arg(long, value_name = "ADDR", env = "TRACER_AGENT")]
+    pub agent: Option<AgentAddr>,
+    /// Begin with what the agent still holds of this span, such as 30m [default: new events only]
+    #[arg(long, value_name = "DURATION", env = "TRACER_SINCE")]
+    pub since: Option<Span>,
+    /// A readable line or a JSON object for each event [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "TRACER_OUTPUT")]
+    pub output: Option<OutputFormat>,
+    /// Only this pod's events
+    #[arg(long, value_name = "NS/NAME", env = "TRACER_POD")]
+    pub pod: Option<PodName>,
+    /// Only events of this kind, such as dns_failure
+    #[arg(long, value_name = "KIND", env = "TRACER_KIND")]
+    pub kind: Option<Kind>,
+    /// Stop after this long, such as 10s [default: never]
+    #[arg(long = "for", value_name = "DURATION", env = "TRACER_FOR")]
+    pub duration: Option<Span>,
+}
+
+/// Flags of `tracer doctor`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DoctorArgs {
+    /// Readable text or one JSON object [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "TRACER_OUTPUT")]
+    pub output: Option<OutputFormat>,
+}

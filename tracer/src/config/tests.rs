@@ -1,0 +1,166 @@
+use clap::Parser;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn file(text: &str) -> File {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    File::load(Some(&file.path().to_owned())).unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let args = ["tracer"].iter().chain(args);
+    Cli::try_parse_from(args).unwrap().command
+}
+
+fn agent(args: &[&str], text: &str) -> Result<Config, String> {
+    let Command::Agent(args) = command(&[&["agent"], args].concat()) else {
+        panic!("not agent");
+    };
+    Config::agent(&args, &file(text)).map_err(|e| e.to_string())
+}
+
+#[test]
+fn defaults_are_the_contract() {
+    let config = agent(&[], "").unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:9773");
+    assert_eq!(config.api, Api::Unix("/run/tracer.sock".into()));
+    assert_eq!(config.pods, Pods::Auto);
+    assert_eq!(config.dns_ports, [53]);
+    assert_eq!(config.dns_timeout, Duration::from_secs(5));
+    assert_eq!(config.window, Duration::from_mins(1));
+    assert_eq!(config.state_dir, Some("/sys/fs/bpf/tracer".into()));
+    assert_eq!(config.event_rate, 1_000);
+    assert_eq!(config.max_pods, 1_000);
+    assert!(!config.node.is_empty());
+}
+
+#[test]
+fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+    let text = "dns-timeout = \"2s\"\nwindow = \"30s\"\ndns-port = [5353, 53]\napi = \"none\"\n\
+                state-dir = \"/a\"\nnode = \"filed\"\nmax-pods = 5\nevent-rate = 0\n\
+                pods = \"local\"\nlisten = \"127.0.0.1:1\"\n";
+    let config = agent(&[], text).unwrap();
+    assert_eq!(config.dns_timeout, Duration::from_secs(2));
+    assert_eq!(config.dns_ports, [5353, 53]);
+    assert_eq!((config.event_rate, config.max_pods), (0, 5));
+    assert_eq!(config.node, "filed");
+
+    let flags = [
+        "--dns-timeout=1s",
+        "--dns-port=54",
+        "--api=unix:/b",
+        "--state-dir=none",
+        "--node=flagged",
+        "--max-pods=6",
+        "--event-rate=7",
+        "--pods=none",
+        "--listen=[::]:2",
+    ];
+    let config = agent(&flags, text).unwrap();
+    let expected = Config {
+        listen: "[::]:2".parse().unwrap(),
+        api: Api::Unix("/b".into()),
+        node: "flagged".into(),
+        pods: Pods::None,
+        dns_ports: vec![54],
+        dns_timeout: Duration::from_secs(1),
+        window: Duration::from_secs(30),
+        state_dir: None,
+        event_rate: 7,
+        max_pods: 6,
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn ports_are_one_to_eight_and_differ() {
+    let two = ["--dns-port", "53", "--dns-port", "5353"];
+    assert_eq!(agent(&two, "").unwrap().dns_ports, [53, 5353]);
+    let listed = ["--dns-port", "53,5353"];
+    assert_eq!(agent(&listed, "").unwrap().dns_ports, [53, 5353]);
+    assert!(agent(&["--dns-port=1,2,3,4,5,6,7,8"], "").is_ok());
+    let error = |port: &str| agent(&["--dns-port", port], "").unwrap_err();
+    assert!(error("1,2,3,4,5,6,7,8,9").contains("9 ports given, at most 8"));
+    assert_eq!(error("53,53"), "dns-port: 53 is given twice; leave one out");
+    assert!(error("0").contains("0 is no port"));
+}
+
+#[test]
+fn what_this_version_lacks_is_an_error() {
+    for source in ["kubernetes", "cri"] {
+        let error = agent(&["--pods", source], "").unwrap_err();
+        assert!(error.contains(&format!("{source} is not in this version")));
+    }
+    let error = agent(&[], "cri-endpoint = \"unix:///run/x.sock\"").unwrap_err();
+    assert!(error.starts_with("cri-endpoint: "), "{error}");
+    for pods in ["0", "100001"] {
+        let error = agent(&["--max-pods", pods], "").unwrap_err();
+        assert!(error.contains("out of range"), "{error}");
+    }
+}
+
+#[test]
+fn the_node_is_named_by_the_first_that_knows() {
+    let args = |name: Option<&str>| TraceArgs {
+        node: name.map(|n| n.parse().unwrap()),
+        ..TraceArgs::default()
+    };
+    let filed = file("node = \"filed\"");
+    let none = File::default();
+    let given = || Some("given".to_owned());
+    assert_eq!(node(&args(Some("flag")), &filed, given()).unwrap(), "flag");
+    assert_eq!(node(&args(None), &filed, given()).unwrap(), "filed");
+    assert_eq!(node(&args(None), &none, given()).unwrap(), "given");
+    let host = node(&args(None), &none, None).unwrap();
+    assert_eq!(node(&args(None), &none, Some(String::new())).unwrap(), host);
+    let error = node(&args(None), &none, Some("a\nb".into())).unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    assert!(error.to_string().starts_with("NODE_NAME "), "{error}");
+}
+
+#[test]
+fn top_shares_nothing_with_an_agent() {
+    let text = "api = \"unix:/a\"\nstate-dir = \"/b\"\ninterval = \"5s\"\nsort = \"p99\"\n";
+    let Command::Top(args) = command(&["top", "--once", "--sort", "POD", "--dns-port=54"]) else {
+        panic!("not top");
+    };
+    let config = TopConfig::new(&args, &file(text)).unwrap();
+    assert_eq!((config.once, config.sort), (true, Column::Pod));
+    assert_eq!(config.interval, Duration::from_secs(5));
+    assert_eq!(config.agent, None);
+    assert_eq!(
+        (config.trace.api, config.trace.state_dir),
+        (Api::None, None)
+    );
+    assert_eq!(config.trace.dns_ports, [54]);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = File::load(Some(&"/nowhere/tracer.toml".into())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read /nowhere/tracer.toml, the file of --config: No such file or directory \
+         (os error 2)"
+    );
+}
+
+#[test]
+fn every_flag_is_a_key() {
+    use clap::CommandFactory;
+    let error = toml::from_str::<File>("unknown = 1").unwrap_err();
+    let mut root = Cli::command();
+    root.build();
+    for command in root.get_subcommands() {
+        for arg in command.get_arguments() {
+            let Some(flag) = arg.get_long() else { continue };
+            // The file cannot name itself.
+            if !["help", "version", "config"].contains(&flag) {
+                let key = format!("`{flag}`");
+                assert!(error.message().contains(&key), "{flag}");
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The one way through the house: kernel → ring and maps → decode → attribute → aggregate →
+//! export. `tracer agent` runs it behind its services, `tracer top` by itself where no agent answers.
+
+mod picture;
+mod reader;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{sync::broadcast, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracer_common::{AF_INET, AF_INET6, Hook};
+
+use crate::{
+    aggregate::{Aggregate, Picture},
+    config::Config,
+    export::events::Hub,
+    kernel::{
+        self,
+        btf::{self, Btf},
+        load::{HookStatus, Loaded, Parameters},
+        maps::{Filling, Maps},
+        neighbour_tables::{self, NeighbourTable},
+        offsets::Offsets,
+        reasons::Reasons,
+    },
+    pods::{Resolver, SourceStatus},
+};
+
+/// How often lookups past their deadline are looked for.
+const AGE_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the counters are read while nobody scrapes.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
+/// A reading this young serves another scraper too.
+const COLLECT_MIN_AGE: Duration = Duration::from_millis(100);
+/// How often keys that are over are looked for.
+const RETIRE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// tracer at work. Dropping it takes the programs out of the kernel.
+pub struct Engine {
+    config: Config,
+    since: SystemTime,
+    epoch: Instant,
+    reasons: Reasons,
+    loaded: Mutex<Loaded>,
+    maps: Mutex<Maps>,
+    resolver: Mutex<Resolver>,
+    aggregate: Mutex<Aggregate>,
+    collected: Mutex<Collected>,
+    hub: Hub,
+    read_errors: AtomicU64,
+    undecodable: AtomicU64,
+    stop: CancellationToken,
+    workers: Mutex<Workers>,
+}
+
+#[derive(Default)]
+struct Workers {
+    reader: Option<JoinHandle<()>>,
+    ticker: Option<thread::JoinHandle<()>>,
+}
+
+/// What was read beside the counters, and when.
+#[derive(Clone, Default)]
+struct Collected {
+    at: Option<Instant>,
+    tables: [Option<NeighbourTable>; 2],
+    entries: [Option<u32>; 2],
+    fillings: Vec<Filling>,
+    misses: Vec<(Hook, u64)>,
+    retired: Option<Instant>,
+}
+
+/// A lock whose holder panicked still guards plain figures.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// Loads, attaches and begins to count. Needs a tokio runtime.
+    pub fn start(config: &Config) -> Result<Arc<Self>> {
+        let missing = kernel::capabilities::missing();
+        if !missing.is_empty() {
+            bail!(
+                "{} missing: run as root, or give the process {}",
+                missing.join(", "),
+                if missing.len() == 1 { "it" } else { "them" }
+            );
+        }
+        let btf = Btf::open(btf::VMLINUX)?;
+        let offsets = Offsets::resolve(&btf);
+        let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
+        drop(btf);
+        // Pods first: the programs begin to count into a house that knows its guests.
+        let mut resolver = Resolver::new(&config.pods)?;
+        resolver.refresh(false);
+        let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
+        for status in &loaded.hooks {
+            if !status.reason.is_empty() {
+                tracing::warn!("hook {} is {}: {}", status.hook.name(), status.state.name(), status.reason);
+            }
+        }
+        if !Hook::ALL.iter().any(|hook| loaded.is_attached(*hook)) {
+            let why: Vec<_> = loaded.hooks.iter().map(|s| format!("{}: {}", s.hook.name(), s.reason)).collect();
+            bail!("no hook can run on this node ({}); see `tracer doctor`", why.join("; "));
+        }
+        let ring = maps.take_ring().context("the eBPF ring is taken already")?;
+        let engine = Arc::new(Self {
+            config: config.clone(),
+            since: SystemTime::now(),
+            epoch: Instant::now(),
+            reasons,
+            loaded: Mutex::new(loaded),
+            maps: Mutex::new(maps),
+            resolver: Mutex::new(resolver),
+            aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
+            collected: Mutex::default(),
+            hub: Hub::default(),
+            read_errors: AtomicU64::new(0),
+            undecodable: AtomicU64::new(0),
+            stop: CancellationToken::new(),
+            workers: Mutex::default(),
+        });
+        engine.collect(Duration::ZERO);
+        let mut workers = lock(&engine.workers);
+        workers.reader = Some(tokio::spawn(reader::run(engine.clone(), ring)?));
+        let ticking = engine.clone();
+        workers.ticker = Some(
+            thread::Builder::new()
+                .name("tracer-tick".to_owned())
+                .spawn(move || ticking.tick())
+                .context("cannot start a thread")?,
+        );
+        drop(workers);
+        Ok(engine)
+    }
+
+    /// Stops counting and takes the programs out of the kernel.
+    pub async fn stop(self: Arc<Self>) {
+        self.stop.cancel();
+        let (reader, ticker) = {
+            let mut workers = lock(&self.workers);
+            (workers.reader.take(), workers.ticker.take())
+        };
+        if let Some(reader) = reader
+            && let Err(error) = reader.await
+        {
+            tracing::error!("the ring's reader ended badly: {error}");
+        }
+        if let Some(ticker) = ticker {
+            ticker.thread().unpark();
+            if ticker.join().is_err() {
+                tracing::error!("the collector ended badly");
+            }
+        }
+        lock(&self.loaded).detach();
+    }
+
+    /// Cancelled when the engine stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// The hooks as they came up.
+    pub fn hooks(&self) -> Vec<HookStatus> {
+        lock(&self.loaded).hooks.clone()
+    }
+
+    /// Why the engine is not ready, if it is not: no pod source has answered yet.
+    pub fn not_ready(&self) -> Option<String> {
+        let silent: Vec<SourceStatus> = lock(&self.resolver)
+            .sources()
+            .into_iter()
+            .filter(|source| source.age.is_none())
+            .collect();
+        let first = silent.first()?;
+        Some(format!("pod source {}: {}", first.name, first.reason))
+    }
+
+    /// Events of the last `since` that are still held, and all new ones.
+    pub fn subscribe(
+        &self,
+        since: Option<Duration>,
+    ) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
+        self.hub.subscribe(since)
+    }
+
+    /// Ages lookups often, reads the counters now and then, until stopped.
+    fn tick(&self) {
+        while !self.stop.is_cancelled() {
+            thread::park_timeout(AGE_INTERVAL);
+            self.run("dns_age", Hook::Dns);
+            lock(&self.loaded).flush_log();
+            self.collect(COLLECT_INTERVAL);
+        }
+    }
+
+    fn run(&self, program: &str, hook: Hook) {
+        let loaded = lock(&self.loaded);
+        if loaded.is_attached(hook)
+            && let Err(error) = loaded.run(program)
+        {
+            self.failed(&error);
+        }
+    }
+
+    fn failed(&self, error: &anyhow::Error) {
+        // The first of a row is told; the metric counts them all.
+        if self.read_errors.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+            tracing::error!("cannot read from the kernel: {error:#}");
+        }
+    }
+
+    /// Reads the counters, unless the last reading is younger than `age`.
+    fn collect(&self, age: Duration) {
+        let mut collected = lock(&self.collected);
+        if collected.at.is_some_and(|at| at.elapsed() < age) {
+            return;
+        }
+        if let Err(error) = self.try_collect(&mut collected) {
+            self.failed(&error);
+        }
+        collected.at = Some(Instant::now());
+    }
+
+    fn try_collect(&self, collected: &mut Collected) -> Result<()> {
+        collected.tables = neighbour_tables::read()?;
+        self.run("dns_age", Hook::Dns);
+        self.run("tables", Hook::Neigh);
+        let now = Instant::now();
+        let second = now.duration_since(self.epoch).as_secs();
+        let mut maps = lock(&self.maps);
+        let mut resolver = lock(&self.resolver);
+        let neigh_attached = lock(&self.loaded).is_attached(Hook::Neigh);
+        for (index, table) in maps.tables()?.iter().enumerate() {
+            collected.entries[index] =
+                (neigh_attached && table.address != 0).then_some(table.gc_entries);
+            if table.init_net_cookie != 0 {
+                resolver.set_host(table.init_net_cookie);
+            }
+        }
+        resolver.refresh(false);
+        let reading = maps.read()?;
+        let mut aggregate = lock(&self.aggregate);
+        aggregate.update(reading, &resolver, now, second);
+        let picture = aggregate.picture();
+        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(true) {
+            // Somebody new: the sources know by now.
+            aggregate.update(picture.reading.clone(), &resolver, now, second);
+        }
+        if collected.retired.is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL) {
+            let leaving = aggregate.retire(&resolver, now);
+            for net_cookie in leaving.neigh {
+                maps.forget_neigh(net_cookie, AF_INET);
+                maps.forget_neigh(net_cookie, AF_INET6);
+            }
+            for key in leaving.dns {
+                maps.forget_dns(&key);
+            }
+            collected.retired = Some(now);
+        }
+        collected.fillings = maps.fillings(&picture.reading, picture.dns_pending()).to_vec();
+        collected.misses = lock(&self.loaded).misses();
+        Ok(())
+    }
+
+    /// The figures, at most [`COLLECT_MIN_AGE`] old.
+    fn picture(&self) -> (Arc<Picture>, Collected) {
+        self.collect(COLLECT_MIN_AGE);
+        let collected = lock(&self.collected).clone();
+        (lock(&self.aggregate).picture(), collected)
+    }
+}
+
+/// What the programs are told.
+pub fn parameters(config: &Config) -> Parameters {
+    Parameters {
+        event_rate: config.event_rate,
+        dns_ports: config.dns_ports.clone(),
+        dns_timeout: config.dns_timeout,
+    }
+}

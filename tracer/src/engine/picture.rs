@@ -1,0 +1,156 @@
+//! The figures in the forms that leave the house: metrics and snapshot.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use anyhow::Result;
+use tracer_common::{Hook, dns};
+
+use super::{Engine, lock};
+use crate::{
+    aggregate::Figures,
+    export::{
+        metrics::{self, View},
+        snapshot::{self, Snapshot},
+    },
+    hooks::FAMILY_NAMES,
+};
+
+impl Engine {
+    /// The text that Prometheus scrapes.
+    pub fn metrics(&self) -> Result<Vec<u8>> {
+        let (picture, collected) = self.picture();
+        let hooks = self.hooks();
+        let sources = lock(&self.resolver).sources();
+        metrics::render(&View {
+            node: &self.config.node,
+            picture: &picture,
+            tables: collected.tables,
+            entries: collected.entries,
+            hooks: &hooks,
+            misses: &collected.misses,
+            fillings: &collected.fillings,
+            sources: &sources,
+            reason_name: &|number| self.reasons.name(number),
+            read_errors: self.read_errors.load(Ordering::Relaxed),
+            undecodable: self.undecodable.load(Ordering::Relaxed),
+        })
+    }
+
+    /// All that `top` shows.
+    pub fn snapshot_now(&self) -> Result<Snapshot> {
+        let (picture, collected) = self.picture();
+        let mut tables = Vec::new();
+        for (index, family) in FAMILY_NAMES.iter().enumerate() {
+            if let Some(table) = collected.tables[index] {
+                tables.push(snapshot::Table {
+                    family: (*family).to_owned(),
+                    entries: collected.entries[index].map(u64::from),
+                    limits: table.limits.map(u64::from),
+                    table_fulls: table.table_fulls,
+                    gc_forced: table.gc_forced,
+                    gc_periodic: table.gc_periodic,
+                });
+            }
+        }
+        let hooks = self
+            .hooks()
+            .into_iter()
+            .map(|status| {
+                let ring = picture.ring[status.hook as usize];
+                snapshot::Hook {
+                    name: status.hook.name().to_owned(),
+                    state: status.state.name().to_owned(),
+                    mechanism: status.mechanism.to_owned(),
+                    reason: status.reason,
+                    events: ring.sent,
+                    lost: ring.lost,
+                    suppressed: ring.suppressed,
+                }
+            })
+            .collect();
+        let sources = lock(&self.resolver)
+            .sources()
+            .into_iter()
+            .map(|source| snapshot::Source {
+                name: source.name.to_owned(),
+                pods: source.pods as u64,
+                age_seconds: source.age.map(|age| age.as_secs_f64()),
+                reason: source.reason,
+            })
+            .collect();
+        Ok(Snapshot {
+            time: humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string(),
+            node: self.config.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: humantime::format_rfc3339_micros(self.since).to_string(),
+            window_seconds: self.config.window.as_secs_f64(),
+            tables,
+            hooks,
+            sources,
+            total: figures(&picture.node, picture.dns_pending()),
+            unattributed_pending: Hook::ALL
+                .iter()
+                .map(|hook| (hook.name().to_owned(), picture.pending[*hook as usize]))
+                .collect(),
+            pods: picture
+                .owners
+                .iter()
+                .map(|(owner, of)| snapshot::Pod {
+                    namespace: owner.namespace.clone(),
+                    pod: owner.pod.clone(),
+                    figures: figures(of, of.dns.started.saturating_sub(of.dns.ended())),
+                })
+                .collect(),
+        })
+    }
+}
+
+fn figures(of: &Figures, pending: u64) -> snapshot::Figures {
+    let neighbour = FAMILY_NAMES
+        .iter()
+        .zip(&of.neigh)
+        .map(|(family, counts)| {
+            (
+                (*family).to_owned(),
+                snapshot::Neighbour {
+                    created: counts.created,
+                    table_full: counts.table_full,
+                    no_memory: counts.no_memory,
+                },
+            )
+        })
+        .collect();
+    let mut failure_ratio = BTreeMap::new();
+    for (signal, ratio) in [("dns", of.dns_ratio), ("neighbour", of.neigh_ratio)] {
+        if let Some(ratio) = ratio {
+            failure_ratio.insert(signal.to_owned(), ratio);
+        }
+    }
+    let dns = &of.dns;
+    snapshot::Figures {
+        neighbour,
+        dns: snapshot::Dns {
+            queries: dns.queries,
+            started: dns.started,
+            pending,
+            outcomes: dns::Outcome::ALL
+                .iter()
+                .zip(dns.outcomes)
+                .map(|(outcome, n)| (outcome.name().to_owned(), n))
+                .collect(),
+            causes: dns::Cause::ALL
+                .iter()
+                .zip(dns.causes)
+                .map(|(cause, n)| (cause.name().to_owned(), n))
+                .collect(),
+            late: dns.late,
+            unmatched: dns.unmatched,
+            untracked: dns.untracked,
+            answered: dns.answered(),
+            duration_sum_seconds: dns.duration_ns as f64 / 1e9,
+            p50_seconds: dns.quantile(0.5),
+            p99_seconds: dns.quantile(0.99),
+        },
+        failure_ratio,
+    }
+}

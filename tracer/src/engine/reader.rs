@@ -1,0 +1,149 @@
+//! Reads the ring, attributes each record and publishes it as an event.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+
+use super::{Engine, lock};
+use crate::{
+    export::events::{Event, Pod},
+    hooks::{self, Record},
+    kernel::{self, load::Ring, sys},
+    pods::Owner,
+};
+
+/// How long an event may wait for its pod's name. Shorter than the counters' wait: an event is news.
+const HOLD: Duration = Duration::from_secs(2);
+/// How often those that wait are looked at.
+const RETRY: Duration = Duration::from_millis(100);
+/// How many may wait; then the oldest goes out without a name.
+const MAX_WAITING: usize = 10_000;
+/// Records read before others get a turn on the runtime.
+const BATCH: usize = 256;
+
+struct Reader {
+    engine: Arc<Engine>,
+    waiting: VecDeque<(Instant, Record)>,
+}
+
+/// The reader's task.
+pub(super) fn run(engine: Arc<Engine>, ring: Ring) -> Result<impl Future<Output = ()>> {
+    let mut ring = sys::async_ring(ring).context("cannot wait for the eBPF ring")?;
+    let stop = engine.stopping();
+    let mut reader = Reader {
+        engine,
+        waiting: VecDeque::new(),
+    };
+    Ok(async move {
+        let mut retry = tokio::time::interval(RETRY);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = retry.tick() => reader.retry(),
+                ready = ring.readable_mut() => {
+                    let Ok(mut ready) = ready else { break };
+                    if reader.drain(ready.get_inner_mut()) {
+                        // Edge-triggered: only an empty ring may be waited for.
+                        ready.clear_ready();
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        // What is still there is told before the end.
+        while !reader.drain(ring.get_mut()) {}
+        reader.flush();
+    })
+}
+
+impl Reader {
+    /// Reads a batch. True if the ring is empty.
+    fn drain(&mut self, ring: &mut Ring) -> bool {
+        for _ in 0..BATCH {
+            let Some(item) = ring.next() else {
+                return true;
+            };
+            let bytes = Bytes::copy_from_slice(&item);
+            drop(item); // gives the room back to the kernel
+            match hooks::decode(&bytes, &self.engine.reasons) {
+                Ok(record) => self.take(record),
+                Err(error) => {
+                    if self.engine.undecodable.fetch_add(1, Ordering::Relaxed) == 0 {
+                        tracing::error!("cannot decode: {error:#}");
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    fn take(&mut self, record: Record) {
+        match self.owner(&record) {
+            Some(owner) => self.publish(&owner, record),
+            None => {
+                if self.waiting.len() == MAX_WAITING
+                    && let Some((_, oldest)) = self.waiting.pop_front()
+                {
+                    self.publish(&Owner::unknown(), oldest);
+                }
+                self.waiting.push_back((Instant::now(), record));
+            }
+        }
+    }
+
+    fn owner(&self, record: &Record) -> Option<Arc<Owner>> {
+        let mut resolver = lock(&self.engine.resolver);
+        resolver.resolve(&record.identity).or_else(|| {
+            // Somebody new; the sources may know by now.
+            resolver.refresh(true);
+            resolver.resolve(&record.identity)
+        })
+    }
+
+    /// Another try for those that wait, in their order.
+    fn retry(&mut self) {
+        for _ in 0..self.waiting.len() {
+            let Some((since, record)) = self.waiting.pop_front() else {
+                break;
+            };
+            match self.owner(&record) {
+                Some(owner) => self.publish(&owner, record),
+                None if since.elapsed() >= HOLD => self.publish(&Owner::unknown(), record),
+                None => self.waiting.push_back((since, record)),
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some((_, record)) = self.waiting.pop_front() {
+            let owner = self.owner(&record).unwrap_or_else(Owner::unknown);
+            self.publish(&owner, record);
+        }
+    }
+
+    fn publish(&self, owner: &Owner, record: Record) {
+        let age = kernel::monotonic().saturating_sub(Duration::from_nanos(record.ktime_ns));
+        let now = SystemTime::now();
+        let at = now.checked_sub(age).unwrap_or(now);
+        let in_context = record.pid != 0;
+        let event = Event {
+            time: humantime::format_rfc3339_micros(at).to_string(),
+            node: self.engine.config.node.clone(),
+            pod: Pod {
+                namespace: owner.namespace.clone(),
+                name: owner.pod.clone(),
+                uid: owner.uid.clone(),
+            },
+            netns: record.identity.netns,
+            comm: in_context.then_some(record.comm),
+            pid: in_context.then_some(record.pid),
+            details: record.details,
+        };
+        self.engine.hub.publish(at, &event);
+    }
+}

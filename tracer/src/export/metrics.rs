@@ -1,0 +1,475 @@
+//! Prometheus metrics: built at each scrape from one picture of the figures, never kept beside it.
+
+use std::collections::HashMap;
+
+use prometheus::{
+    Encoder as _, TextEncoder,
+    core::Collector as _,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Summary},
+};
+use tracer_common::{
+    Hook,
+    dns::{self, BUCKETS_NS, Cause, Outcome},
+};
+
+use crate::{
+    aggregate::{Figures, Picture},
+    hooks::FAMILY_NAMES,
+    kernel::{
+        load::{HookStatus, State},
+        maps::Filling,
+        neighbour_tables::NeighbourTable,
+    },
+    pods::{Owner, SourceStatus},
+};
+
+/// All that a scrape shows.
+pub struct View<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The figures.
+    pub picture: &'a Picture,
+    /// The tables by netlink.
+    pub tables: [Option<NeighbourTable>; 2],
+    /// `gc_entries` by the hook `neigh`.
+    pub entries: [Option<u32>; 2],
+    /// The hooks.
+    pub hooks: &'a [HookStatus],
+    /// Runs that the kernel skipped, by hook.
+    pub misses: &'a [(Hook, u64)],
+    /// The maps that can fill up.
+    pub fillings: &'a [Filling],
+    /// The pod sources.
+    pub sources: &'a [SourceStatus],
+    /// Name of a drop reason.
+    pub reason_name: &'a dyn Fn(u32) -> String,
+    /// Readings of the kernel's counters that failed.
+    pub read_errors: u64,
+    /// Ring records that could not be decoded.
+    pub undecodable: u64,
+}
+
+/// The text that Prometheus scrapes.
+pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
+    let mut families = Families::new(view.node);
+    node(&mut families, view);
+    for (owner, figures) in &view.picture.owners {
+        pod(&mut families, owner, figures);
+    }
+    own(&mut families, view);
+    let mut families = families.finish();
+    families.extend(process(view.node));
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(text)
+}
+
+/// The usual `process_*`, with the node as on every series.
+fn process(node: &str) -> Vec<MetricFamily> {
+    let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
+    for metric in families.iter_mut().flat_map(|family| family.mut_metric()) {
+        metric.set_label(vec![pair("node", node)]);
+    }
+    families
+}
+
+fn pair(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+/// Metric families in the order of their first sample.
+struct Families {
+    node: String,
+    families: Vec<MetricFamily>,
+    index: HashMap<&'static str, usize>,
+}
+
+impl Families {
+    fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            families: Vec::new(),
+            index: HashMap::new(),
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        kind: MetricType,
+        labels: &[(&str, &str)],
+        fill: impl FnOnce(&mut Metric),
+    ) {
+        let index = *self.index.entry(name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(format!("tracer_{name}"));
+            family.set_help(help.to_owned());
+            family.set_field_type(kind);
+            self.families.push(family);
+            self.families.len() - 1
+        });
+        let mut metric = Metric::default();
+        metric.set_label(
+            [("node", self.node.as_str())]
+                .iter()
+                .chain(labels)
+                .map(|(name, value)| pair(name, value))
+                .collect(),
+        );
+        fill(&mut metric);
+        self.families[index].mut_metric().push(metric);
+    }
+
+    fn counter(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: u64) {
+        self.add(name, help, MetricType::COUNTER, labels, |metric| {
+            let mut counter = Counter::default();
+            counter.set_value(value as f64);
+            metric.set_counter(counter);
+        });
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: f64) {
+        self.add(name, help, MetricType::GAUGE, labels, |metric| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        });
+    }
+
+    fn finish(self) -> Vec<MetricFamily> {
+        self.families
+    }
+}
+
+fn node(out: &mut Families, view: &View<'_>) {
+    for (index, family) in FAMILY_NAMES.iter().enumerate() {
+        if let Some(entries) = view.entries[index] {
+            out.gauge(
+                "node_neighbour_entries",
+                "Neighbour entries that count against the limit (the kernel's gc_entries).",
+                &[("family", family)],
+                entries.into(),
+            );
+        }
+        let Some(table) = view.tables[index] else {
+            continue;
+        };
+        for (threshold, limit) in ["1", "2", "3"].iter().zip(table.limits) {
+            out.gauge(
+                "node_neighbour_entries_limit",
+                "The neighbour table's gc_thresh1, 2 and 3 in force.",
+                &[("family", family), ("threshold", threshold)],
+                limit.into(),
+            );
+        }
+        out.counter(
+            "node_neighbour_table_fulls_total",
+            "Neighbour creations refused because the table was full, since boot (the kernel's table_fulls).",
+            &[("family", family)],
+            table.table_fulls,
+        );
+        for (gc, runs) in [("forced", table.gc_forced), ("periodic", table.gc_periodic)] {
+            out.counter(
+                "node_neighbour_gc_runs_total",
+                "Garbage collections of the neighbour table, since boot (the kernel's count).",
+                &[("family", family), ("gc", gc)],
+                runs,
+            );
+        }
+    }
+    let attached = |hook| {
+        view.hooks
+            .iter()
+            .any(|status: &HookStatus| status.hook == hook && status.state == State::Attached)
+    };
+    let figures = &view.picture.node;
+    if attached(Hook::Neigh) {
+        for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
+            for (result, n) in [("created", counts.created), ("table_full", counts.table_full)] {
+                out.counter(
+                    "node_neighbour_creates_total",
+                    "Neighbour creations asked for on the node, by result.",
+                    &[("family", family), ("result", result)],
+                    n,
+                );
+            }
+        }
+    }
+    if attached(Hook::Dns) {
+        node_dns(out, &figures.dns, view.picture.dns_pending());
+    }
+    if attached(Hook::Drops) {
+        for (number, dropped) in &view.picture.drops {
+            out.counter(
+                "node_drops_total",
+                "Packets dropped on the node for a reason that means failure, by the kernel's reason.",
+                &[("reason", &(view.reason_name)(*number))],
+                *dropped,
+            );
+        }
+    }
+    for (signal, ratio) in [("dns", figures.dns_ratio), ("neighbour", figures.neigh_ratio)] {
+        if let Some(ratio) = ratio {
+            out.gauge(
+                "node_failure_ratio",
+                "Failures divided by attempts on the node in the last window.",
+                &[("signal", signal)],
+                ratio,
+            );
+        }
+    }
+}
+
+fn node_dns(out: &mut Families, counts: &dns::Counts, pending: u64) {
+    for (outcome, n) in Outcome::ALL.iter().zip(counts.outcomes) {
+        out.counter(
+            "node_dns_lookups_total",
+            "Lookups of the node that ended, by outcome.",
+            &[("outcome", outcome.name())],
+            n,
+        );
+    }
+    for (cause, n) in Cause::ALL.iter().zip(counts.causes) {
+        out.counter(
+            "node_dns_failures_total",
+            "Failed lookups of the node, by what killed them.",
+            &[("cause", cause.name())],
+            n,
+        );
+    }
+    out.add(
+        "node_dns_lookup_duration_seconds",
+        "From the first query to the answer, for the answered lookups of the node.",
+        MetricType::HISTOGRAM,
+        &[],
+        |metric| {
+            let mut below = 0;
+            let buckets = BUCKETS_NS
+                .iter()
+                .zip(counts.buckets)
+                .map(|(bound, n)| {
+                    below += n;
+                    let mut bucket = Bucket::default();
+                    bucket.set_upper_bound(*bound as f64 / 1e9);
+                    bucket.set_cumulative_count(below);
+                    bucket
+                })
+                .collect();
+            let mut histogram = Histogram::default();
+            histogram.set_bucket(buckets);
+            histogram.set_sample_count(counts.answered());
+            histogram.set_sample_sum(counts.duration_ns as f64 / 1e9);
+            metric.set_histogram(histogram);
+        },
+    );
+    out.counter(
+        "node_dns_lookups_started_total",
+        "Lookups of the node begun: those ended plus those pending.",
+        &[],
+        counts.started,
+    );
+    out.gauge(
+        "node_dns_pending",
+        "Lookups of the node that wait for an answer.",
+        &[],
+        pending as f64,
+    );
+}
+
+fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
+    let pod = [("namespace", owner.namespace.as_str()), ("pod", owner.pod.as_str())];
+    let with = |name, value| [pod[0], pod[1], (name, value)];
+    for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
+        // Both results as soon as there was any traffic of that kind: the first failure is then an
+        // increase.
+        if counts.attempts() == 0 {
+            continue;
+        }
+        for (result, n) in [("created", counts.created), ("table_full", counts.table_full)] {
+            out.counter(
+                "pod_neighbour_creates_total",
+                "Neighbour creations asked for by the pod, by result.",
+                &[pod[0], pod[1], ("family", family), ("result", result)],
+                n,
+            );
+        }
+    }
+    let dns = &figures.dns;
+    if *dns != dns::Counts::default() {
+        pod_dns(out, dns, pod);
+    }
+    for (signal, ratio) in [("dns", figures.dns_ratio), ("neighbour", figures.neigh_ratio)] {
+        if let Some(ratio) = ratio {
+            out.gauge(
+                "pod_failure_ratio",
+                "Failures divided by attempts of the pod in the last window.",
+                &with("signal", signal),
+                ratio,
+            );
+        }
+    }
+}
+
+fn pod_dns(out: &mut Families, dns: &dns::Counts, pod: [(&str, &str); 2]) {
+    let with = |name, value| [pod[0], pod[1], (name, value)];
+    out.counter(
+        "pod_dns_queries_total",
+        "Query packets of the pod, retransmissions too.",
+        &pod,
+        dns.queries,
+    );
+    for (outcome, n) in Outcome::ALL.iter().zip(dns.outcomes) {
+        out.counter(
+            "pod_dns_lookups_total",
+            "Lookups of the pod that ended, by outcome.",
+            &with("outcome", outcome.name()),
+            n,
+        );
+    }
+    for (cause, n) in Cause::ALL.iter().zip(dns.causes) {
+        out.counter(
+            "pod_dns_failures_total",
+            "Failed lookups of the pod, by what killed them.",
+            &with("cause", cause.name()),
+            n,
+        );
+    }
+    out.add(
+        "pod_dns_lookup_duration_seconds",
+        "From the first query to the answer, for the answered lookups of the pod.",
+        MetricType::SUMMARY,
+        &pod,
+        |metric| {
+            let mut summary = Summary::default();
+            summary.set_sample_count(dns.answered());
+            summary.set_sample_sum(dns.duration_ns as f64 / 1e9);
+            metric.set_summary(summary);
+        },
+    );
+    for (name, help, n) in [
+        (
+            "pod_dns_untracked_total",
+            "Queries of the pod not followed, for want of room.",
+            dns.untracked,
+        ),
+        (
+            "pod_dns_late_responses_total",
+            "Answers to the pod after the timeout.",
+            dns.late,
+        ),
+        (
+            "pod_dns_unmatched_responses_total",
+            "Answers to the pod to nothing asked.",
+            dns.unmatched,
+        ),
+    ] {
+        out.counter(name, help, &pod, n);
+    }
+}
+
+/// What tracer says of itself.
+fn own(out: &mut Families, view: &View<'_>) {
+    for status in view.hooks {
+        for state in State::ALL {
+            out.gauge(
+                "hook_state",
+                "1 for the state that the hook is in; `tracer doctor` says why.",
+                &[("hook", status.hook.name()), ("state", state.name())],
+                f64::from(u8::from(status.state == state)),
+            );
+        }
+    }
+    for hook in Hook::ALL {
+        let labels = [("hook", hook.name())];
+        let ring = view.picture.ring[hook as usize];
+        out.counter("events_total", "Details streamed by the hook.", &labels, ring.sent);
+        out.counter(
+            "events_lost_total",
+            "Details of the hook lost in a full ring.",
+            &labels,
+            ring.lost,
+        );
+        out.counter(
+            "events_suppressed_total",
+            "Details of the hook held back by --event-rate.",
+            &labels,
+            ring.suppressed,
+        );
+        out.gauge(
+            "unattributed_pending",
+            "Events counted in the kernel that wait for a pod's name.",
+            &labels,
+            view.picture.pending[hook as usize] as f64,
+        );
+        let unknown = view.picture.owners.get(&Owner::unknown());
+        let given_up = unknown.map_or(0, |figures| match hook {
+            Hook::Neigh => figures.neigh.iter().map(tracer_common::neigh::Counts::attempts).sum(),
+            Hook::Dns => figures.dns.queries,
+            Hook::Drops => 0,
+        });
+        out.counter(
+            "unattributed_total",
+            "Events that no pod could be named for: counted under (unknown).",
+            &labels,
+            given_up,
+        );
+    }
+    for (hook, misses) in view.misses {
+        out.counter(
+            "program_misses_total",
+            "Runs of the hook's programs that the kernel skipped (recursion).",
+            &[("hook", hook.name())],
+            *misses,
+        );
+    }
+    for filling in view.fillings {
+        let labels = [("map", filling.map)];
+        out.gauge("bpf_map_entries", "Entries of the eBPF map.", &labels, filling.entries as f64);
+        out.gauge(
+            "bpf_map_max_entries",
+            "Room of the eBPF map.",
+            &labels,
+            filling.max_entries as f64,
+        );
+        out.counter(
+            "bpf_map_full_total",
+            "New keys that found the eBPF map full.",
+            &labels,
+            filling.full,
+        );
+    }
+    for source in view.sources {
+        let labels = [("source", source.name)];
+        out.gauge("node_pods", "Pods that the source knows.", &labels, source.pods as f64);
+        if let Some(age) = source.age {
+            out.gauge(
+                "source_age_seconds",
+                "Time since the source last answered.",
+                &labels,
+                age.as_secs_f64(),
+            );
+        }
+    }
+    out.counter(
+        "map_read_errors_total",
+        "Readings of the eBPF maps that failed; the figures are then as of the reading before.",
+        &[],
+        view.read_errors,
+    );
+    out.counter(
+        "undecodable_events_total",
+        "Records of the ring that could not be decoded.",
+        &[],
+        view.undecodable,
+    );
+    out.gauge(
+        "build_info",
+        "1; the labels say what runs.",
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1.0,
+    );
+}

@@ -1,0 +1,6 @@
+//! The ways out: metrics, the HTTP API, the stream of events.
+
+pub mod events;
+pub mod http;
+pub mod metrics;
+pub mod snapshot;

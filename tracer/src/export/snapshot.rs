@@ -1,0 +1,146 @@
+//! `/api/v1/snapshot`: everything the agent knows at one moment, as JSON. The agent writes it;
+//! `tracer top` and `tracer why` read it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// All that `top` shows.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When it was taken, RFC 3339, UTC.
+    pub time: String,
+    /// The node's name.
+    pub node: String,
+    /// tracer's version.
+    pub version: String,
+    /// When counting began, RFC 3339, UTC.
+    pub since: String,
+    /// Span of the ratios, seconds (`--window`).
+    pub window_seconds: f64,
+    /// The neighbour tables.
+    pub tables: Vec<Table>,
+    /// The hooks.
+    pub hooks: Vec<Hook>,
+    /// The pod sources.
+    pub sources: Vec<Source>,
+    /// The whole node: complete, pods that are gone included.
+    pub total: Figures,
+    /// What is not attributed yet, by hook.
+    pub unattributed_pending: BTreeMap<String, u64>,
+    /// One for each pod, and for what is no pod.
+    pub pods: Vec<Pod>,
+}
+
+/// One neighbour table.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// The kernel's `gc_entries`: what it compares with the limit. `None` where the hook `neigh`
+    /// cannot run.
+    pub entries: Option<u64>,
+    /// gc_thresh1, 2, 3.
+    pub limits: [u64; 3],
+    /// Creations refused because the table was full, since boot.
+    pub table_fulls: u64,
+    /// Forced garbage collections since boot.
+    pub gc_forced: u64,
+    /// Periodic garbage collections since boot.
+    pub gc_periodic: u64,
+}
+
+/// One hook.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Hook {
+    /// Its name.
+    pub name: String,
+    /// `attached`, `degraded`, `unavailable` or `off`.
+    pub state: String,
+    /// What it is attached to, such as `raw_tracepoint neigh_create`.
+    pub mechanism: String,
+    /// Why it is not `attached`; empty if it is.
+    pub reason: String,
+    /// Records streamed.
+    pub events: u64,
+    /// Records lost in a full ring.
+    pub lost: u64,
+    /// Records held back by `--event-rate`.
+    pub suppressed: u64,
+}
+
+/// One pod source.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Pods it knows.
+    pub pods: u64,
+    /// Since it last answered, seconds; `None` if it never did.
+    pub age_seconds: Option<f64>,
+    /// Why it does not answer; empty if it does.
+    pub reason: String,
+}
+
+/// One pod, or what stands for it (`(host)`, `(netns)`, `(unknown)`, `(other)`).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pod {
+    /// Kubernetes namespace, or a word in parentheses.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// Its figures.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// Counters since counting began, and ratios over the window.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// Neighbour creations, by family (`ipv4`, `ipv6`).
+    pub neighbour: BTreeMap<String, Neighbour>,
+    /// Lookups.
+    pub dns: Dns,
+    /// Failures ÷ attempts over the window, by signal (`dns`, `neighbour`); none without attempts.
+    pub failure_ratio: BTreeMap<String, f64>,
+}
+
+/// Neighbour creations of one family.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Granted.
+    pub created: u64,
+    /// Refused: the table is full.
+    pub table_full: u64,
+    /// Refused for want of memory.
+    pub no_memory: u64,
+}
+
+/// Lookups.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Dns {
+    /// Query packets.
+    pub queries: u64,
+    /// Lookups begun.
+    pub started: u64,
+    /// Lookups that wait for an answer.
+    pub pending: u64,
+    /// Lookups ended, by outcome; all outcomes present.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Failed lookups, by cause; all causes present.
+    pub causes: BTreeMap<String, u64>,
+    /// Answers after the deadline.
+    pub late: u64,
+    /// Answers to nothing asked.
+    pub unmatched: u64,
+    /// Queries not followed, for want of room.
+    pub untracked: u64,
+    /// Answered lookups.
+    pub answered: u64,
+    /// Sum of their durations, seconds.
+    pub duration_sum_seconds: f64,
+    /// Median duration since counting began, seconds, from the buckets; `None` without answers.
+    pub p50_seconds: Option<f64>,
+    /// 99th percentile, likewise.
+    pub p99_seconds: Option<f64>,
+}

@@ -1,0 +1,359 @@
+//! Loads the programs and attaches them. A hook that cannot run has a state and a reason; it never
+//! stops the others.
+
+use std::{fs::File, os::fd::{AsFd as _, AsRawFd as _}, path::Path, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, MapData, RingBuf},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
+        RawTracePointRunOptions, TestRun as _,
+    },
+};
+use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason};
+
+use super::{cgroup, maps::Maps, offsets::Offsets, reasons::Reasons};
+
+/// The eBPF object, built by `cargo xtask build`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
+
+/// What the programs are told before they are loaded.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// Ring records a second for each hook.
+    pub event_rate: u64,
+    /// Server ports followed, at most [`MAX_PORTS`].
+    pub dns_ports: Vec<u16>,
+    /// Deadline of a lookup.
+    pub dns_timeout: Duration,
+}
+
+/// Is a hook at work?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Yes.
+    Attached,
+    /// In part.
+    Degraded,
+    /// It cannot.
+    Unavailable,
+    /// It was not asked to.
+    Off,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Attached, Self::Degraded, Self::Unavailable, Self::Off];
+
+    /// Label value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Degraded => "degraded",
+            Self::Unavailable => "unavailable",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What became of a hook.
+#[derive(Clone, Debug)]
+pub struct HookStatus {
+    /// Which.
+    pub hook: Hook,
+    /// Is it at work?
+    pub state: State,
+    /// What it attaches to.
+    pub mechanism: &'static str,
+    /// Why it is not attached; empty if it is.
+    pub reason: String,
+    /// Instructions that the verifier walked through, by program.
+    pub verified: Vec<(String, u32)>,
+}
+
+/// What a hook attaches to.
+pub const fn mechanism(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Neigh => "raw_tracepoint neigh_create",
+        Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
+        Hook::Drops => "raw_tracepoint kfree_skb",
+    }
+}
+
+const fn programs(hook: Hook) -> &'static [&'static str] {
+    match hook {
+        Hook::Neigh => &["neigh_create", "tables"],
+        Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
+        Hook::Drops => &["kfree_skb"],
+    }
+}
+
+/// The programs in the kernel. Dropping it detaches and unloads them.
+pub struct Loaded {
+    ebpf: Ebpf,
+    /// One for each hook, by index.
+    pub hooks: Vec<HookStatus>,
+    // The logger holds the map of aya-log's records: taken before the programs are loaded.
+    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl Loaded {
+    /// Loads every hook that this kernel can carry. `attach` false loads only: what `doctor` does.
+    pub fn load(
+        parameters: &Parameters,
+        offsets: &Offsets,
+        reasons: &Reasons,
+        attach: bool,
+    ) -> Result<(Self, Maps)> {
+        let mut ports = [0u16; MAX_PORTS as usize];
+        for (place, port) in ports.iter_mut().zip(&parameters.dns_ports) {
+            *place = *port;
+        }
+        let timeout_ns = u64::try_from(parameters.dns_timeout.as_nanos())?;
+        let mut loader = EbpfLoader::new();
+        // No program needs the kernel's BTF at load: the offsets are in the globals.
+        loader
+            .btf(None)
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global("EVENT_RATE", &parameters.event_rate, true)
+            .override_global("DNS_PORTS", &ports, true)
+            .override_global("DNS_TIMEOUT_NS", &timeout_ns, true);
+        for (global, offset) in &offsets.globals {
+            loader.override_global(global, offset, true);
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .context("cannot create the eBPF maps")?;
+        // Present only where the object was built with the feature `log`.
+        let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
+
+        let mut meanings: Array<_, Reason> = Array::try_from(
+            ebpf.map_mut("REASONS")
+                .ok_or_else(|| anyhow!("the eBPF object has no map REASONS"))?,
+        )?;
+        for (number, reason) in reasons.failures() {
+            meanings.set(number, reason, 0).context("cannot fill the map REASONS")?;
+        }
+        let maps = Maps::take(&mut ebpf)?;
+
+        let mut loaded = Self {
+            ebpf,
+            hooks: Vec::new(),
+            logger,
+        };
+        // Drops and answers before queries: no query is counted whose end could go unseen.
+        for hook in [Hook::Neigh, Hook::Drops, Hook::Dns] {
+            let status = loaded.start(hook, offsets, attach);
+            loaded.hooks.push(status);
+        }
+        loaded.hooks.sort_by_key(|status| status.hook);
+        Ok((loaded, maps))
+    }
+
+    fn start(&mut self, hook: Hook, offsets: &Offsets, attach: bool) -> HookStatus {
+        let mut status = HookStatus {
+            hook,
+            state: State::Attached,
+            mechanism: mechanism(hook),
+            reason: String::new(),
+            verified: Vec::new(),
+        };
+        let result = match offsets.why_not(hook) {
+            Some(why) => Err(anyhow!("{why}")),
+            None => self.try_start(hook, attach, &mut status.verified),
+        };
+        if let Err(why) = result {
+            for name in programs(hook) {
+                self.unload(name);
+            }
+            status.state = State::Unavailable;
+            status.reason = format!("{why:#}").replace('\n', " ");
+        }
+        status
+    }
+
+    fn try_start(
+        &mut self,
+        hook: Hook,
+        attach: bool,
+        verified: &mut Vec<(String, u32)>,
+    ) -> Result<()> {
+        let cgroup = match hook {
+            Hook::Dns => Some(cgroup::mount_point()?),
+            _ => None,
+        };
+        for name in programs(hook) {
+            let instructions = match hook {
+                Hook::Dns if *name != "dns_age" => {
+                    let program: &mut CgroupSkb = self.program(name)?;
+                    program.load().map_err(|e| explain(name, e))?;
+                    program.info()?.verified_instruction_count()
+                }
+                _ => {
+                    let program: &mut RawTracePoint = self.program(name)?;
+                    program.load().map_err(|e| explain(name, e))?;
+                    program.info()?.verified_instruction_count()
+                }
+            };
+            verified.push(((*name).to_owned(), instructions.unwrap_or_default()));
+        }
+        if !attach {
+            return Ok(());
+        }
+        match hook {
+            Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
+            Hook::Drops => self.attach_tracepoint("kfree_skb", "kfree_skb"),
+            Hook::Dns => {
+                let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
+                self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
+                self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)
+            }
+        }
+    }
+
+    fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
+        let program: &mut RawTracePoint = self.program(name)?;
+        program
+            .attach(tracepoint)
+            .with_context(|| format!("cannot attach to the raw tracepoint {tracepoint}"))?;
+        Ok(())
+    }
+
+    fn attach_cgroup(&mut self, name: &str, path: &PathBuf, at: CgroupSkbAttachType) -> Result<()> {
+        let root = File::open(path)
+            .with_context(|| format!("cannot open the root of cgroup2 {}", path.display()))?;
+        let program: &mut CgroupSkb = self.program(name)?;
+        // Single makes a link, which has the semantics of "multi": aya-rs/aya#1078.
+        program
+            .attach(root, at, CgroupAttachMode::Single)
+            .with_context(|| format!("cannot attach {name} to cgroup2 at {}", path.display()))?;
+        Ok(())
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    fn unload(&mut self, name: &str) {
+        let result = match self.ebpf.program_mut(name) {
+            Some(Program::RawTracePoint(program)) => program.unload(),
+            Some(Program::CgroupSkb(program)) => program.unload(),
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::debug!("{name} was not loaded: {error}");
+        }
+    }
+
+    /// Is the hook at work?
+    pub fn is_attached(&self, hook: Hook) -> bool {
+        self.hooks[hook as usize].state == State::Attached
+    }
+
+    /// Takes everything out of the kernel that holds on to a hook.
+    pub fn detach(&mut self) {
+        for hook in Hook::ALL {
+            for name in programs(hook) {
+                self.unload(name);
+            }
+        }
+    }
+
+    /// Passes on what the programs said through aya-log, where they are built to say anything.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Runs that the kernel skipped because the program was at work on that CPU already, by hook.
+    /// The kernel shows them since 5.12, in the program's fdinfo.
+    pub fn misses(&self) -> Vec<(Hook, u64)> {
+        Hook::ALL
+            .into_iter()
+            .filter(|hook| self.is_attached(*hook))
+            .map(|hook| (hook, programs(hook).iter().filter_map(|n| self.program_misses(n)).sum()))
+            .collect()
+    }
+
+    fn program_misses(&self, name: &str) -> Option<u64> {
+        let fd = match self.ebpf.program(name)? {
+            Program::RawTracePoint(p) => p.fd().ok()?.as_fd().as_raw_fd(),
+            Program::CgroupSkb(p) => p.fd().ok()?.as_fd().as_raw_fd(),
+            _ => return None,
+        };
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
+            .ok()?
+            .lines()
+            .find_map(|line| line.strip_prefix("recursion_misses:"))?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// Runs a program that is attached to nothing: `tables` or `dns_age`.
+    pub fn run(&self, name: &str) -> Result<()> {
+        let program: &RawTracePoint = self
+            .ebpf
+            .program(name)
+            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        program
+            .test_run(RawTracePointRunOptions::new())
+            .with_context(|| format!("cannot run the eBPF program {name}"))?;
+        Ok(())
+    }
+}
+
+/// The last words of the verifier, and the rest of them into a file.
+fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return anyhow!(error).context(format!("cannot load the eBPF program {name}"));
+    };
+    let log = verifier_log.to_string();
+    if log.trim().is_empty() {
+        return anyhow!(io_error).context(format!("cannot load the eBPF program {name}"));
+    }
+    let path = std::env::temp_dir().join(format!("tracer-verifier-{name}.log"));
+    let said = log
+        .lines()
+        .rev()
+        .find(|l| !l.starts_with("processed") && !l.starts_with("verification time") && !l.starts_with("stack depth") && !l.trim().is_empty())
+        .unwrap_or_default()
+        .to_owned();
+    let kept = match write_private(&path, &log) {
+        Ok(()) => format!(" (its log: {})", path.display()),
+        Err(_) => String::new(), // the last words must do
+    };
+    anyhow!("the verifier refuses the eBPF program {name}: {said}{kept}")
+}
+
+/// A new file, never one that somebody else put there.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
+/// The ring, in the form that the reader takes.
+pub type Ring = RingBuf<MapData>;

@@ -1,0 +1,194 @@
+//! The maps in user space's hands: what `tracer-ebpf/src/maps.rs` declares, by the same names.
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+};
+use tracer_common::{FAMILIES, Hook, dns, drops::MAX_REASONS, event::RingStats, neigh};
+
+/// One map's filling.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries in it.
+    pub entries: u64,
+    /// Room.
+    pub max_entries: u64,
+    /// How often a new key found no room.
+    pub full: u64,
+}
+
+/// All maps that user space reads.
+pub struct Maps {
+    neigh: HashMap<MapData, neigh::Key, neigh::Value>,
+    neigh_node: PerCpuArray<MapData, neigh::Counts>,
+    tables: Array<MapData, neigh::Table>,
+    dns: HashMap<MapData, dns::Key, dns::Value>,
+    dns_node: PerCpuArray<MapData, dns::Counts>,
+    max_entries: [u64; 3],
+    drops_node: PerCpuArray<MapData, u64>,
+    ring_stats: PerCpuArray<MapData, RingStats>,
+    full: PerCpuArray<MapData, u64>,
+    ring: Option<RingBuf<MapData>>,
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("the eBPF map {name} is of another kind"))
+}
+
+fn max_entries(ebpf: &Ebpf, name: &str) -> Result<u64> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(data)) => Ok(data.info()?.max_entries().into()),
+        _ => Err(anyhow!("the eBPF object has no hash map {name}")),
+    }
+}
+
+impl Maps {
+    /// Takes them out of the loaded object, and puts the rest keys in, which the kernel charges
+    /// where a map is full.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let max_entries = [
+            max_entries(ebpf, "NEIGH")?,
+            max_entries(ebpf, "DNS")?,
+            max_entries(ebpf, "PENDING")?,
+        ];
+        let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
+        for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
+            neigh.insert(neigh::Key::rest(family), neigh::Value::default(), 0)?;
+        }
+        let mut dns: HashMap<MapData, dns::Key, dns::Value> = take(ebpf, "DNS")?;
+        dns.insert(dns::Key::default(), dns::Value::default(), 0)?;
+        Ok(Self {
+            neigh,
+            neigh_node: take(ebpf, "NEIGH_NODE")?,
+            tables: take(ebpf, "TABLES")?,
+            dns,
+            dns_node: take(ebpf, "DNS_NODE")?,
+            max_entries,
+            drops_node: take(ebpf, "DROPS_NODE")?,
+            ring_stats: take(ebpf, "RING_STATS")?,
+            full: take(ebpf, "FULL")?,
+            ring: Some(take(ebpf, "RING")?),
+        })
+    }
+
+    /// The ring, once.
+    pub fn take_ring(&mut self) -> Option<RingBuf<MapData>> {
+        self.ring.take()
+    }
+}
+
+/// What the counter maps hold at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Creations, by namespace and family.
+    pub neigh: Vec<(neigh::Key, neigh::Value)>,
+    /// Creations of the node, by family.
+    pub neigh_node: [neigh::Counts; 2],
+    /// Lookups, by client.
+    pub dns: Vec<(dns::Key, dns::Value)>,
+    /// Lookups of the node.
+    pub dns_node: dns::Counts,
+    /// Packets dropped on the node, by reason; only reasons that occurred.
+    pub drops_node: Vec<(u32, u64)>,
+    /// The ring's figures, by hook.
+    pub ring: [RingStats; Hook::COUNT as usize],
+    /// Keys that found their map full, by hook.
+    pub full: [u64; Hook::COUNT as usize],
+}
+
+impl Maps {
+    /// Reads the counters. The clients before the node: a client's sum is never ahead of the node's.
+    pub fn read(&self) -> Result<Reading> {
+        let mut reading = Reading {
+            neigh: entries(&self.neigh).context("cannot read the eBPF map NEIGH")?,
+            dns: entries(&self.dns).context("cannot read the eBPF map DNS")?,
+            ..Reading::default()
+        };
+        for family in 0..FAMILIES {
+            for counts in self.neigh_node.get(&family, 0)?.iter() {
+                reading.neigh_node[family as usize].add(counts);
+            }
+        }
+        for counts in self.dns_node.get(&0, 0)?.iter() {
+            reading.dns_node.add(counts);
+        }
+        for reason in 0..MAX_REASONS {
+            let dropped = self.drops_node.get(&reason, 0)?.iter().sum();
+            if dropped > 0 {
+                reading.drops_node.push((reason, dropped));
+            }
+        }
+        for hook in Hook::ALL {
+            let ring = &mut reading.ring[hook as usize];
+            for stats in self.ring_stats.get(&(hook as u32), 0)?.iter() {
+                ring.sent += stats.sent;
+                ring.lost += stats.lost;
+                ring.suppressed += stats.suppressed;
+            }
+            reading.full[hook as usize] = self.full.get(&(hook as u32), 0)?.iter().sum();
+        }
+        Ok(reading)
+    }
+
+    /// The tables as the program `tables` saw them last.
+    pub fn tables(&self) -> Result<[neigh::Table; 2]> {
+        Ok([self.tables.get(&0, 0)?, self.tables.get(&1, 0)?])
+    }
+
+    /// Removes a client that is gone for good.
+    pub fn forget_neigh(&mut self, net_cookie: u64, family: u16) {
+        let key = neigh::Key {
+            net_cookie,
+            ..neigh::Key::rest(family)
+        };
+        if let Err(error) = self.neigh.remove(&key) {
+            // It may have used one family only.
+            tracing::debug!("namespace {net_cookie} is not in NEIGH: {error}");
+        }
+    }
+
+    /// Removes a client that is gone for good.
+    pub fn forget_dns(&mut self, key: &dns::Key) {
+        if let Err(error) = self.dns.remove(key) {
+            tracing::debug!("client {key:?} is not in DNS: {error}");
+        }
+    }
+
+    /// How full the maps are that can fill up. Lookups that wait are counted elsewhere, for
+    /// walking their map costs too much: `pending`.
+    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 3] {
+        let [neigh, dns, lookups] = self.max_entries;
+        [
+            Filling {
+                map: "NEIGH",
+                entries: reading.neigh.len() as u64,
+                max_entries: neigh,
+                full: reading.full[Hook::Neigh as usize],
+            },
+            Filling {
+                map: "DNS",
+                entries: reading.dns.len() as u64,
+                max_entries: dns,
+                full: reading.full[Hook::Dns as usize],
+            },
+            Filling {
+                map: "PENDING",
+                entries: pending,
+                max_entries: lookups,
+                full: reading.dns_node.untracked,
+            },
+        ]
+    }
+}
+
+/// All entries. Only user space removes any, so the walk neither restarts nor repeats; an entry
+/// that appears meanwhile may be missed until the next reading.
+fn entries<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> {
+    map.iter().map(|entry| Ok(entry?)).collect()
+}

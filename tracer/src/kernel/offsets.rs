@@ -1,0 +1,111 @@
+//! Which fields each hook reads, and where the running kernel keeps them: the other half of
+//! `tracer-ebpf/src/layout.rs`.
+
+use tracer_common::Hook;
+
+use super::btf::Btf;
+
+/// What a global that names no field is set to: "not in this kernel".
+pub const ABSENT: u32 = u32::MAX;
+
+/// A field: the global that carries its offset, its structure, its path in it.
+type Field = (&'static str, &'static str, &'static str);
+
+const NEIGH: &[Field] = &[
+    ("OFF_NEIGH_TABLE_FAMILY", "neigh_table", "family"),
+    ("OFF_NEIGH_TABLE_ENTRIES", "neigh_table", "entries"),
+    ("OFF_NEIGH_TABLE_GC_ENTRIES", "neigh_table", "gc_entries"),
+    ("OFF_NEIGH_TABLE_GC_THRESH1", "neigh_table", "gc_thresh1"),
+    ("OFF_NEIGH_TABLE_GC_THRESH2", "neigh_table", "gc_thresh2"),
+    ("OFF_NEIGH_TABLE_GC_THRESH3", "neigh_table", "gc_thresh3"),
+    ("OFF_NEIGH_TABLE_LAST_FLUSH", "neigh_table", "last_flush"),
+    ("OFF_NEIGH_TABLE_PARMS_NET", "neigh_table", "parms.net"),
+    ("OFF_NEIGH_PARMS_TBL", "neigh_parms", "tbl"),
+    ("OFF_NET_DEVICE_IFINDEX", "net_device", "ifindex"),
+    ("OFF_NET_DEVICE_NAME", "net_device", "name"),
+    ("OFF_NET_DEVICE_ND_NET", "net_device", "nd_net"),
+    ("OFF_NET_DEVICE_IP_PTR", "net_device", "ip_ptr"),
+    ("OFF_NET_DEVICE_IP6_PTR", "net_device", "ip6_ptr"),
+    ("OFF_IN_DEVICE_ARP_PARMS", "in_device", "arp_parms"),
+    ("OFF_INET6_DEV_ND_PARMS", "inet6_dev", "nd_parms"),
+    ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_NET_NS_INUM", "net", "ns.inum"),
+    ("OFF_NET_LOOPBACK_DEV", "net", "loopback_dev"),
+    ("OFF_TASK_NSPROXY", "task_struct", "nsproxy"),
+    ("OFF_NSPROXY_NET_NS", "nsproxy", "net_ns"),
+];
+
+const DNS: &[Field] = &[
+    ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_NET_NS_INUM", "net", "ns.inum"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_COMM", "task_struct", "comm"),
+    ("OFF_SK_BUFF_SK", "sk_buff", "sk"),
+    ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
+];
+
+const DROPS: &[Field] = &[
+    ("OFF_SK_BUFF_SK", "sk_buff", "sk"),
+    ("OFF_SK_BUFF_HEAD", "sk_buff", "head"),
+    ("OFF_SK_BUFF_NETWORK_HEADER", "sk_buff", "network_header"),
+    ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
+    ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
+];
+
+/// Fields that a hook does without where they are missing: conntrack may not be built in.
+const OPTIONAL: &[Field] = &[("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct")];
+
+/// What the kernel's BTF gave.
+#[derive(Debug, Default)]
+pub struct Offsets {
+    /// Global and value, each once.
+    pub globals: Vec<(&'static str, u32)>,
+    /// Hooks that cannot run, with the reason.
+    pub missing: Vec<(Hook, String)>,
+}
+
+impl Offsets {
+    /// Looks every field up. A missing one switches its hook off; that is no error.
+    pub fn resolve(btf: &Btf) -> Self {
+        let mut offsets = Self::default();
+        for (hook, fields) in [(Hook::Neigh, NEIGH), (Hook::Dns, DNS), (Hook::Drops, DROPS)] {
+            for (global, structure, path) in fields {
+                match btf.offset(structure, path) {
+                    Ok(offset) => offsets.set(global, offset),
+                    Err(why) => {
+                        offsets.set(global, ABSENT);
+                        offsets.missing.push((hook, format!("{why:#}")));
+                    }
+                }
+            }
+        }
+        for (global, structure, path) in OPTIONAL {
+            offsets.set(global, btf.offset(structure, path).unwrap_or(ABSENT));
+        }
+        match btf.tracepoint_argument("kfree_skb", "skb_drop_reason") {
+            Ok(index) => offsets.set("ARG_DROP_REASON", index),
+            Err(why) => {
+                offsets.set("ARG_DROP_REASON", ABSENT);
+                offsets.missing.push((
+                    Hook::Drops,
+                    format!("{why:#}: this kernel gives no drop reasons (they came with 5.17)"),
+                ));
+            }
+        }
+        offsets
+    }
+
+    /// Why a hook cannot run, if so.
+    pub fn why_not(&self, hook: Hook) -> Option<&str> {
+        self.missing
+            .iter()
+            .find(|(h, _)| *h == hook)
+            .map(|(_, why)| why.as_str())
+    }
+
+    fn set(&mut self, global: &'static str, value: u32) {
+        if !self.globals.iter().any(|(g, _)| *g == global) {
+            self.globals.push((global, value));
+        }
+    }
+}

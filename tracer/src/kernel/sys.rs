@@ -1,0 +1,41 @@
+//! The system calls that no library wraps: the only unsafe code of the user half, beside aya's
+//! `Pod` impls.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// `SO_NETNS_COOKIE` (5.14, include/uapi/asm-generic/socket.h).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie of the network namespace that `socket` was made in.
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `len` are valid for writes, and `len` is the size of `cookie`.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if ret == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The eBPF ring, to be waited for. Needs a tokio runtime.
+pub fn async_ring(ring: super::load::Ring) -> io::Result<AsyncFd<super::load::Ring>> {
+    // SAFETY: the ring owns its file descriptor for as long as it lives, and always has the same.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
+}

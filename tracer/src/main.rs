@@ -1,0 +1,99 @@
+//! The binary: arguments in, exit code out.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use tracer::{
+    agent,
+    cli::{Cli, Command},
+    config::{
+        self, Config, EventsConfig, File, LogFormat, Logging, OutputFormat, TopConfig, UsageError,
+    },
+    doctor,
+    engine::Engine,
+    events_cmd, man, top, usage,
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+fn main() -> ExitCode {
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // Not eprintln!: it panics where stderr is full or closed.
+            let _ = writeln!(io::stderr(), "tracer: {error:#}");
+            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let file = File::load(cli.global.config.as_ref())?;
+    let logging = Logging::new(&cli.global, &file);
+    log_to_stderr(&logging);
+    match cli.command {
+        Command::Agent(args) => {
+            let config = Config::agent(&args, &file)?;
+            runtime()?.block_on(agent::run(config, logging.format))?;
+        }
+        Command::Top(args) => {
+            let config = TopConfig::new(&args, &file)?;
+            runtime()?.block_on(top::run(config, async |config: &Config| {
+                Engine::start(config)
+            }))?;
+        }
+        Command::Events(args) => {
+            runtime()?.block_on(events_cmd::run(EventsConfig::new(&args, &file)))?;
+        }
+        Command::Doctor(args) => {
+            let report = doctor::examine();
+            let text = match config::doctor_output(&args, &file) {
+                OutputFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+                OutputFormat::Text => report.to_string(),
+            };
+            print(text.as_bytes())?;
+            return Ok(ExitCode::from(u8::from(!report.main_job_can_run)));
+        }
+        Command::Completions { shell } => print(&man::completions(shell))?,
+        Command::Man => print(&man::page()?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Two threads are plenty, however many CPUs the node has.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// A reader that hangs up has read enough.
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to stdout"),
+    }
+}
+
+fn log_to_stderr(logging: &Logging) {
+    let level: LevelFilter = logging.level.into();
+    // aya tells a lot at debug.
+    let filter = EnvFilter::new(format!("{level},aya=warn,aya_obj=warn,hyper=warn"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
+    match logging.format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.with_ansi(false).init(),
+    }
+}

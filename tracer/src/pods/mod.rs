@@ -1,0 +1,371 @@
+//! Whose is it? Sources say which pods there are; the resolver joins what the kernel knows (cgroup,
+//! namespace) to them.
+
+pub mod file;
+pub mod local;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{config::Pods, kernel::cgroup};
+
+/// Label values: a pod, or what stands for something that is none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Owner {
+    /// Kubernetes namespace, or a word in parentheses.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// Its uid, where known.
+    pub uid: Option<String>,
+}
+
+impl Owner {
+    /// Without a uid.
+    pub fn new(namespace: &str, pod: &str) -> Arc<Self> {
+        Arc::new(Self {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            uid: None,
+        })
+    }
+
+    /// What could not be named.
+    pub fn unknown() -> Arc<Self> {
+        Self::new("(unknown)", "(unknown)")
+    }
+
+    /// What found no room.
+    pub fn other() -> Arc<Self> {
+        Self::new("(other)", "(other)")
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)
+    }
+}
+
+/// What the kernel says of a failure's origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// cgroup2 id of the socket; `None` where a device, not a socket, is concerned.
+    pub cgroup_id: Option<u64>,
+    /// Cookie of the network namespace; 0 is the kernel's rest key.
+    pub net_cookie: u64,
+    /// Its inode.
+    pub netns: u32,
+}
+
+/// What a source says of one pod.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its labels.
+    pub owner: Arc<Owner>,
+    /// Cookie of its namespace, where the source could ask.
+    pub net_cookie: Option<u64>,
+    /// Inode of its namespace.
+    pub netns: Option<u32>,
+    /// Its cgroup, from the cgroup2 mount, beginning with `/`; everything below is its too.
+    pub cgroup: Option<String>,
+}
+
+/// Where pods are learned from.
+pub trait Source: Send {
+    /// Label value in metrics.
+    fn name(&self) -> &'static str;
+    /// All pods there are now.
+    fn pods(&mut self) -> Result<Vec<Known>>;
+}
+
+/// A source and what it said last.
+struct Consulted {
+    source: Box<dyn Source>,
+    known: Vec<Known>,
+    answered: Option<Instant>,
+    reason: String,
+}
+
+/// State of a source, for `doctor`, metrics and API.
+#[derive(Clone, Debug)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// Pods it knows.
+    pub pods: usize,
+    /// Since it last answered.
+    pub age: Option<Duration>,
+    /// Why it does not answer; empty if it does.
+    pub reason: String,
+}
+
+/// How often the sources are asked, if nobody asks for an unknown before.
+const REFRESH: Duration = Duration::from_secs(1);
+/// How often they may be asked for unknowns.
+const REFRESH_ON_DEMAND: Duration = Duration::from_millis(100);
+
+/// Joins identities to owners.
+pub struct Resolver {
+    sources: Vec<Consulted>,
+    cgroup_mount: Option<PathBuf>,
+    cgroups: HashMap<u64, String>,
+    by_cookie: HashMap<u64, Arc<Owner>>,
+    by_inode: HashMap<u32, Arc<Owner>>,
+    by_cgroup: HashMap<String, Arc<Owner>>,
+    host: Option<u64>,
+    refreshed: Option<Instant>,
+}
+
+impl Resolver {
+    /// With the sources that `--pods` asks for, the strongest first.
+    pub fn new(pods: &Pods) -> Result<Self> {
+        let sources: Vec<Box<dyn Source>> = match pods {
+            Pods::None => Vec::new(),
+            Pods::File(path) => vec![
+                Box::new(file::File::open(path)?),
+                Box::new(local::Local::default()),
+            ],
+            _ => vec![Box::new(local::Local::default())],
+        };
+        Ok(Self {
+            sources: sources
+                .into_iter()
+                .map(|source| Consulted {
+                    source,
+                    known: Vec::new(),
+                    answered: None,
+                    reason: "not asked yet".to_owned(),
+                })
+                .collect(),
+            cgroup_mount: cgroup::mount_point().ok(),
+            cgroups: HashMap::new(),
+            by_cookie: HashMap::new(),
+            by_inode: HashMap::new(),
+            by_cgroup: HashMap::new(),
+            host: None,
+            refreshed: None,
+        })
+    }
+
+    /// Which namespace is the host's: the cookie of `init_net`.
+    pub fn set_host(&mut self, net_cookie: u64) {
+        self.host = Some(net_cookie);
+    }
+
+    /// Asks the sources again, if it is time. True if it was.
+    pub fn refresh(&mut self, on_demand: bool) -> bool {
+        let interval = if on_demand { REFRESH_ON_DEMAND } else { REFRESH };
+        if self.refreshed.is_some_and(|at| at.elapsed() < interval) {
+            return false;
+        }
+        for consulted in &mut self.sources {
+            match consulted.source.pods() {
+                Ok(known) => {
+                    consulted.known = known;
+                    consulted.answered = Some(Instant::now());
+                    consulted.reason.clear();
+                }
+                Err(why) => {
+                    // The last pods known stay.
+                    let why = format!("{why:#}");
+                    if consulted.reason != why {
+                        tracing::warn!("pod source {}: {why}", consulted.source.name());
+                    }
+                    consulted.reason = why;
+                }
+            }
+        }
+        self.by_cookie.clear();
+        self.by_inode.clear();
+        self.by_cgroup.clear();
+        for known in self.sources.iter().flat_map(|c| &c.known) {
+            // The strongest source comes first and stays. An inode decides only where no cookie
+            // could be had: it is reused within a second, a cookie never.
+            match (known.net_cookie, known.netns) {
+                (Some(cookie), _) => {
+                    self.by_cookie.entry(cookie).or_insert_with(|| known.owner.clone());
+                }
+                (None, Some(netns)) => {
+                    self.by_inode.entry(netns).or_insert_with(|| known.owner.clone());
+                }
+                (None, None) => {}
+            }
+            if let Some(path) = &known.cgroup {
+                self.by_cgroup.entry(path.clone()).or_insert_with(|| known.owner.clone());
+            }
+        }
+        if let Some(mount) = &self.cgroup_mount {
+            self.cgroups.clear();
+            cgroup::walk(mount, |id, path| {
+                self.cgroups.insert(id, path.to_owned());
+            });
+        }
+        self.refreshed = Some(Instant::now());
+        true
+    }
+
+    /// The owner, or `None` where nothing known fits (yet).
+    ///
+    /// A socket: its cgroup where a pod owns it, else its namespace where a pod owns it or it has a
+    /// name, else, in the host's namespace, the cgroup's unit. A device: its namespace; the host's
+    /// belong to the kernel.
+    pub fn resolve(&self, identity: &Identity) -> Option<Arc<Owner>> {
+        if identity.net_cookie == 0 {
+            return Some(Owner::other());
+        }
+        let cgroup = identity.cgroup_id.and_then(|id| self.cgroups.get(&id));
+        if let Some(owner) = cgroup.and_then(|path| self.pod_of_cgroup(path)) {
+            return Some(owner);
+        }
+        let by_namespace = self
+            .by_cookie
+            .get(&identity.net_cookie)
+            .or_else(|| self.by_inode.get(&identity.netns));
+        if let Some(owner) = by_namespace {
+            return Some(owner.clone());
+        }
+        if self.host == Some(identity.net_cookie) {
+            return match identity.cgroup_id {
+                None => Some(Owner::new("(host)", "(kernel)")),
+                Some(_) => cgroup.map(|path| Owner::new("(host)", &cgroup::unit(path))),
+            };
+        }
+        None
+    }
+
+    /// The pod whose cgroup this is, or lies above it.
+    fn pod_of_cgroup(&self, path: &str) -> Option<Arc<Owner>> {
+        if self.by_cgroup.is_empty() {
+            return None;
+        }
+        let mut path = path;
+        loop {
+            if let Some(owner) = self.by_cgroup.get(path) {
+                return Some(owner.clone());
+            }
+            path = &path[..path.rfind('/')?];
+        }
+    }
+
+    /// Is there still such a pod, or is it no pod at all?
+    pub fn is_alive(&self, owner: &Owner) -> bool {
+        self.sources
+            .iter()
+            .flat_map(|c| &c.known)
+            .any(|known| *known.owner == *owner)
+    }
+
+    /// Is there (still) such a cgroup?
+    pub fn has_cgroup(&self, id: u64) -> bool {
+        self.cgroups.contains_key(&id)
+    }
+
+    /// State of the sources.
+    pub fn sources(&self) -> Vec<SourceStatus> {
+        self.sources
+            .iter()
+            .map(|c| SourceStatus {
+                name: c.source.name(),
+                pods: c.known.len(),
+                age: c.answered.map(|at| at.elapsed()),
+                reason: c.reason.clone(),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(Vec<Known>);
+
+    impl Source for Fixed {
+        fn name(&self) -> &'static str {
+            "fixed"
+        }
+        fn pods(&mut self) -> Result<Vec<Known>> {
+            Ok(self.0.clone())
+        }
+    }
+
+    fn known(name: &str, cookie: Option<u64>, netns: Option<u32>, cgroup: Option<&str>) -> Known {
+        Known {
+            owner: Owner::new("shop", name),
+            net_cookie: cookie,
+            netns,
+            cgroup: cgroup.map(str::to_owned),
+        }
+    }
+
+    fn resolver(pods: Vec<Known>) -> Resolver {
+        let mut resolver = Resolver::new(&Pods::None).unwrap();
+        resolver.sources.push(Consulted {
+            source: Box::new(Fixed(pods)),
+            known: Vec::new(),
+            answered: None,
+            reason: String::new(),
+        });
+        resolver.cgroup_mount = None;
+        resolver.set_host(1);
+        resolver.refresh(false);
+        resolver.cgroups = HashMap::from([
+            (7, "/kubepods/podA/c1".to_owned()),
+            (8, "/system.slice/sshd.service".to_owned()),
+        ]);
+        resolver
+    }
+
+    fn name(resolver: &Resolver, cgroup_id: Option<u64>, net_cookie: u64, netns: u32) -> String {
+        resolver
+            .resolve(&Identity {
+                cgroup_id,
+                net_cookie,
+                netns,
+            })
+            .map_or_else(|| "-".to_owned(), |owner| owner.to_string())
+    }
+
+    #[test]
+    fn the_cgroup_goes_before_the_namespace() {
+        let r = resolver(vec![
+            known("a", None, None, Some("/kubepods/podA")),
+            known("b", Some(5), Some(50), None),
+        ]);
+        assert_eq!(name(&r, Some(7), 5, 50), "shop/a");
+        assert_eq!(name(&r, Some(8), 5, 50), "shop/b");
+        assert_eq!(name(&r, None, 5, 50), "shop/b");
+        // A hostNetwork pod: the host's namespace, its own cgroup.
+        assert_eq!(name(&r, Some(7), 1, 100), "shop/a");
+    }
+
+    #[test]
+    fn the_host_is_named_by_unit_or_kernel() {
+        let r = resolver(Vec::new());
+        assert_eq!(name(&r, Some(8), 1, 100), "(host)/sshd.service");
+        assert_eq!(name(&r, None, 1, 100), "(host)/(kernel)");
+        assert_eq!(name(&r, Some(99), 1, 100), "-");
+        assert_eq!(name(&r, Some(8), 6, 60), "-");
+    }
+
+    #[test]
+    fn a_reused_inode_names_nobody_where_the_cookie_is_known() {
+        let r = resolver(vec![known("a", Some(5), Some(50), None)]);
+        assert_eq!(name(&r, None, 6, 50), "-");
+        let r = resolver(vec![known("a", None, Some(50), None)]);
+        assert_eq!(name(&r, None, 6, 50), "shop/a");
+    }
+
+    #[test]
+    fn the_rest_key_is_other() {
+        assert_eq!(name(&resolver(Vec::new()), None, 0, 0), "(other)/(other)");
+    }
+}

@@ -1,0 +1,194 @@
+//! `tracer top`: what fails now, a row for each pod. Two snapshots one interval apart make a table
+//! ([`table`]), a table makes text ([`text`]); where the snapshots come from is a [`Source`].
+
+mod table;
+mod text;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+pub use table::{Column, Row, rows};
+
+use crate::client::Client;
+use crate::config::{Config, TopConfig};
+use crate::engine::Engine;
+use crate::export::snapshot::Snapshot;
+use crate::output::{Output, Signals};
+
+/// Where snapshots come from.
+pub trait Source {
+    /// What is known now.
+    fn snapshot(&mut self) -> impl Future<Output = anyhow::Result<Snapshot>>;
+    /// Undoes what making the source did to the node.
+    fn stop(self) -> impl Future<Output = ()>;
+}
+
+/// An agent's API.
+struct Agent(Client);
+
+impl Source for Agent {
+    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
+        Ok(self.0.get_json("/api/v1/snapshot").await?)
+    }
+
+    async fn stop(self) {}
+}
+
+/// The engine in this process.
+impl Source for Arc<Engine> {
+    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
+        self.snapshot_now()
+    }
+
+    async fn stop(self) {
+        Engine::stop(self).await;
+    }
+}
+
+/// Prints tables to standard output, of the agent, or of what `trace` starts in this process where
+/// no agent answers at the default address and the user is root.
+pub async fn run<S: Source>(
+    config: TopConfig,
+    trace: impl AsyncFnOnce(&Config) -> anyhow::Result<S>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let output = Output::stdout()?;
+    let client = Client::new(config.agent.clone().unwrap_or_default());
+    // Asked for the answer's sake only: the rates need two of the same source.
+    let answer = tokio::select! {
+        answer = client.get_json::<Snapshot>("/api/v1/snapshot") => answer,
+        () = signals.recv() => return Ok(()),
+    };
+    match answer {
+        Ok(_) => watch(&config, Agent(client), output, &mut signals).await,
+        Err(e) if e.nobody_listens() && config.agent.is_none() => {
+            if !rustix::process::geteuid().is_root() {
+                return Err(anyhow!(
+                    "{e}, or run `tracer top` as root to trace without one"
+                ));
+            }
+            tracing::info!("no agent answers at the default address: tracing in this process");
+            let source = trace(&config.trace)
+                .await
+                .context("cannot trace in this process")?;
+            watch(&config, source, output, &mut signals).await
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Prints until a signal or a reader that has gone, or once; stops the source in any case.
+async fn watch(
+    config: &TopConfig,
+    mut source: impl Source,
+    output: Output,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let (result, signalled) = tokio::select! {
+        result = print(config, &mut source, &output) => (result, false),
+        () = signals.recv() => (Ok(()), true),
+    };
+    source.stop().await;
+    let written = output.finish_or_signal(signalled, signals).await;
+    result.and(written)
+}
+
+async fn print(
+    config: &TopConfig,
+    source: &mut impl Source,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let mut before = source.snapshot().await?;
+    let mut taken = Instant::now();
+    let mut ticks = interval_at(taken + config.interval, config.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let after = source.snapshot().await?;
+        let now = Instant::now();
+        let text = one_table(&before, &after, now - taken, config.sort);
+        let text = if config.once {
+            text
+        } else {
+            format!("{text}\n")
+        };
+        if !output.write(text).await || config.once {
+            return Ok(());
+        }
+        (before, taken) = (after, now);
+    }
+}
+
+/// The text of one table. `interval` is the time that truly went by.
+fn one_table(before: &Snapshot, after: &Snapshot, interval: Duration, sort: Column) -> String {
+    let total = table::total(before, after, interval);
+    let rows = rows(before, after, interval, sort);
+    text::text(after, &total, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::config::File;
+
+    struct Fake {
+        asked: u64,
+        stopped: std::rc::Rc<std::cell::Cell<bool>>,
+    }
+
+    impl Source for Fake {
+        async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
+            self.asked += 1;
+            if self.asked > 3 {
+                return Err(anyhow!("gone"));
+            }
+            Ok(Snapshot {
+                node: format!("node{}", self.asked),
+                ..Snapshot::default()
+            })
+        }
+
+        async fn stop(self) {
+            self.stopped.set(true);
+        }
+    }
+
+    async fn watch_fake(args: &[&str]) -> (anyhow::Result<()>, String) {
+        let cli = Cli::try_parse_from(["tracer", "top"].iter().chain(args)).unwrap();
+        let Command::Top(args) = cli.command else {
+            panic!("not top");
+        };
+        let config = TopConfig::new(&args, &File::default()).unwrap();
+        let stopped = std::rc::Rc::default();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = Fake {
+            asked: 0,
+            stopped: std::rc::Rc::clone(&stopped),
+        };
+        let output = Output::to(file.reopen().unwrap()).unwrap();
+        let result = watch(&config, source, output, &mut Signals::new().unwrap()).await;
+        assert!(stopped.get());
+        (result, std::fs::read_to_string(file.path()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn once_is_one_table_after_one_interval() {
+        let (result, text) = watch_fake(&["--once", "--interval", "100ms"]).await;
+        result.unwrap();
+        assert!(text.starts_with("node node2"), "{text}");
+        assert!(!text.contains("node3"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn tables_follow_until_the_source_goes() {
+        let (result, text) = watch_fake(&["--interval", "100ms"]).await;
+        assert_eq!(result.unwrap_err().to_string(), "gone");
+        assert!(text.contains("\n\nnode node3"), "{text}");
+    }
+}

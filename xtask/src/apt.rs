@@ -1,0 +1,127 @@
+//! Debian's and Ubuntu's package manager.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::sh;
+
+pub fn exists() -> bool {
+    sh::which("apt-get").is_some() && sh::which("apt-cache").is_some()
+}
+
+/// A package and the version that would be installed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub name: String,
+    pub version: String,
+}
+
+/// Which of the named packages could be installed.
+pub fn candidates(names: &[String]) -> Result<Vec<Candidate>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let policy = sh::output(
+        Command::new("apt-cache")
+            .arg("policy")
+            .args(names)
+            .env("LC_ALL", "C"),
+    )?;
+    Ok(parse_policy(&policy))
+}
+
+/// Names of packages that match a regular expression.
+pub fn search(pattern: &str) -> Result<Vec<String>> {
+    let found = sh::output(Command::new("apt-cache").args(["search", "--names-only", pattern]))?;
+    Ok(found
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Reads the package lists anew.
+pub fn update() -> Result<()> {
+    sh::step("reading the package lists: apt-get update");
+    sh::quietly(apt_get().args(["-qq", "update"])).context("the package lists could not be read")
+}
+
+/// Installs packages; nothing that is installed gives way to them.
+pub fn install(packages: &[String]) -> Result<()> {
+    sh::step(format!("installing packages: {}", packages.join(" ")));
+    sh::quietly(
+        apt_get()
+            .args([
+                "-qq",
+                "install",
+                "-y",
+                "--no-install-recommends",
+                "--no-remove",
+            ])
+            .args(packages),
+    )
+    .context("the packages could not be installed")
+}
+
+/// What somebody without the right to install should type.
+pub fn install_command(packages: &[String]) -> String {
+    format!(
+        "sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    )
+}
+
+fn apt_get() -> Command {
+    let mut apt_get = Command::new("apt-get");
+    apt_get
+        // A machine that has just booted may still be running its automatic updates.
+        .args(["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"])
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    apt_get
+}
+
+fn parse_policy(text: &str) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    let mut name = "";
+    for line in text.lines() {
+        if let Some(version) = line.trim().strip_prefix("Candidate: ") {
+            if version != "(none)" {
+                found.push(Candidate {
+                    name: name.to_owned(),
+                    version: version.to_owned(),
+                });
+            }
+        } else if !line.starts_with(' ') {
+            name = line.trim_end_matches(':');
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_without_a_candidate_is_left_out() {
+        let text = "rustc-web:
+  Installed: (none)
+  Candidate: 1.96.0+dfsg1-1~deb12u2
+  Version table:
+     1.96.0+dfsg1-1~deb12u2 500
+        500 http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
+llvm-23-dev:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+";
+        assert_eq!(
+            parse_policy(text),
+            [Candidate {
+                name: "rustc-web".to_owned(),
+                version: "1.96.0+dfsg1-1~deb12u2".to_owned()
+            }]
+        );
+    }
+}

@@ -1,0 +1,55 @@
+//! What a developer runs: `cargo xtask VERB`, one file a verb.
+
+mod apt;
+mod build;
+mod object;
+mod run;
+mod setup;
+mod sh;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "tracer's developer commands")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or make a toolchain that builds eBPF; every other verb does it when needed
+    Setup,
+    /// Build the eBPF object and the release binary that holds it
+    Build,
+    /// Build, then run tracer in the foreground
+    Run {
+        /// What to pass to tracer [default: agent]
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Format check, lints, unit tests and end-to-end tests; the latter need root
+    Test {
+        /// Run only the tests whose name contains one of these, without format check and lints
+        filters: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build => build::run(),
+        Verb::Run { args } => run::run(args),
+        Verb::Test { filters } => test::run(&filters),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

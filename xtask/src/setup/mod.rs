@@ -1,0 +1,178 @@
+//! `cargo xtask setup`: finds or makes what builds eBPF. Every step that changes something is
+//! said in a line; where nothing is missing it takes a tenth of a second and is silent.
+//!
+//! It takes a rustc with the sources of `core`, and a bpf-linker whose LLVM is at least that
+//! rustc's. rustup's server is asked for the sources first: a few megabytes and no root, where
+//! packages are a hundred. Where it cannot be reached the distribution's packages do it all.
+
+mod linker;
+mod llvm;
+mod rustc;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Result, bail};
+
+pub use self::rustc::Compiler;
+use crate::{apt, sh};
+
+/// A compiler and a linker that fit each other.
+#[derive(Debug)]
+pub struct Toolchain {
+    pub compiler: Compiler,
+    pub linker: PathBuf,
+}
+
+/// A program that a verb needs, and Debian's package with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tool {
+    pub program: &'static str,
+    pub package: &'static str,
+}
+
+pub fn run() -> Result<()> {
+    let Toolchain { compiler, linker } = ensure(&[])?;
+    sh::step(format!(
+        "ready: rustc {} at {}, {}",
+        compiler.version.release,
+        compiler.rustc.display(),
+        linker.display()
+    ));
+    Ok(())
+}
+
+/// Finds a toolchain for eBPF and the named tools; installs what is missing.
+pub fn ensure(tools: &[Tool]) -> Result<Toolchain> {
+    linker::check_override()?;
+    let mut compilers = rustc::find();
+    if missing(tools).is_empty()
+        && let Some(ready) = ready(&mut compilers)
+    {
+        return Ok(ready);
+    }
+    if compilers.is_empty() {
+        compilers = ask_rustup()?;
+    }
+    install_packages(&compilers, tools)?;
+
+    let mut compilers = rustc::find();
+    if let Some(ready) = ready(&mut compilers) {
+        return Ok(ready);
+    }
+    let Some(first) = compilers.first() else {
+        bail!(no_compiler());
+    };
+    let needed = first.version.llvm;
+    let fit = compilers.into_iter().find_map(|compiler| {
+        let llvm = llvm::find(compiler.version.llvm)?;
+        Some((compiler, llvm))
+    });
+    let Some((compiler, llvm)) = fit else {
+        bail!(linker::advice(needed));
+    };
+    let linker = linker::install(&llvm)?;
+    Ok(Toolchain { compiler, linker })
+}
+
+/// The first compiler for which there is a linker already.
+fn ready(compilers: &mut Vec<Compiler>) -> Option<Toolchain> {
+    let (index, linker) = compilers
+        .iter()
+        .enumerate()
+        .find_map(|(index, compiler)| Some((index, linker::find(compiler.version.llvm)?)))?;
+    let compiler = compilers.swap_remove(index);
+    Some(Toolchain { compiler, linker })
+}
+
+fn ask_rustup() -> Result<Vec<Compiler>> {
+    // Where packages can take its place, rustup's server has little time to answer.
+    let limit = if apt::exists() && sh::is_root()? {
+        20
+    } else {
+        120
+    };
+    match rustc::add_sources(Duration::from_secs(limit)) {
+        Ok(true) => Ok(rustc::find()),
+        Ok(false) => Ok(Vec::new()),
+        Err(error) => {
+            sh::step(format!("rustup could not add them: {error:#}"));
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Installs the packages that are missing, all at once; without the right to, says how.
+fn install_packages(compilers: &[Compiler], tools: &[Tool]) -> Result<()> {
+    let tools = missing(tools);
+    let complete = compilers.iter().any(|compiler| {
+        linker::find(compiler.version.llvm).is_some() || llvm::find(compiler.version.llvm).is_some()
+    });
+    if complete && tools.is_empty() {
+        return Ok(());
+    }
+    if !apt::exists() {
+        match (complete, tools.is_empty()) {
+            (true, false) => bail!("programs are missing; install {}", tools.join(", ")),
+            // The caller says what the toolchain lacks.
+            _ => return Ok(()),
+        }
+    }
+    let root = sh::is_root()?;
+    if root {
+        apt::update()?;
+    }
+    let mut packages = tools;
+    if !complete {
+        packages.extend(toolchain_packages(compilers)?);
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if root {
+        apt::install(&packages)
+    } else {
+        bail!(
+            "packages are missing; run `{}`",
+            apt::install_command(&packages)
+        )
+    }
+}
+
+/// What the distribution has to complete the toolchain; nothing, where it has nothing fit.
+fn toolchain_packages(compilers: &[Compiler]) -> Result<Vec<String>> {
+    let llvms = apt::candidates(&llvm::packages(0))?;
+    let llvm = compilers
+        .iter()
+        .find_map(|compiler| llvm::choose_package(&llvms, Some(compiler.version.llvm)));
+    if let Some(llvm) = llvm {
+        return Ok(vec![llvm.to_owned()]);
+    }
+    // No compiler, or each is newer than every LLVM here: the distribution's own fits its LLVM.
+    let candidates = apt::candidates(&apt::search(rustc::PACKAGES)?)?;
+    let compiler = rustc::choose_package(&candidates);
+    let (Some(compiler), Some(llvm)) = (compiler, llvm::choose_package(&llvms, None)) else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![
+        compiler.to_owned(),
+        rustc::source_package(compiler),
+        llvm.to_owned(),
+    ])
+}
+
+fn missing(tools: &[Tool]) -> Vec<String> {
+    tools
+        .iter()
+        .filter(|tool| sh::which(tool.program).is_none())
+        .map(|tool| tool.package.to_owned())
+        .collect()
+}
+
+fn no_compiler() -> String {
+    format!(
+        "no compiler here builds eBPF: it takes rustc {} or newer with the sources of core; run \
+         `rustup component add rust-src`, or install the distribution's rustc and its sources \
+         (Debian 12: rustc-web and rust-web-src)",
+        rustc::OLDEST
+    )
+}
