@@ -6,7 +6,12 @@ use std::{env, fs, path::PathBuf};
 fn main() {
     println!("cargo::rerun-if-env-changed=TRACER_EBPF");
     let object = env::var_os("TRACER_EBPF").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/tracer-ebpf.o")),
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../target/bpf/tracer-ebpf.o"
+            ))
+        },
         PathBuf::from,
     );
     println!("cargo::rerun-if-changed={}", object.display());

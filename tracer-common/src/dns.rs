@@ -178,7 +178,9 @@ pub struct Key {
 
 /// Counters of one client, and of the node. Added to atomically: exact in every context.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Counts {
     /// Query packets, retransmissions too.
     pub queries: u64,
@@ -394,56 +396,6 @@ pub struct Failure {
 /// Server ports followed, at most.
 pub const MAX_PORTS: u32 = 8;
 
-#[cfg(feature = "user")]
-mod user {
-    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
-    unsafe impl aya::Pod for super::Key {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Counts {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::LookupKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Lookup {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_index_the_tables() {
-        for (i, o) in Outcome::ALL.iter().enumerate() {
-            assert_eq!(*o as usize, i);
-        }
-        for (i, c) in Cause::ALL.iter().enumerate() {
-            assert_eq!(*c as usize, i);
-        }
-    }
-
-    #[test]
-    fn quantiles_come_from_the_buckets() {
-        let mut counts = Counts::default();
-        assert_eq!(counts.quantile(0.5), None);
-        counts.buckets[3] = 10;
-        let median = counts.quantile(0.5).unwrap();
-        assert!(median > 0.0025 && median < 0.005, "{median}");
-    }
-
-    #[test]
-    fn answers_map_to_outcomes() {
-        assert_eq!(Outcome::of_answer(0, 1, false), Outcome::NoError);
-        assert_eq!(Outcome::of_answer(0, 0, false), Outcome::NoData);
-        assert_eq!(Outcome::of_answer(0, 0, true), Outcome::NoError);
-        assert_eq!(Outcome::of_answer(2, 0, false), Outcome::ServFail);
-        assert_eq!(Outcome::of_answer(3, 0, false), Outcome::NxDomain);
-        assert_eq!(Outcome::of_answer(9, 0, false), Outcome::Other);
-        assert!(!Outcome::NxDomain.is_failure());
-        assert!(Outcome::Timeout.is_failure());
-    }
-}
-
 impl Counts {
     /// Adds another's counts.
     pub fn add(&mut self, other: &Self) {
@@ -504,5 +456,55 @@ impl Counts {
             lower = upper;
         }
         Some(lower) // in the last bucket, which has no upper bound
+    }
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Key {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Value {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LookupKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Lookup {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_index_the_tables() {
+        for (i, o) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*o as usize, i);
+        }
+        for (i, c) in Cause::ALL.iter().enumerate() {
+            assert_eq!(*c as usize, i);
+        }
+    }
+
+    #[test]
+    fn quantiles_come_from_the_buckets() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.quantile(0.5), None);
+        counts.buckets[3] = 10;
+        let median = counts.quantile(0.5).unwrap();
+        assert!(median > 0.0025 && median < 0.005, "{median}");
+    }
+
+    #[test]
+    fn answers_map_to_outcomes() {
+        assert_eq!(Outcome::of_answer(0, 1, false), Outcome::NoError);
+        assert_eq!(Outcome::of_answer(0, 0, false), Outcome::NoData);
+        assert_eq!(Outcome::of_answer(0, 0, true), Outcome::NoError);
+        assert_eq!(Outcome::of_answer(2, 0, false), Outcome::ServFail);
+        assert_eq!(Outcome::of_answer(3, 0, false), Outcome::NxDomain);
+        assert_eq!(Outcome::of_answer(9, 0, false), Outcome::Other);
+        assert!(!Outcome::NxDomain.is_failure());
+        assert!(Outcome::Timeout.is_failure());
     }
 }

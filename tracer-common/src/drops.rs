@@ -7,20 +7,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// array this long, the last entry for anything beyond.
 pub const MAX_REASONS: u32 = 256;
 
-/// Whose drops: key of the map `DROPS`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Key {
-    /// cgroup2 id of the packet's socket, 0 without one.
-    pub cgroup_id: u64,
-    /// Cookie of the socket's namespace, else of the device's.
-    pub net_cookie: u64,
-    /// The kernel's number of the reason.
-    pub reason: u32,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
-}
-
 /// What a drop reason means for a lookup: values of the map `REASONS`, by the kernel's number.
 /// User space fills it from the kernel's BTF.
 #[repr(C)]
@@ -35,7 +21,5 @@ pub struct Reason {
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
-    unsafe impl aya::Pod for super::Key {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::Reason {}
 }

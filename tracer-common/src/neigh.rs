@@ -30,7 +30,9 @@ impl Key {
 
 /// Creations asked for, by result. Added to atomically: exact in every context.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Counts {
     /// The kernel made an entry (which it may have thrown away at once when another CPU was faster).
     pub created: u64,
@@ -77,7 +79,9 @@ pub struct Overflow {
 /// State of one neighbour table: values of the map `TABLES`, by [`crate::family_index`]. Written by
 /// the program `tables`, which user space runs when it wants fresh figures.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Table {
     /// `struct neigh_table *`, 0 while unknown.
     pub address: u64,
@@ -97,18 +101,6 @@ pub struct Table {
     pub gc_thresh3: u32,
 }
 
-#[cfg(feature = "user")]
-mod user {
-    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
-    unsafe impl aya::Pod for super::Key {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Counts {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Table {}
-}
-
 impl Counts {
     /// Adds another's counts.
     pub const fn add(&mut self, other: &Self) {
@@ -121,4 +113,16 @@ impl Counts {
     pub const fn attempts(&self) -> u64 {
         self.created + self.table_full + self.no_memory
     }
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Key {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Value {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Table {}
 }

@@ -96,7 +96,11 @@ impl Header {
 
     #[inline(always)]
     fn outcome(&self) -> Outcome {
-        Outcome::of_answer(self.flags as u8 & 0xf, self.answers, self.flags & 0x200 != 0)
+        Outcome::of_answer(
+            self.flags as u8 & 0xf,
+            self.answers,
+            self.flags & 0x200 != 0,
+        )
     }
 }
 
@@ -460,7 +464,15 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
         let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
         if let Some(mut record) = record {
             // Written before the removal: the entry's memory may be another's right after.
-            fill(record.as_mut_ptr(), &key, lookup, outcome, cause, waited_ns, now_ns);
+            fill(
+                record.as_mut_ptr(),
+                &key,
+                lookup,
+                outcome,
+                cause,
+                waited_ns,
+                now_ns,
+            );
             if PENDING.remove(key).is_err() {
                 record.discard(0);
                 ring::unsend(Hook::Dns);
@@ -543,8 +555,12 @@ fn fill(
 pub fn dns_age(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
     let map: *const c_void = (&raw const PENDING).cast();
-    let callback: unsafe extern "C" fn(*mut c_void, *const LookupKey, *mut Lookup, *mut c_void) -> i64 =
-        age;
+    let callback: unsafe extern "C" fn(
+        *mut c_void,
+        *const LookupKey,
+        *mut Lookup,
+        *mut c_void,
+    ) -> i64 = age;
     // SAFETY: the helper (5.13) calls back with pointers to a key and a value of that map.
     unsafe {
         bpf_for_each_map_elem(

@@ -7,7 +7,8 @@
 //! index from the prototype in BTF and the meaning of its numbers from the enum: both move.
 
 use aya_ebpf::{
-    helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext,
+    EbpfContext as _, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    programs::RawTracePointContext,
 };
 use tracer_common::{
     AF_INET, AF_INET6,
@@ -40,13 +41,14 @@ pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let skb: u64 = ctx.arg(0);
-    // Matched on constants: the verifier wants a fixed offset into the arguments.
-    let reason = match ARG_DROP_REASON.load() {
-        2 => ctx.arg::<u64>(2),
-        3 => ctx.arg::<u64>(3),
-        _ => return None,
-    } as u32;
-    let index = if reason < MAX_REASONS { reason } else { MAX_REASONS - 1 };
+    // Through memory: the verifier wants fixed offsets into the arguments, and LLVM makes a
+    // computed one of any choice between two.
+    let reason = read::<u32>(ctx.as_ptr() as u64, ARG_DROP_REASON.load() * 8)?;
+    let index = if reason < MAX_REASONS {
+        reason
+    } else {
+        MAX_REASONS - 1
+    };
     // SAFETY: array values; REASONS is written before the hook is attached.
     let meaning = unsafe { &*REASONS.get_ptr(index)? };
     if meaning.is_failure == 0 {

@@ -11,8 +11,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_NOEXIST,
     helpers::{
-        bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
-        generated::bpf_jiffies64,
+        bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf, generated::bpf_jiffies64,
     },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
@@ -101,7 +100,15 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
                 unsafe { *last = now_ns };
             }
             tell(
-                now_ns, family, device, primary_key, entries, limit, net_cookie, netns, value,
+                now_ns,
+                family,
+                device,
+                primary_key,
+                entries,
+                limit,
+                net_cookie,
+                netns,
+                value,
             );
         }
     }
@@ -149,7 +156,10 @@ fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined; a struct would live on the stack")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined; a struct would live on the stack"
+)]
 fn tell(
     now_ns: u64,
     family: u16,
@@ -183,7 +193,10 @@ fn tell(
         };
         (*record).destination = [0; 16];
         let _ = if family == AF_INET {
-            bpf_probe_read_kernel_buf(primary_key as *const u8, &mut (&mut (*record).destination)[..4])
+            bpf_probe_read_kernel_buf(
+                primary_key as *const u8,
+                &mut (&mut (*record).destination)[..4],
+            )
         } else {
             bpf_probe_read_kernel_buf(primary_key as *const u8, &mut (*record).destination)
         };
@@ -214,8 +227,18 @@ fn try_tables() -> Option<()> {
     let nsproxy = read::<u64>(task, OFF_TASK_NSPROXY.load())?;
     let net = read::<u64>(nsproxy, OFF_NSPROXY_NET_NS.load())?;
     let lo = read::<u64>(net, OFF_NET_LOOPBACK_DEV.load())?;
-    let _ = store_table(0, lo, OFF_NET_DEVICE_IP_PTR.load(), OFF_IN_DEVICE_ARP_PARMS.load());
-    let _ = store_table(1, lo, OFF_NET_DEVICE_IP6_PTR.load(), OFF_INET6_DEV_ND_PARMS.load());
+    let _ = store_table(
+        0,
+        lo,
+        OFF_NET_DEVICE_IP_PTR.load(),
+        OFF_IN_DEVICE_ARP_PARMS.load(),
+    );
+    let _ = store_table(
+        1,
+        lo,
+        OFF_NET_DEVICE_IP6_PTR.load(),
+        OFF_INET6_DEV_ND_PARMS.load(),
+    );
     Some(())
 }
 

@@ -16,7 +16,11 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A client's first record of a second always passes, so that a flood by one pod does not silence
 /// the others; `event_second` is where the client remembers it. The rest share the hook's budget.
 #[inline(always)]
-pub fn reserve<T: 'static>(hook: Hook, now_ns: u64, event_second: &mut u64) -> Option<RingBufEntry<T>> {
+pub fn reserve<T: 'static>(
+    hook: Hook,
+    now_ns: u64,
+    event_second: &mut u64,
+) -> Option<RingBufEntry<T>> {
     let stats = RING_STATS.get_ptr_mut(hook as u32)?;
     // SAFETY: a per-CPU array's value; the counters in it are only added to atomically.
     let stats = unsafe { &mut *stats };

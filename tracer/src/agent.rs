@@ -55,9 +55,11 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
         }
     }
     engine.stopping().cancel();
-    if timeout(GRACE, async { while services.join_next().await.is_some() {} })
-        .await
-        .is_err()
+    if timeout(GRACE, async {
+        while services.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
     {
         services.shutdown().await;
     }

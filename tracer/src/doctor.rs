@@ -116,13 +116,10 @@ pub fn examine() -> Report {
     let missing = capabilities::missing();
     let btf = Btf::open(btf::VMLINUX);
     let mut entries = [None, None];
-    let hooks = if !missing.is_empty() {
-        cannot(&format!("{} missing", missing.join(", ")))
-    } else {
-        match &btf {
-            Err(why) => cannot(&format!("{why:#}")),
-            Ok(btf) => try_hooks(btf, &mut entries),
-        }
+    let hooks = match &btf {
+        _ if !missing.is_empty() => cannot(&format!("{} missing", missing.join(", "))),
+        Err(why) => cannot(&format!("{why:#}")),
+        Ok(btf) => try_hooks(btf, &mut entries),
     };
     let hooks: Vec<HookReport> = hooks
         .into_iter()
@@ -241,9 +238,24 @@ fn advice(family: &str, entries: Option<u32>, limits: [u32; 3], table_fulls: u64
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = |ok| if ok { "ok" } else { "NO" };
-        writeln!(f, "tracer {} on Linux {}", self.version, printable(&self.kernel))?;
-        writeln!(f, "  {:<3} BTF           {}", mark(self.btf.ok), self.btf.detail)?;
-        writeln!(f, "  {:<3} cgroup2       {}", mark(self.cgroup2.ok), self.cgroup2.detail)?;
+        writeln!(
+            f,
+            "tracer {} on Linux {}",
+            self.version,
+            printable(&self.kernel)
+        )?;
+        writeln!(
+            f,
+            "  {:<3} BTF           {}",
+            mark(self.btf.ok),
+            self.btf.detail
+        )?;
+        writeln!(
+            f,
+            "  {:<3} cgroup2       {}",
+            mark(self.cgroup2.ok),
+            self.cgroup2.detail
+        )?;
         writeln!(f, "capabilities")?;
         for c in &self.capabilities {
             let mark = match (c.held, c.required) {
@@ -255,12 +267,21 @@ impl fmt::Display for Report {
         }
         writeln!(f, "hooks")?;
         for hook in &self.hooks {
-            writeln!(f, "  {:<3} {:<13} {}", mark(hook.ok), hook.name, hook.mechanism)?;
+            writeln!(
+                f,
+                "  {:<3} {:<13} {}",
+                mark(hook.ok),
+                hook.name,
+                hook.mechanism
+            )?;
             if !hook.reason.is_empty() {
                 writeln!(f, "      {:<13} {}", "", printable(&hook.reason))?;
             }
         }
-        writeln!(f, "neighbour tables (one for the whole kernel, shared by all pods)")?;
+        writeln!(
+            f,
+            "neighbour tables (one for the whole kernel, shared by all pods)"
+        )?;
         for table in &self.tables {
             let entries = table
                 .entries
@@ -279,7 +300,10 @@ impl fmt::Display for Report {
         if self.main_job_can_run {
             writeln!(f, "the agent can do its main job on this node")
         } else {
-            writeln!(f, "the agent cannot do its main job on this node: see NO above")
+            writeln!(
+                f,
+                "the agent cannot do its main job on this node: see NO above"
+            )
         }
     }
 }
@@ -293,6 +317,9 @@ mod tests {
         assert_eq!(advice("ipv4", Some(10), [128, 512, 1024], 0), "");
         assert!(advice("ipv4", Some(717), [128, 512, 1024], 0).contains("70 %"));
         let said = advice("ipv6", None, [128, 512, 1024], 3);
-        assert!(said.contains("net.ipv6.neigh.default.gc_thresh3=4096"), "{said}");
+        assert!(
+            said.contains("net.ipv6.neigh.default.gc_thresh3=4096"),
+            "{said}"
+        );
     }
 }

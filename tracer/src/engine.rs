@@ -104,12 +104,24 @@ impl Engine {
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {
             if !status.reason.is_empty() {
-                tracing::warn!("hook {} is {}: {}", status.hook.name(), status.state.name(), status.reason);
+                tracing::warn!(
+                    "hook {} is {}: {}",
+                    status.hook.name(),
+                    status.state.name(),
+                    status.reason
+                );
             }
         }
         if !Hook::ALL.iter().any(|hook| loaded.is_attached(*hook)) {
-            let why: Vec<_> = loaded.hooks.iter().map(|s| format!("{}: {}", s.hook.name(), s.reason)).collect();
-            bail!("no hook can run on this node ({}); see `tracer doctor`", why.join("; "));
+            let why: Vec<_> = loaded
+                .hooks
+                .iter()
+                .map(|s| format!("{}: {}", s.hook.name(), s.reason))
+                .collect();
+            bail!(
+                "no hook can run on this node ({}); see `tracer doctor`",
+                why.join("; ")
+            );
         }
         let ring = maps.take_ring().context("the eBPF ring is taken already")?;
         let engine = Arc::new(Self {
@@ -213,7 +225,11 @@ impl Engine {
 
     fn failed(&self, error: &anyhow::Error) {
         // The first of a row is told; the metric counts them all.
-        if self.read_errors.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+        if self
+            .read_errors
+            .fetch_add(1, Ordering::Relaxed)
+            .is_power_of_two()
+        {
             tracing::error!("cannot read from the kernel: {error:#}");
         }
     }
@@ -255,7 +271,10 @@ impl Engine {
             // Somebody new: the sources know by now.
             aggregate.update(picture.reading.clone(), &resolver, now, second);
         }
-        if collected.retired.is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL) {
+        if collected
+            .retired
+            .is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL)
+        {
             let leaving = aggregate.retire(&resolver, now);
             for net_cookie in leaving.neigh {
                 maps.forget_neigh(net_cookie, AF_INET);
@@ -266,7 +285,9 @@ impl Engine {
             }
             collected.retired = Some(now);
         }
-        collected.fillings = maps.fillings(&picture.reading, picture.dns_pending()).to_vec();
+        collected.fillings = maps
+            .fillings(&picture.reading, picture.dns_pending())
+            .to_vec();
         collected.misses = lock(&self.loaded).misses();
         Ok(())
     }

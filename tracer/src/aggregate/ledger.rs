@@ -113,7 +113,10 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             .iter()
             .filter(|(key, entry)| {
                 now.duration_since(entry.changed) >= GRACE
-                    && entry.owner.as_ref().is_some_and(|owner| is_over(key, owner))
+                    && entry
+                        .owner
+                        .as_ref()
+                        .is_some_and(|owner| is_over(key, owner))
             })
             .map(|(key, _)| *key)
             .collect();
@@ -173,9 +176,20 @@ mod tests {
         let start = Instant::now();
         ledger.update([(1, 5)], start, |_| None, |o| o);
         ledger.update([(1, 5)], start + HOLD, |_| None, |o| o);
-        assert_eq!((ledger.pending(), total(&ledger, "(unknown)")), (0, Some(5)));
-        ledger.update([(1, 6)], start + HOLD, |_| Some(Owner::new("shop", "a")), |o| o);
-        assert_eq!((total(&ledger, "(unknown)"), total(&ledger, "a")), (Some(6), None));
+        assert_eq!(
+            (ledger.pending(), total(&ledger, "(unknown)")),
+            (0, Some(5))
+        );
+        ledger.update(
+            [(1, 6)],
+            start + HOLD,
+            |_| Some(Owner::new("shop", "a")),
+            |o| o,
+        );
+        assert_eq!(
+            (total(&ledger, "(unknown)"), total(&ledger, "a")),
+            (Some(6), None)
+        );
     }
 
     #[test]
@@ -195,14 +209,22 @@ mod tests {
         let mut gone = ledger.retire(start + GRACE, |_, _| true, lasting);
         gone.sort_unstable();
         assert_eq!(gone, [1, 2]);
-        assert_eq!((total(&ledger, "a"), total(&ledger, "(unknown)")), (None, Some(3)));
+        assert_eq!(
+            (total(&ledger, "a"), total(&ledger, "(unknown)")),
+            (None, Some(3))
+        );
     }
 
     #[test]
     fn who_finds_no_room_is_charged_to_another() {
         let mut ledger = Ledger::default();
         let now = Instant::now();
-        ledger.update([(1, 5)], now, |_| Some(Owner::new("shop", "a")), |_| Owner::other());
+        ledger.update(
+            [(1, 5)],
+            now,
+            |_| Some(Owner::new("shop", "a")),
+            |_| Owner::other(),
+        );
         assert_eq!(total(&ledger, "(other)"), Some(5));
     }
 }

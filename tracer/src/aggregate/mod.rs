@@ -197,7 +197,8 @@ impl Aggregate {
         };
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
-        self.node.note(second, span, &reading.neigh_node, &reading.dns_node);
+        self.node
+            .note(second, span, &reading.neigh_node, &reading.dns_node);
         picture.node.neigh_ratio = self.node.neigh.ratio();
         picture.node.dns_ratio = self.node.dns.ratio();
 
@@ -207,7 +208,8 @@ impl Aggregate {
         for (owner, counts) in self.dns.totals() {
             picture.owners.entry(owner).or_default().dns = counts;
         }
-        self.windows.retain(|owner, _| picture.owners.contains_key(owner));
+        self.windows
+            .retain(|owner, _| picture.owners.contains_key(owner));
         for (owner, figures) in &mut picture.owners {
             let windows = self.windows.entry(owner.clone()).or_default();
             windows.note(second, span, &figures.neigh, &figures.dns);
@@ -243,7 +245,9 @@ impl Aggregate {
                 now,
                 |key, owner| {
                     key.net_cookie != 0
-                        && (ended(owner) || is_unknown(owner) || !resolver.has_cgroup(key.cgroup_id))
+                        && (ended(owner)
+                            || is_unknown(owner)
+                            || !resolver.has_cgroup(key.cgroup_id))
                 },
                 is_lasting,
             ),

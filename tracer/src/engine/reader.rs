@@ -83,17 +83,16 @@ impl Reader {
     }
 
     fn take(&mut self, record: Record) {
-        match self.owner(&record) {
-            Some(owner) => self.publish(&owner, record),
-            None => {
-                if self.waiting.len() == MAX_WAITING
-                    && let Some((_, oldest)) = self.waiting.pop_front()
-                {
-                    self.publish(&Owner::unknown(), oldest);
-                }
-                self.waiting.push_back((Instant::now(), record));
-            }
+        if let Some(owner) = self.owner(&record) {
+            self.publish(&owner, record);
+            return;
         }
+        if self.waiting.len() == MAX_WAITING
+            && let Some((_, oldest)) = self.waiting.pop_front()
+        {
+            self.publish(&Owner::unknown(), oldest);
+        }
+        self.waiting.push_back((Instant::now(), record));
     }
 
     fn owner(&self, record: &Record) -> Option<Arc<Owner>> {

@@ -122,7 +122,10 @@ impl Hub {
     }
 
     /// The events of the last `since`, and all new ones from here on.
-    pub fn subscribe(&self, since: Option<Duration>) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
+    pub fn subscribe(
+        &self,
+        since: Option<Duration>,
+    ) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let past = match since.map(|since| SystemTime::now().checked_sub(since)) {
             None => Vec::new(),
@@ -175,7 +178,7 @@ mod tests {
     fn late_comers_get_what_is_held() {
         let hub = Hub::default();
         let now = SystemTime::now();
-        hub.publish(now.checked_sub(Duration::from_secs(60)).unwrap(), &event());
+        hub.publish(now.checked_sub(Duration::from_mins(1)).unwrap(), &event());
         hub.publish(now, &event());
         assert_eq!(hub.subscribe(None).0.len(), 0);
         assert_eq!(hub.subscribe(Some(Duration::from_secs(30))).0.len(), 1);

@@ -48,9 +48,9 @@ impl Drop for SocketFile {
 
 /// Binds the metrics and health service.
 pub async fn bind_metrics(address: std::net::SocketAddr) -> Result<Listener> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} for metrics: choose another address with --listen"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for metrics: choose another address with --listen")
+    })?;
     Ok(Listener::Tcp(listener))
 }
 
@@ -59,9 +59,9 @@ pub async fn bind_api(api: &Api) -> Result<Option<Listener>> {
     match api {
         Api::None => Ok(None),
         Api::Tcp(address) => {
-            let listener = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address} for the API: choose another address with --api"))?;
+            let listener = TcpListener::bind(address).await.with_context(|| {
+                format!("cannot listen on {address} for the API: choose another address with --api")
+            })?;
             Ok(Some(Listener::Tcp(listener)))
         }
         Api::Unix(path) => Ok(Some(bind_unix(path).await?)),
@@ -75,7 +75,9 @@ async fn bind_unix(path: &Path) -> Result<Listener> {
             bail!("cannot listen on unix:{shown}: a file that is no socket is in the way");
         }
         if UnixStream::connect(path).await.is_ok() {
-            bail!("another agent answers at unix:{shown}: stop it, or choose another socket with --api");
+            bail!(
+                "another agent answers at unix:{shown}: stop it, or choose another socket with --api"
+            );
         }
         // A socket that nobody listens on: an agent that was killed left it.
         fs::remove_file(path).with_context(|| format!("cannot remove the old socket {shown}"))?;
@@ -83,8 +85,9 @@ async fn bind_unix(path: &Path) -> Result<Listener> {
     // The names asked for are private. The mode is set before anybody can connect: a socket that
     // is bound under a temporary name does not have this one yet.
     let hidden = path.with_extension(format!("{}.tmp", std::process::id()));
-    let listener = UnixListener::bind(&hidden)
-        .with_context(|| format!("cannot listen on unix:{shown}: choose another socket with --api"))?;
+    let listener = UnixListener::bind(&hidden).with_context(|| {
+        format!("cannot listen on unix:{shown}: choose another socket with --api")
+    })?;
     let file = SocketFile(hidden.clone());
     fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot set the mode of {shown}"))?;
@@ -95,15 +98,20 @@ async fn bind_unix(path: &Path) -> Result<Listener> {
 
 /// Serves until cancelled.
 pub async fn serve(listener: Listener, router: Router, stop: CancellationToken) -> Result<()> {
-    match listener {
-        Listener::Tcp(listener) => axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await?,
-        Listener::Unix(listener, _file) => axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await?,
-    }
-    Ok(())
+    let stopped = stop.cancelled_owned();
+    let served = match listener {
+        Listener::Tcp(listener) => {
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .await
+        }
+        Listener::Unix(listener, _file) => {
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .await
+        }
+    };
+    Ok(served?)
 }
 
 /// `/metrics`, `/healthz`, `/readyz`.
@@ -126,7 +134,10 @@ pub fn api_router(engine: Arc<Engine>) -> Router {
 async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
     match tokio::task::spawn_blocking(move || engine.metrics()).await {
         Ok(Ok(text)) => (
-            [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+            [(
+                header::CONTENT_TYPE,
+                "text/plain; version=0.0.4; charset=utf-8",
+            )],
             text,
         )
             .into_response(),
@@ -165,11 +176,18 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
         None => None,
         Some(Ok(since)) => Some(since),
         Some(Err(error)) => {
-            return (StatusCode::BAD_REQUEST, format!("since: {error}, such as 30m\n")).into_response();
+            return (
+                StatusCode::BAD_REQUEST,
+                format!("since: {error}, such as 30m\n"),
+            )
+                .into_response();
         }
     };
     let (past, receiver) = engine.subscribe(since);
-    let first = past.into_iter().map(|line| with_newline(&line)).collect::<String>();
+    let first = past
+        .into_iter()
+        .map(|line| with_newline(&line))
+        .collect::<String>();
     let stop = engine.stopping();
     let stream = futures_util::stream::unfold(
         (Some(first), receiver, stop),

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use prometheus::{
     Encoder as _, TextEncoder,
     core::Collector as _,
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Summary},
+    proto::{
+        Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Summary,
+    },
 };
 use tracer_common::{
     Hook,
@@ -67,7 +69,7 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
 /// The usual `process_*`, with the node as on every series.
 fn process(node: &str) -> Vec<MetricFamily> {
     let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
-    for metric in families.iter_mut().flat_map(|family| family.mut_metric()) {
+    for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
         metric.set_label(vec![pair("node", node)]);
     }
     families
@@ -83,7 +85,7 @@ fn pair(name: &str, value: &str) -> LabelPair {
 /// Metric families in the order of their first sample.
 struct Families {
     node: String,
-    families: Vec<MetricFamily>,
+    done: Vec<MetricFamily>,
     index: HashMap<&'static str, usize>,
 }
 
@@ -91,7 +93,7 @@ impl Families {
     fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
-            families: Vec::new(),
+            done: Vec::new(),
             index: HashMap::new(),
         }
     }
@@ -109,8 +111,8 @@ impl Families {
             family.set_name(format!("tracer_{name}"));
             family.set_help(help.to_owned());
             family.set_field_type(kind);
-            self.families.push(family);
-            self.families.len() - 1
+            self.done.push(family);
+            self.done.len() - 1
         });
         let mut metric = Metric::default();
         metric.set_label(
@@ -121,7 +123,7 @@ impl Families {
                 .collect(),
         );
         fill(&mut metric);
-        self.families[index].mut_metric().push(metric);
+        self.done[index].mut_metric().push(metric);
     }
 
     fn counter(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: u64) {
@@ -141,7 +143,7 @@ impl Families {
     }
 
     fn finish(self) -> Vec<MetricFamily> {
-        self.families
+        self.done
     }
 }
 
@@ -189,7 +191,10 @@ fn node(out: &mut Families, view: &View<'_>) {
     let figures = &view.picture.node;
     if attached(Hook::Neigh) {
         for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
-            for (result, n) in [("created", counts.created), ("table_full", counts.table_full)] {
+            for (result, n) in [
+                ("created", counts.created),
+                ("table_full", counts.table_full),
+            ] {
                 out.counter(
                     "node_neighbour_creates_total",
                     "Neighbour creations asked for on the node, by result.",
@@ -212,7 +217,10 @@ fn node(out: &mut Families, view: &View<'_>) {
             );
         }
     }
-    for (signal, ratio) in [("dns", figures.dns_ratio), ("neighbour", figures.neigh_ratio)] {
+    for (signal, ratio) in [
+        ("dns", figures.dns_ratio),
+        ("neighbour", figures.neigh_ratio),
+    ] {
         if let Some(ratio) = ratio {
             out.gauge(
                 "node_failure_ratio",
@@ -281,7 +289,10 @@ fn node_dns(out: &mut Families, counts: &dns::Counts, pending: u64) {
 }
 
 fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
-    let pod = [("namespace", owner.namespace.as_str()), ("pod", owner.pod.as_str())];
+    let pod = [
+        ("namespace", owner.namespace.as_str()),
+        ("pod", owner.pod.as_str()),
+    ];
     let with = |name, value| [pod[0], pod[1], (name, value)];
     for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
         // Both results as soon as there was any traffic of that kind: the first failure is then an
@@ -289,7 +300,10 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
         if counts.attempts() == 0 {
             continue;
         }
-        for (result, n) in [("created", counts.created), ("table_full", counts.table_full)] {
+        for (result, n) in [
+            ("created", counts.created),
+            ("table_full", counts.table_full),
+        ] {
             out.counter(
                 "pod_neighbour_creates_total",
                 "Neighbour creations asked for by the pod, by result.",
@@ -302,7 +316,10 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
     if *dns != dns::Counts::default() {
         pod_dns(out, dns, pod);
     }
-    for (signal, ratio) in [("dns", figures.dns_ratio), ("neighbour", figures.neigh_ratio)] {
+    for (signal, ratio) in [
+        ("dns", figures.dns_ratio),
+        ("neighbour", figures.neigh_ratio),
+    ] {
         if let Some(ratio) = ratio {
             out.gauge(
                 "pod_failure_ratio",
@@ -386,7 +403,12 @@ fn own(out: &mut Families, view: &View<'_>) {
     for hook in Hook::ALL {
         let labels = [("hook", hook.name())];
         let ring = view.picture.ring[hook as usize];
-        out.counter("events_total", "Details streamed by the hook.", &labels, ring.sent);
+        out.counter(
+            "events_total",
+            "Details streamed by the hook.",
+            &labels,
+            ring.sent,
+        );
         out.counter(
             "events_lost_total",
             "Details of the hook lost in a full ring.",
@@ -407,7 +429,11 @@ fn own(out: &mut Families, view: &View<'_>) {
         );
         let unknown = view.picture.owners.get(&Owner::unknown());
         let given_up = unknown.map_or(0, |figures| match hook {
-            Hook::Neigh => figures.neigh.iter().map(tracer_common::neigh::Counts::attempts).sum(),
+            Hook::Neigh => figures
+                .neigh
+                .iter()
+                .map(tracer_common::neigh::Counts::attempts)
+                .sum(),
             Hook::Dns => figures.dns.queries,
             Hook::Drops => 0,
         });
@@ -428,7 +454,12 @@ fn own(out: &mut Families, view: &View<'_>) {
     }
     for filling in view.fillings {
         let labels = [("map", filling.map)];
-        out.gauge("bpf_map_entries", "Entries of the eBPF map.", &labels, filling.entries as f64);
+        out.gauge(
+            "bpf_map_entries",
+            "Entries of the eBPF map.",
+            &labels,
+            filling.entries as f64,
+        );
         out.gauge(
             "bpf_map_max_entries",
             "Room of the eBPF map.",
@@ -444,7 +475,12 @@ fn own(out: &mut Families, view: &View<'_>) {
     }
     for source in view.sources {
         let labels = [("source", source.name)];
-        out.gauge("node_pods", "Pods that the source knows.", &labels, source.pods as f64);
+        out.gauge(
+            "node_pods",
+            "Pods that the source knows.",
+            &labels,
+            source.pods as f64,
+        );
         if let Some(age) = source.age {
             out.gauge(
                 "source_age_seconds",

@@ -16,7 +16,8 @@ pub fn details(record: &Failure, reasons: &Reasons) -> Details {
     let (qname, qtype) = question(&record.question[..length]);
     let mut server = [0; 16];
     server.copy_from_slice(record.server.address.as_bytes());
-    let server = std::net::SocketAddr::new(address(record.server.family, server), record.server.port);
+    let server =
+        std::net::SocketAddr::new(address(record.server.family, server), record.server.port);
     Details::DnsFailure {
         qname,
         qtype,
@@ -50,10 +51,13 @@ fn question(bytes: &[u8]) -> (String, String) {
     } else {
         text.as_bytes().escape_ascii().to_string()
     };
-    let kind = RecordType::read(&mut decoder).map_or_else(|_| String::new(), |t| match t {
-        RecordType::Unknown(number) => format!("TYPE{number}"),
-        known => known.to_string(),
-    });
+    let kind = RecordType::read(&mut decoder).map_or_else(
+        |_| String::new(),
+        |t| match t {
+            RecordType::Unknown(number) => format!("TYPE{number}"),
+            known => known.to_string(),
+        },
+    );
     (text, kind)
 }
 
@@ -81,7 +85,10 @@ mod tests {
             b"\x03\xff\xfe\xfd\x00",
         ] {
             let (name, _) = question(bytes);
-            assert!(name.bytes().all(|b| b.is_ascii_graphic() || b == b' '), "{name:?}");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_graphic() || b == b' '),
+                "{name:?}"
+            );
         }
     }
 }

@@ -10,11 +10,7 @@ use anyhow::{Result, bail};
 use tracer_common::{AF_INET, Hook, event};
 use zerocopy::FromBytes;
 
-use crate::{
-    export::events::Details,
-    kernel::reasons::Reasons,
-    pods::Identity,
-};
+use crate::{export::events::Details, kernel::reasons::Reasons, pods::Identity};
 
 /// A ring record, decoded but not yet attributed.
 #[derive(Clone, Debug)]
@@ -36,10 +32,17 @@ pub struct Record {
 /// Decodes a ring record: length check, kind, version. Never panics, whatever the bytes.
 pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
     let Ok((header, _)) = event::Header::read_from_prefix(bytes) else {
-        bail!("a ring record of {} bytes is too short for its header", bytes.len());
+        bail!(
+            "a ring record of {} bytes is too short for its header",
+            bytes.len()
+        );
     };
     if header.version != event::VERSION {
-        bail!("a ring record has version {}, not {}", header.version, event::VERSION);
+        bail!(
+            "a ring record has version {}, not {}",
+            header.version,
+            event::VERSION
+        );
     }
     let (hook, details) = match header.kind {
         event::KIND_NEIGHBOUR_OVERFLOW => (Hook::Neigh, neigh::details(whole(bytes)?)),
@@ -63,7 +66,10 @@ pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
 fn whole<T: FromBytes>(bytes: &[u8]) -> Result<T> {
     match T::read_from_prefix(bytes) {
         Ok((record, _)) => Ok(record),
-        Err(_) => bail!("a ring record of {} bytes is too short for its kind", bytes.len()),
+        Err(_) => bail!(
+            "a ring record of {} bytes is too short for its kind",
+            bytes.len()
+        ),
     }
 }
 

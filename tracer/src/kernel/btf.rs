@@ -45,14 +45,17 @@ impl Btf {
         let mut found = self.structure(structure)?;
         let mut steps = path.split('.').peekable();
         while let Some(step) = steps.next() {
-            let (offset, member_type) = self
-                .member(&found, step)
-                .with_context(|| format!("struct {structure} has no member {path} in {}", self.path.display()))?;
+            let (offset, member_type) = self.member(&found, step).with_context(|| {
+                format!(
+                    "struct {structure} has no member {path} in {}",
+                    self.path.display()
+                )
+            })?;
             bits += offset;
             if steps.peek().is_some() {
-                found = self
-                    .as_structure(member_type)
-                    .with_context(|| format!("struct {structure}: {step} in {path} is no structure"))?;
+                found = self.as_structure(member_type).with_context(|| {
+                    format!("struct {structure}: {step} in {path} is no structure")
+                })?;
             }
         }
         if bits % 8 != 0 {

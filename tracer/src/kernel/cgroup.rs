@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid hosts.
 pub fn mount_point() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     find_mount(&mounts).ok_or_else(|| {
         anyhow!(
             "no cgroup2 file system is mounted: mount one with \
@@ -70,7 +71,11 @@ pub fn unit(path: &str) -> String {
     // The innermost unit that runs something; slices only group.
     let name = parts()
         .rev()
-        .find(|part| [".service", ".scope", ".socket", ".mount", ".swap"].iter().any(|suffix| part.ends_with(suffix)))
+        .find(|part| {
+            [".service", ".scope", ".socket", ".mount", ".swap"]
+                .iter()
+                .any(|suffix| part.ends_with(suffix))
+        })
         .or_else(|| parts().next_back());
     let Some(name) = name else {
         return "(root)".to_owned();
@@ -92,7 +97,10 @@ mod tests {
     #[test]
     fn units_are_named_as_systemd_names_them() {
         assert_eq!(unit("/system.slice/sshd.service"), "sshd.service");
-        assert_eq!(unit("/user.slice/user-0.slice/session-7.scope"), "session-*.scope");
+        assert_eq!(
+            unit("/user.slice/user-0.slice/session-7.scope"),
+            "session-*.scope"
+        );
         assert_eq!(unit("/system.slice/docker.service/inner"), "docker.service");
         assert_eq!(unit("/init.scope"), "init.scope");
         assert_eq!(unit("/mine/yours"), "yours");

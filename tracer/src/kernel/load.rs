@@ -1,7 +1,13 @@
 //! Loads the programs and attaches them. A hook that cannot run has a state and a reason; it never
 //! stops the others.
 
-use std::{fs::File, os::fd::{AsFd as _, AsRawFd as _}, path::Path, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -123,9 +129,7 @@ impl Loaded {
         for (global, offset) in &offsets.globals {
             loader.override_global(global, offset, true);
         }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .context("cannot create the eBPF maps")?;
+        let mut ebpf = loader.load(OBJECT).context("cannot create the eBPF maps")?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
 
@@ -134,22 +138,24 @@ impl Loaded {
                 .ok_or_else(|| anyhow!("the eBPF object has no map REASONS"))?,
         )?;
         for (number, reason) in reasons.failures() {
-            meanings.set(number, reason, 0).context("cannot fill the map REASONS")?;
+            meanings
+                .set(number, reason, 0)
+                .context("cannot fill the map REASONS")?;
         }
         let maps = Maps::take(&mut ebpf)?;
 
-        let mut loaded = Self {
+        let mut programs = Self {
             ebpf,
             hooks: Vec::new(),
             logger,
         };
         // Drops and answers before queries: no query is counted whose end could go unseen.
         for hook in [Hook::Neigh, Hook::Drops, Hook::Dns] {
-            let status = loaded.start(hook, offsets, attach);
-            loaded.hooks.push(status);
+            let status = programs.start(hook, offsets, attach);
+            programs.hooks.push(status);
         }
-        loaded.hooks.sort_by_key(|status| status.hook);
-        Ok((loaded, maps))
+        programs.hooks.sort_by_key(|status| status.hook);
+        Ok((programs, maps))
     }
 
     fn start(&mut self, hook: Hook, offsets: &Offsets, attach: bool) -> HookStatus {
@@ -281,7 +287,15 @@ impl Loaded {
         Hook::ALL
             .into_iter()
             .filter(|hook| self.is_attached(*hook))
-            .map(|hook| (hook, programs(hook).iter().filter_map(|n| self.program_misses(n)).sum()))
+            .map(|hook| {
+                (
+                    hook,
+                    programs(hook)
+                        .iter()
+                        .filter_map(|n| self.program_misses(n))
+                        .sum(),
+                )
+            })
             .collect()
     }
 
@@ -331,7 +345,12 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     let said = log
         .lines()
         .rev()
-        .find(|l| !l.starts_with("processed") && !l.starts_with("verification time") && !l.starts_with("stack depth") && !l.trim().is_empty())
+        .find(|l| {
+            !l.starts_with("processed")
+                && !l.starts_with("verification time")
+                && !l.starts_with("stack depth")
+                && !l.trim().is_empty()
+        })
         .unwrap_or_default()
         .to_owned();
     let kept = match write_private(&path, &log) {

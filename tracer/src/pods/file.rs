@@ -78,7 +78,10 @@ fn parse(path: &Path) -> Result<Vec<Pod>> {
         .map_err(|error| anyhow::anyhow!("pod file {}: {}", path.display(), one_line(&error)))?;
     for pod in &contents.pod {
         if pod.namespace.is_empty() || pod.name.is_empty() {
-            bail!("pod file {}: a pod needs a namespace and a name", path.display());
+            bail!(
+                "pod file {}: a pod needs a namespace and a name",
+                path.display()
+            );
         }
     }
     Ok(contents.pod)
@@ -93,12 +96,16 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
         None => (None, None),
         Some(Netns::Inode(inode)) => (Some(*inode), None),
         Some(Netns::Path(path)) => (
-            fs::metadata(path).ok().and_then(|m| u32::try_from(m.ino()).ok()),
+            fs::metadata(path)
+                .ok()
+                .and_then(|m| u32::try_from(m.ino()).ok()),
             local::cookie_of(path),
         ),
     };
     let cgroup = pod.cgroup.as_ref().map(|path| {
-        let below = mount.and_then(|mount| path.strip_prefix(mount).ok()).unwrap_or(path);
+        let below = mount
+            .and_then(|mount| path.strip_prefix(mount).ok())
+            .unwrap_or(path);
         format!("/{}", below.display().to_string().trim_matches('/'))
     });
     Known {
@@ -152,9 +159,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let error = read("[[pod]]\nnamespace = \"a\"\n").unwrap_err().to_string();
+        let error = read("[[pod]]\nnamespace = \"a\"\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("name"), "{error}");
-        let error = read("[[pod]]\nnamespace=\"a\"\nname=\"b\"\ncolour=1\n").unwrap_err().to_string();
+        let error = read("[[pod]]\nnamespace=\"a\"\nname=\"b\"\ncolour=1\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("colour"), "{error}");
     }
 }

@@ -50,7 +50,8 @@ impl Source for Local {
                 }
             }
         }
-        self.cookies.retain(|inode, _| found.iter().any(|(_, _, i)| i == inode));
+        self.cookies
+            .retain(|inode, _| found.iter().any(|(_, _, i)| i == inode));
         for (_, path, inode) in &found {
             if !self.cookies.contains_key(inode)
                 && let Some(cookie) = cookie_of(path)

@@ -162,7 +162,11 @@ impl Resolver {
 
     /// Asks the sources again, if it is time. True if it was.
     pub fn refresh(&mut self, on_demand: bool) -> bool {
-        let interval = if on_demand { REFRESH_ON_DEMAND } else { REFRESH };
+        let interval = if on_demand {
+            REFRESH_ON_DEMAND
+        } else {
+            REFRESH
+        };
         if self.refreshed.is_some_and(|at| at.elapsed() < interval) {
             return false;
         }
@@ -191,15 +195,21 @@ impl Resolver {
             // could be had: it is reused within a second, a cookie never.
             match (known.net_cookie, known.netns) {
                 (Some(cookie), _) => {
-                    self.by_cookie.entry(cookie).or_insert_with(|| known.owner.clone());
+                    self.by_cookie
+                        .entry(cookie)
+                        .or_insert_with(|| known.owner.clone());
                 }
                 (None, Some(netns)) => {
-                    self.by_inode.entry(netns).or_insert_with(|| known.owner.clone());
+                    self.by_inode
+                        .entry(netns)
+                        .or_insert_with(|| known.owner.clone());
                 }
                 (None, None) => {}
             }
             if let Some(path) = &known.cgroup {
-                self.by_cgroup.entry(path.clone()).or_insert_with(|| known.owner.clone());
+                self.by_cgroup
+                    .entry(path.clone())
+                    .or_insert_with(|| known.owner.clone());
             }
         }
         if let Some(mount) = &self.cgroup_mount {

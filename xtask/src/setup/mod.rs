@@ -9,7 +9,7 @@ mod linker;
 mod llvm;
 mod rustc;
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -51,7 +51,12 @@ pub fn ensure(tools: &[Tool]) -> Result<Toolchain> {
         return Ok(ready);
     }
     if compilers.is_empty() {
-        compilers = ask_rustup()?;
+        match rustc::add_sources(llvm_at_hand) {
+            Ok(true) => compilers = rustc::find(),
+            Ok(false) => {}
+            // The distribution's packages may do instead.
+            Err(error) => sh::step(format!("{error:#}")),
+        }
     }
     install_packages(&compilers, tools)?;
 
@@ -60,7 +65,7 @@ pub fn ensure(tools: &[Tool]) -> Result<Toolchain> {
         return Ok(ready);
     }
     let Some(first) = compilers.first() else {
-        bail!(no_compiler());
+        bail!(no_compiler()?);
     };
     let needed = first.version.llvm;
     let fit = compilers.into_iter().find_map(|compiler| {
@@ -84,21 +89,15 @@ fn ready(compilers: &mut Vec<Compiler>) -> Option<Toolchain> {
     Some(Toolchain { compiler, linker })
 }
 
-fn ask_rustup() -> Result<Vec<Compiler>> {
-    // Where packages can take its place, rustup's server has little time to answer.
-    let limit = if apt::exists() && sh::is_root()? {
-        20
-    } else {
-        120
+/// Whether there is, or could be, a linker for what a compiler with this LLVM writes.
+fn llvm_at_hand(compiler: u32) -> bool {
+    let packaged = || {
+        let candidates = apt::candidates(&llvm::packages(compiler)).unwrap_or_default();
+        llvm::choose_package(&candidates, Some(compiler)).is_some()
     };
-    match rustc::add_sources(Duration::from_secs(limit)) {
-        Ok(true) => Ok(rustc::find()),
-        Ok(false) => Ok(Vec::new()),
-        Err(error) => {
-            sh::step(format!("rustup could not add them: {error:#}"));
-            Ok(Vec::new())
-        }
-    }
+    linker::find(compiler).is_some()
+        || llvm::find(compiler).is_some()
+        || (apt::exists() && packaged())
 }
 
 /// Installs the packages that are missing, all at once; without the right to, says how.
@@ -168,11 +167,16 @@ fn missing(tools: &[Tool]) -> Vec<String> {
         .collect()
 }
 
-fn no_compiler() -> String {
-    format!(
+fn no_compiler() -> Result<String> {
+    let lists = if apt::exists() && !sh::is_root()? {
+        "; where apt lists no such package, `sudo apt-get update` first"
+    } else {
+        ""
+    };
+    Ok(format!(
         "no compiler here builds eBPF: it takes rustc {} or newer with the sources of core; run \
          `rustup component add rust-src`, or install the distribution's rustc and its sources \
-         (Debian 12: rustc-web and rust-web-src)",
+         (Debian 12: rustc-web and rust-web-src){lists}, then try again",
         rustc::OLDEST
-    )
+    ))
 }

@@ -5,11 +5,11 @@ use std::{
     cmp::Reverse,
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{apt::Candidate, sh};
 
@@ -53,31 +53,56 @@ pub fn find() -> Vec<Compiler> {
         .collect()
 }
 
-/// Asks rustup for the sources, within a limit of time: its server is out of reach on some
-/// machines, and there it may hang instead of failing.
-pub fn add_sources(limit: Duration) -> Result<bool> {
+/// Lets rustup add the sources to one of its toolchains, if it can one whose LLVM is at hand;
+/// false where it can add none.
+pub fn add_sources(llvm_at_hand: impl Fn(u32) -> bool) -> Result<bool> {
     let Some(rustup) = sh::which("rustup") else {
         return Ok(false);
     };
-    let fit = rustup_toolchains().into_iter().find(|toolchain| {
-        version(&toolchain.join("bin/rustc")).is_ok_and(|version| new_enough(&version.release))
-    });
-    let Some(fit) = fit else {
+    let fit: Vec<(PathBuf, Version)> = rustup_toolchains()
+        .into_iter()
+        .filter_map(|toolchain| {
+            let version = version(&toolchain.join("bin/rustc")).ok()?;
+            new_enough(&version.release).then_some((toolchain, version))
+        })
+        .collect();
+    let best = fit.iter().find(|(_, version)| llvm_at_hand(version.llvm));
+    let Some((toolchain, _)) = best.or(fit.first()) else {
         return Ok(false);
     };
-    let name = fit.file_name().unwrap_or_default();
+    let name = toolchain.file_name().unwrap_or_default();
     sh::step(format!(
         "adding the sources of core: rustup component add rust-src --toolchain {}",
         name.display()
     ));
-    sh::run_limited(
-        Command::new(rustup)
-            .args(["component", "add", "rust-src", "--toolchain"])
-            .arg(name)
-            .env("RUSTUP_MAX_RETRIES", "0"),
-        limit,
-    )?;
+    if !server_answers(&rustup) {
+        sh::step("rustup's server cannot be reached");
+        return Ok(false);
+    }
+    let mut add = Command::new(rustup);
+    add.args(["component", "add", "rust-src", "--toolchain"])
+        .arg(name);
+    let status = sh::status_within(&mut add, DOWNLOAD_LIMIT)?;
+    ensure!(status.success(), "`{}` failed ({status})", sh::shown(&add));
     Ok(true)
+}
+
+/// A few megabytes.
+const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
+
+/// Behind some firewalls rustup hangs for minutes instead of failing. A check may be ended at any
+/// time, where an installation would leave a toolchain half changed.
+fn server_answers(rustup: &Path) -> bool {
+    const LIMIT: Duration = Duration::from_secs(10);
+    const UPDATES_AVAILABLE: i32 = 100;
+
+    let mut check = Command::new(rustup);
+    check
+        .arg("check")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sh::status_within(&mut check, LIMIT)
+        .is_ok_and(|status| matches!(status.code(), Some(0 | UPDATES_AVAILABLE)))
 }
 
 /// The names under which distributions ship compilers: `rustc`, Debian's `rustc-web` (as new as
