@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let file = File::load(cli.global.config.as_ref())?;
     let logging = Logging::new(&cli.global, &file);
-    log_to_stderr(&logging);
+    log_to_stderr(logging);
     match cli.command {
         Command::Agent(args) => {
             let config = Config::agent(&args, &file)?;
@@ -84,7 +84,7 @@ fn print(bytes: &[u8]) -> Result<()> {
     }
 }
 
-fn log_to_stderr(logging: &Logging) {
+fn log_to_stderr(logging: Logging) {
     let level: LevelFilter = logging.level.into();
     // aya tells a lot at debug.
     let filter = EnvFilter::new(format!("{level},aya=warn,aya_obj=warn,hyper=warn"));
