@@ -1,7 +1,7 @@
 //! `tracer doctor`: what this node supports, and why not where it does not. It loads every program
 //! for real, attaches none, and leaves nothing behind.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
 use tracer_common::Hook;
@@ -78,7 +78,7 @@ pub struct HookReport {
     /// Why it cannot; empty if it can.
     pub reason: String,
     /// Instructions that the verifier walked through, by program.
-    pub verified_instructions: Vec<(String, u32)>,
+    pub verified_instructions: BTreeMap<String, u32>,
 }
 
 /// One neighbour table.
@@ -128,7 +128,7 @@ pub fn examine() -> Report {
             ok: status.state == State::Attached,
             mechanism: status.mechanism,
             reason: status.reason,
-            verified_instructions: status.verified,
+            verified_instructions: status.verified.into_iter().collect(),
         })
         .collect();
     let main_job = [Hook::Neigh, Hook::Dns];

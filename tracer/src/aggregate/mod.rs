@@ -202,11 +202,16 @@ impl Aggregate {
         picture.node.neigh_ratio = self.node.neigh.ratio();
         picture.node.dns_ratio = self.node.dns.ratio();
 
+        // The rest keys are always there; they show once something was charged to them.
         for (owner, counts) in self.neigh.totals() {
-            picture.owners.entry(owner).or_default().neigh = counts;
+            if counts != NeighCounts::default() {
+                picture.owners.entry(owner).or_default().neigh = counts;
+            }
         }
         for (owner, counts) in self.dns.totals() {
-            picture.owners.entry(owner).or_default().dns = counts;
+            if counts != dns::Counts::default() {
+                picture.owners.entry(owner).or_default().dns = counts;
+            }
         }
         self.windows
             .retain(|owner, _| picture.owners.contains_key(owner));

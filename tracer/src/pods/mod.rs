@@ -112,6 +112,11 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How often they may be asked for unknowns.
 const REFRESH_ON_DEMAND: Duration = Duration::from_millis(100);
 
+/// How often the cgroups are walked: milliseconds of work on a large node.
+const WALK: Duration = Duration::from_secs(30);
+/// How often they may be walked for unknowns.
+const WALK_ON_DEMAND: Duration = Duration::from_secs(1);
+
 /// Joins identities to owners.
 pub struct Resolver {
     sources: Vec<Consulted>,
@@ -122,6 +127,7 @@ pub struct Resolver {
     by_cgroup: HashMap<String, Arc<Owner>>,
     host: Option<u64>,
     refreshed: Option<Instant>,
+    walked: Option<Instant>,
 }
 
 impl Resolver {
@@ -152,6 +158,7 @@ impl Resolver {
             by_cgroup: HashMap::new(),
             host: None,
             refreshed: None,
+            walked: None,
         })
     }
 
@@ -212,14 +219,24 @@ impl Resolver {
                     .or_insert_with(|| known.owner.clone());
             }
         }
-        if let Some(mount) = &self.cgroup_mount {
-            self.cgroups.clear();
-            cgroup::walk(mount, |id, path| {
-                self.cgroups.insert(id, path.to_owned());
-            });
-        }
+        self.walk_cgroups(if on_demand { WALK_ON_DEMAND } else { WALK });
         self.refreshed = Some(Instant::now());
         true
+    }
+
+    /// Learns the cgroups' names anew, if the last walk is older than `interval`.
+    fn walk_cgroups(&mut self, interval: Duration) {
+        let Some(mount) = &self.cgroup_mount else {
+            return;
+        };
+        if self.walked.is_some_and(|at| at.elapsed() < interval) {
+            return;
+        }
+        self.cgroups.clear();
+        cgroup::walk(mount, |id, path| {
+            self.cgroups.insert(id, path.to_owned());
+        });
+        self.walked = Some(Instant::now());
     }
 
     /// The owner, or `None` where nothing known fits (yet).
