@@ -165,8 +165,11 @@ fn overflow(family: Family) {
             event.text("time").contains('.') && event.text("time").ends_with('Z'),
             "{shown}"
         );
-        assert_eq!(shown["comm"], BURST_COMM, "{shown}");
-        assert_eq!(shown["pid"], std::process::id(), "{shown}");
+        // The process is told only where the kernel was in its context, and never a wrong one.
+        if !shown["pid"].is_null() {
+            assert_eq!(shown["pid"], std::process::id(), "{shown}");
+            assert_eq!(shown["comm"], BURST_COMM, "{shown}");
+        }
     }
 
     eventually(Duration::from_secs(3), || {
