@@ -102,6 +102,15 @@ impl Events {
         }
     }
 
+    /// Takes in all that come within this time.
+    pub fn listen(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        let left = || end.saturating_duration_since(Instant::now());
+        while let Ok(event) = self.lines.recv_timeout(left()) {
+            self.seen.push(event);
+        }
+    }
+
     fn summary(&self) -> String {
         let last: Vec<String> = self
             .seen

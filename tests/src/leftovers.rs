@@ -7,9 +7,12 @@ use std::time::Duration;
 use crate::wait::{ensure, eventually};
 
 /// Programs by name (the kernel keeps 15 characters); everything else hangs on them.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 9] = [
     "neigh_create",
+    "neigh_cleanup",
+    "neigh_settle",
     "tables",
+    "walk",
     "dns_egress",
     "dns_ingress",
     "dns_age",

@@ -7,17 +7,21 @@
 
 pub mod agent;
 pub mod dns;
+pub mod entries;
 pub mod events;
 pub mod http;
 pub mod leftovers;
 pub mod metrics;
 pub mod neigh;
 pub mod netns;
+pub mod point;
 pub mod process;
+pub mod router;
 pub mod wait;
 
 pub use agent::Agent;
 pub use metrics::Metrics;
 pub use neigh::{Family, Thresholds};
 pub use netns::{Lab, Netns};
+pub use point::Point;
 pub use wait::eventually;

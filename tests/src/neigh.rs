@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, UdpSocket};
 
-use crate::netns::Pod;
+use crate::netns::{Netns, Pod};
 
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,6 +166,8 @@ fn write(path: &str, value: &str) {
 /// The kernel's own counters of one table, since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
+    /// Entries there are, those that do not count against the limit too.
+    pub entries: u64,
     /// Entries allocated: the creations granted.
     pub allocs: u64,
     /// Creations refused because the table was full.
@@ -174,6 +176,14 @@ pub struct Statistics {
     pub forced_gc_runs: u64,
     /// Periodic garbage collections.
     pub periodic_gc_runs: u64,
+}
+
+impl Statistics {
+    /// Entries that left the table since `before`; right as long as no two CPUs made the same one
+    /// at the same time, for the loser's is allocated and never in the table.
+    pub fn removed_since(&self, before: &Self) -> u64 {
+        self.allocs + before.entries - before.allocs - self.entries
+    }
 }
 
 /// Reads the kernel's counters.
@@ -206,6 +216,8 @@ fn parse_statistics(text: &str) -> Result<Statistics, String> {
                 .and_then(|index| u64::from_str_radix(numbers.get(index)?, 16).ok())
                 .ok_or_else(|| format!("no column {name}"))
         };
+        // One number for all CPUs.
+        sum.entries = number("entries")?;
         sum.allocs += number("allocs")?;
         sum.table_fulls += number("table_fulls")?;
         sum.forced_gc_runs += number("forced_gc_runs")?;
@@ -225,13 +237,18 @@ pub const FIRST_SILENT: u16 = 1000;
 /// overflow the table. Gives the number of datagrams that the kernel refused to the sender; a
 /// refused neighbour is no error to an IPv4 sender.
 pub fn burst(pod: &Pod, family: Family, first: u16, count: u16) -> u16 {
-    let from = pod.address(family);
     let destinations: Vec<IpAddr> = (first..first + count)
         .map(|n| pod.neighbour(family, n))
         .collect();
-    pod.netns.run(|| {
+    send(&pod.netns, pod.address(family), &destinations)
+}
+
+/// Sends one datagram to each, from this address of the namespace; gives the number that the kernel
+/// refused to the sender.
+pub fn send(netns: &Netns, from: IpAddr, destinations: &[IpAddr]) -> u16 {
+    netns.run(|| {
         rustix::thread::set_name(c"burst").expect("threads can be named");
-        let socket = UdpSocket::bind((from, 0)).expect("pod has its address");
+        let socket = UdpSocket::bind((from, 0)).expect("the namespace has the address");
         destinations
             .iter()
             .filter(|to| socket.send_to(b"burst", (**to, 9)).is_err())
@@ -250,6 +267,7 @@ mod tests {
                     00000002 0000000a 00000044 00000001 00000000 00000010\n\
                     00000002 00000001 00000000 00000000 00000000 00000001\n";
         let expected = Statistics {
+            entries: 2,
             allocs: 11,
             table_fulls: 17,
             forced_gc_runs: 1,

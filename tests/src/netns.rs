@@ -49,9 +49,7 @@ impl Netns {
                 ("mldv2_unsolicited_report_interval", "1"),
             ] {
                 for scope in ["all", "default"] {
-                    let path = format!("/proc/sys/net/ipv6/conf/{scope}/{key}");
-                    fs::write(&path, value)
-                        .unwrap_or_else(|e| panic!("cannot write {value} to {path}: {e}"));
+                    set(&format!("ipv6/conf/{scope}/{key}"), value);
                 }
             }
         });
@@ -74,6 +72,16 @@ impl Netns {
         fs::metadata(self.path())
             .unwrap_or_else(|e| panic!("cannot stat {}: {e}", self.path().display()))
             .ino()
+    }
+
+    /// As labels of its series: `namespace`, `pod`.
+    pub fn labels(&self) -> [(&str, &str); 2] {
+        [("namespace", "(netns)"), ("pod", &self.name)]
+    }
+
+    /// Writes `net.KEY`, dots as slashes, inside.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        self.run(|| set(key, value));
     }
 
     /// Runs `f` inside, on a thread of its own, for a thread's namespace stays with it. The thread
@@ -147,6 +155,12 @@ impl Drop for Netns {
     }
 }
 
+/// In the namespace of the thread.
+fn set(key: &str, value: &str) {
+    let path = format!("/proc/sys/net/{key}");
+    fs::write(&path, value).unwrap_or_else(|e| panic!("cannot write {value} to {path}: {e}"));
+}
+
 fn enter(path: &PathBuf) {
     let file = File::open(path).unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
@@ -184,9 +198,14 @@ impl Pod {
         }
     }
 
+    /// The hub's device on this pod's link.
+    pub fn link(&self) -> String {
+        format!("pod{}", self.index)
+    }
+
     /// As labels of the pod's series: `namespace`, `pod`.
     pub fn labels(&self) -> [(&str, &str); 2] {
-        [("namespace", "(netns)"), ("pod", self.netns.name())]
+        self.netns.labels()
     }
 }
 
@@ -222,7 +241,7 @@ impl Lab {
             netns: Arc::new(Netns::new(label)),
             index,
         };
-        let (hub, link) = (&self.hub, format!("pod{index}"));
+        let (hub, link) = (&self.hub, pod.link());
         // Two ends of the same index look like one device to the kernel's link watch, which then
         // takes up to a second to notice that the link is up.
         let number = 100 + u32::from(index);
@@ -252,7 +271,7 @@ impl Lab {
 /// Waits until IPv6 works on a device: the kernel makes the local routes of its addresses, and the
 /// route of its multicast groups, in work queues some time after the link is up, and until then
 /// what comes in has "no route".
-fn await_ipv6(netns: &Netns, device: &str, addresses: usize) {
+pub fn await_ipv6(netns: &Netns, device: &str, addresses: usize) {
     eventually(Duration::from_secs(5), || {
         // The thread's own namespace, not the process's.
         let path = "/proc/thread-self/net/ipv6_route";

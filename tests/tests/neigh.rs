@@ -4,83 +4,15 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use tests::neigh::{
-    BURST_COMM, FIRST_SILENT, Statistics, burst, statistics, table_fulls, thresholds,
-};
+use tests::neigh::{BURST_COMM, FIRST_SILENT, burst, table_fulls, thresholds};
 use tests::netns::{DEVICE, Pod};
+use tests::point::{NODE_CREATES, POD_CREATES};
 use tests::wait::ensure;
-use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
-
-const NODE_CREATES: &str = "tracer_node_neighbour_creates_total";
-const POD_CREATES: &str = "tracer_pod_neighbour_creates_total";
+use tests::{Agent, Family, Lab, Metrics, Point, Thresholds, eventually};
 
 /// Far below what a burst asks for, far above what the host itself has.
 const LIMITS: [u64; 3] = [64, 128, 128];
 const BURST: u16 = 400;
-
-/// The kernel's counters and tracer's, at one moment between two creations.
-struct Point {
-    kernel: [Statistics; 2],
-    metrics: Metrics,
-}
-
-impl Point {
-    fn take(agent: &Agent) -> Result<Self, String> {
-        let kernel = Family::ALL.map(statistics);
-        let metrics = agent.metrics();
-        ensure(kernel == Family::ALL.map(statistics), || {
-            "the kernel's counters do not stand still".to_owned()
-        })?;
-        Ok(Self { kernel, metrics })
-    }
-
-    /// Compares growth since `before`, for both families.
-    fn compare(&self, before: &Self) -> Result<(), String> {
-        for (index, family) in Family::ALL.into_iter().enumerate() {
-            let (kernel, then) = (self.kernel[index], before.kernel[index]);
-            let label = family.label();
-            let truth = [
-                ("created", kernel.allocs - then.allocs),
-                ("table_full", kernel.table_fulls - then.table_fulls),
-            ];
-            for (result, expected) in truth {
-                let labels = [("family", label), ("result", result)];
-                for name in [NODE_CREATES, POD_CREATES] {
-                    let grown = self.metrics.growth(&before.metrics, name, &labels);
-                    ensure(grown == expected, || {
-                        format!("{name} {labels:?} grew by {grown}, the kernel's by {expected}")
-                    })?;
-                }
-            }
-            let own = [
-                (
-                    "tracer_node_neighbour_table_fulls_total",
-                    None,
-                    kernel.table_fulls,
-                ),
-                (
-                    "tracer_node_neighbour_gc_runs_total",
-                    Some("forced"),
-                    kernel.forced_gc_runs,
-                ),
-                (
-                    "tracer_node_neighbour_gc_runs_total",
-                    Some("periodic"),
-                    kernel.periodic_gc_runs,
-                ),
-            ];
-            for (name, gc, expected) in own {
-                let mut labels = vec![("family", label)];
-                labels.extend(gc.map(|gc| ("gc", gc)));
-                let value = self.metrics.count(name, &labels);
-                ensure(value == expected, || {
-                    format!("{name} {labels:?} is {value}, the kernel's {expected}")
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
 
 fn pod_creates(metrics: &Metrics, pod: &Pod, family: Family, result: &str) -> Option<f64> {
     let [namespace, name] = pod.labels();
@@ -112,10 +44,9 @@ fn limit_metric(metrics: &Metrics, family: Family) -> [Option<f64>; 3] {
 fn overflow(family: Family) {
     let mut lab = Lab::new();
     let [one, two, quiet] = [("one", 1), ("two", 2), ("quiet", 3)].map(|(n, i)| lab.pod(n, i, 1));
-    let agent = Agent::start(&[]);
+    let (agent, before) = Point::begin(&[]);
     let mut events = agent.events();
     greet(&quiet, family);
-    let before = eventually(Duration::from_secs(5), || Point::take(&agent));
 
     let limits = Thresholds::set(lab.lock(), LIMITS);
     let barrier = Barrier::new(2);
@@ -124,8 +55,11 @@ fn overflow(family: Family) {
         for pod in [&one, &two] {
             let barrier = &barrier;
             scope.spawn(move || {
-                barrier.wait();
-                burst(pod, family, FIRST_SILENT, BURST);
+                // In step, so that both get some of the room before it is gone.
+                for first in (FIRST_SILENT..FIRST_SILENT + BURST).step_by(25) {
+                    barrier.wait();
+                    burst(pod, family, first, 25);
+                }
             });
         }
     });
@@ -275,8 +209,7 @@ fn a_pod_made_after_the_agent_is_named() {
 #[test]
 fn counts_of_a_pod_that_is_gone_stay_in_the_nodes() {
     let lab = Lab::new();
-    let agent = Agent::start(&[]);
-    let before = eventually(Duration::from_secs(5), || Point::take(&agent));
+    let (agent, before) = Point::begin(&[]);
     let pod = lab.pod("short", 1, 1);
     burst(&pod, Family::V4, FIRST_SILENT, 50);
     drop(pod);

@@ -10,7 +10,7 @@ use tests::Agent;
 use tests::agent::run_refused;
 use tests::leftovers::Leftovers;
 use tests::neigh::HostLock;
-use tests::process::{run, tracer_path, without_settings};
+use tests::process::{check, run, tracer_path, without_settings};
 
 /// Runs `f` alone on this host and panics if it leaves something in the kernel.
 fn leaving_nothing(f: impl FnOnce()) {
@@ -137,6 +137,58 @@ fn a_state_folder_that_cannot_be() {
         let path = file.path().join("state");
         let path = path.to_str().expect("path is text");
         run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path]);
+    });
+}
+
+/// A bpf file system of the test's own, unmounted on drop.
+struct BpfFs(tempfile::TempDir);
+
+impl BpfFs {
+    fn mount() -> Self {
+        let folder = tempfile::tempdir().expect("temporary folders can be made");
+        check(
+            Command::new("mount")
+                .args(["-t", "bpf", "bpf"])
+                .arg(folder.path()),
+        );
+        Self(folder)
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        // Lazily: an agent that a failed test leaves behind may still hold it for a moment.
+        let ended = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+        if !ended.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {}", self.0.path().display());
+        }
+    }
+}
+
+#[test]
+fn a_state_folder_that_another_agent_holds() {
+    leaving_nothing(|| {
+        let bpffs = BpfFs::mount();
+        let path = bpffs.0.path().join("tracer");
+        let path = path.to_str().expect("path is text");
+        let first = Agent::start(&["--state-dir", path]);
+        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path]);
+        assert_eq!(first.snapshot()["node"], "lab", "the first one goes on");
+        first.stop_cleanly();
+        let second = Agent::start(&["--state-dir", path]);
+        second.stop_cleanly();
+    });
+}
+
+#[test]
+fn a_state_folder_on_another_file_system() {
+    leaving_nothing(|| {
+        let folder = tempfile::tempdir().expect("temporary folders can be made");
+        let path = folder.path().to_str().expect("path is text");
+        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path, "bpf"]);
     });
 }
 

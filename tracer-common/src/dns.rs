@@ -264,6 +264,8 @@ pub struct Lookup {
     pub key: Key,
     /// First query, `CLOCK_MONOTONIC` nanoseconds; 0 while the entry is being filled.
     pub started_ns: u64,
+    /// When a fitting answer reached the socket's filter; 0 if none did, or it was dropped behind it.
+    pub answered_ns: u64,
     /// Hash of the question, letter case folded; its length in the low 16 bits.
     pub question_hash: u64,
     /// Process (thread group) that asked.
@@ -284,8 +286,8 @@ pub struct Lookup {
     pub drop_of_answer: u8,
     /// Not 0: an answer came after the deadline.
     pub late: u8,
-    /// Keeps the layout free of padding.
-    pub _pad: u8,
+    /// [`Outcome`] of the answer, valid if there is one.
+    pub outcome: u8,
     /// The first question as on the wire: name, type, class.
     pub question: [u8; QUESTION_LEN],
 }
@@ -362,6 +364,20 @@ pub struct Expired {
     pub question_hash: u64,
 }
 
+/// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
+/// that CPU may be its drop for a full receive buffer. Value of the per-CPU map `ANSWERED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Answered {
+    /// The answer's `sk_buff`; 0 if none waits.
+    pub packet: u64,
+    /// The lookup that it answers.
+    pub key: LookupKey,
+}
+
+/// An answer that has not been dropped for this long has arrived. Nanoseconds.
+pub const ARRIVED_NS: u64 = 1_000_000;
+
 /// How long after the deadline an answer counts as late; then it is unmatched. Nanoseconds.
 pub const LATE_NS: u64 = 60_000_000_000;
 
@@ -414,6 +430,28 @@ impl Counts {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
         }
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut counts = *self;
+        counts.queries -= earlier.queries;
+        counts.started -= earlier.started;
+        for (mine, theirs) in counts.outcomes.iter_mut().zip(&earlier.outcomes) {
+            *mine -= theirs;
+        }
+        for (mine, theirs) in counts.causes.iter_mut().zip(&earlier.causes) {
+            *mine -= theirs;
+        }
+        counts.late -= earlier.late;
+        counts.unmatched -= earlier.unmatched;
+        counts.untracked -= earlier.untracked;
+        counts.duration_ns -= earlier.duration_ns;
+        for (mine, theirs) in counts.buckets.iter_mut().zip(&earlier.buckets) {
+            *mine -= theirs;
+        }
+        counts
     }
 
     /// Lookups ended.
@@ -471,6 +509,8 @@ mod user {
     unsafe impl aya::Pod for super::LookupKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Lookup {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Answered {}
 }
 
 #[cfg(test)]

@@ -18,11 +18,13 @@ pub enum Hook {
     Dns = 1,
     /// Dropped packets.
     Drops = 2,
+    /// Removed neighbour entries.
+    Gc = 3,
 }
 
 impl Hook {
     /// All hooks, by index.
-    pub const ALL: [Self; 3] = [Self::Neigh, Self::Dns, Self::Drops];
+    pub const ALL: [Self; 4] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc];
     /// How many hooks there are: entries of the per-hook maps.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -32,6 +34,7 @@ impl Hook {
             Self::Neigh => "neigh",
             Self::Dns => "dns",
             Self::Drops => "drops",
+            Self::Gc => "gc",
         }
     }
 }

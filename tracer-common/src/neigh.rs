@@ -40,6 +40,41 @@ pub struct Counts {
     pub table_full: u64,
     /// Refused for want of memory.
     pub no_memory: u64,
+    /// Of `table_full`: what the kernel wanted for itself, such as to answer an ARP request or to
+    /// solicit a neighbour. The node is then unreachable for new peers.
+    pub kernel_full: u64,
+    /// Entries of this one removed, by [`Gc`].
+    pub evictions: [u64; 3],
+    /// Entries of anyone thrown out because this one asked for one more.
+    pub forced_gc: u64,
+    /// Of `created`: entries that a forced collection had thrown out within [`THRASH_NS`].
+    pub recreated: u64,
+}
+
+/// Who removed an entry. The number indexes [`Counts::evictions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Gc {
+    /// Garbage collection forced by a creation.
+    Forced = 0,
+    /// The periodic garbage collection.
+    Periodic = 1,
+    /// Anything else: `ip neigh`, a link that went down, a namespace that went away.
+    Other = 2,
+}
+
+impl Gc {
+    /// All, by number.
+    pub const ALL: [Self; 3] = [Self::Forced, Self::Periodic, Self::Other];
+
+    /// Label value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forced => "forced",
+            Self::Periodic => "periodic",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// Value of the map `NEIGH`.
@@ -52,8 +87,107 @@ pub struct Value {
     pub event_second: u64,
     /// Inode of the namespace, for people.
     pub netns: u32,
+    /// Which walk counted `live`: [`Walk::generation`].
+    pub live_generation: u32,
+    /// Entries in the table whose device is in the namespace, as that walk found them.
+    pub live: u32,
     /// Keeps the layout free of padding.
     pub _pad: u32,
+}
+
+/// Whose forwarded packets were refused an entry: key of the map `NEIGH_FORWARDED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ForwardedKey {
+    /// Source address of the packets, network byte order; IPv4 in the first word.
+    pub source: [u32; 4],
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
+/// A refusal that waits for the packet that is dropped for it: value of the per-CPU map `REFUSED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Refused {
+    /// When, `CLOCK_MONOTONIC` nanoseconds; 0 if none waits.
+    pub ktime_ns: u64,
+    /// Namespace of the device.
+    pub net_cookie: u64,
+    /// Address that wanted an entry, network byte order; IPv4 in the first word.
+    pub destination: [u32; 4],
+    /// Device of the entry, NUL-padded.
+    pub device: [u8; 16],
+    /// Index of that device in its namespace.
+    pub ifindex: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// The table's `gc_entries`.
+    pub entries: u32,
+    /// Its `gc_thresh3`.
+    pub limit: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
+/// How long a refusal waits for its packet; then it is the kernel's own need. Nanoseconds.
+pub const REFUSED_NS: u64 = 1_000_000;
+
+/// Highest `gc_entries` of one second: values of the per-CPU map `NEIGH_PEAK`, at index
+/// family × [`PEAK_SECONDS`] + second mod [`PEAK_SECONDS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Peak {
+    /// Second of `CLOCK_MONOTONIC`.
+    pub second: u64,
+    /// The highest seen at a creation in it.
+    pub entries: u64,
+}
+
+/// Seconds that `NEIGH_PEAK` holds.
+pub const PEAK_SECONDS: u32 = 64;
+
+/// An entry that a forced collection threw out: key of the map `EVICTED`, with the time as value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EvictedKey {
+    /// Namespace of the device.
+    pub net_cookie: u64,
+    /// The device.
+    pub ifindex: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// The neighbour's address, network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+}
+
+/// An entry that is made again so soon after a forced collection threw it out is thrashing.
+/// Nanoseconds.
+pub const THRASH_NS: u64 = 10_000_000_000;
+
+/// Where the walk of a table stands: values of the map `WALK`, by [`crate::family_index`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Walk {
+    /// The array of hash buckets.
+    pub buckets: u64,
+    /// The entry to look at next, 0 for the next bucket.
+    pub entry: u64,
+    /// How many buckets there are.
+    pub len: u32,
+    /// The next bucket.
+    pub bucket: u32,
+    /// Counts the walks; marks what this one counted.
+    pub generation: u32,
+    /// Entries seen.
+    pub seen: u32,
+    /// Not 0: it came to the end.
+    pub complete: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
 }
 
 /// A refused creation: ring record of kind [`crate::event::KIND_NEIGHBOUR_OVERFLOW`].
@@ -62,19 +196,23 @@ pub struct Value {
 pub struct Overflow {
     /// Common part.
     pub header: Header,
-    /// Address that wanted an entry, network byte order; IPv4 in the first four bytes.
-    pub destination: [u8; 16],
-    /// Device of the entry, NUL-padded.
-    pub device: [u8; 16],
-    /// Index of that device in its namespace.
-    pub ifindex: u32,
-    /// `AF_INET` or `AF_INET6`.
-    pub family: u32,
-    /// The table's `gc_entries` just after the refusal.
-    pub entries: u32,
-    /// The limit in force, `gc_thresh3`.
-    pub limit: u32,
+    /// The refusal.
+    pub refused: Refused,
+    /// Source of the packet that was dropped for it, if it was forwarded, network byte order; IPv4
+    /// in the first word; else 0.
+    pub source: [u32; 4],
+    /// [`WANTED_BY_POD`], [`WANTED_BY_KERNEL`] or [`WANTED_BY_SOURCE`].
+    pub wanted_by: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
 }
+
+/// The entry was wanted for a packet of the device's namespace.
+pub const WANTED_BY_POD: u32 = 0;
+/// The kernel wanted the entry for itself.
+pub const WANTED_BY_KERNEL: u32 = 1;
+/// The entry was wanted for a forwarded packet.
+pub const WANTED_BY_SOURCE: u32 = 2;
 
 /// State of one neighbour table: values of the map `TABLES`, by [`crate::family_index`]. Written by
 /// the program `tables`, which user space runs when it wants fresh figures.
@@ -103,10 +241,34 @@ pub struct Table {
 
 impl Counts {
     /// Adds another's counts.
-    pub const fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.created += other.created;
         self.table_full += other.table_full;
         self.no_memory += other.no_memory;
+        self.kernel_full += other.kernel_full;
+        for (mine, theirs) in self.evictions.iter_mut().zip(&other.evictions) {
+            *mine += theirs;
+        }
+        self.forced_gc += other.forced_gc;
+        self.recreated += other.recreated;
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut evictions = self.evictions;
+        for (mine, theirs) in evictions.iter_mut().zip(&earlier.evictions) {
+            *mine -= theirs;
+        }
+        Self {
+            created: self.created - earlier.created,
+            table_full: self.table_full - earlier.table_full,
+            no_memory: self.no_memory - earlier.no_memory,
+            kernel_full: self.kernel_full - earlier.kernel_full,
+            evictions,
+            forced_gc: self.forced_gc - earlier.forced_gc,
+            recreated: self.recreated - earlier.recreated,
+        }
     }
 
     /// Creations asked for.
@@ -125,4 +287,12 @@ mod user {
     unsafe impl aya::Pod for super::Value {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Table {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ForwardedKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Refused {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Peak {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Walk {}
 }

@@ -21,15 +21,15 @@ use aya_ebpf::{
 use tracer_common::{
     Hook,
     dns::{
-        AGE_MARGIN_NS, Cause, Counts, Expired, Failure, Key, LATE_NS, Lookup, LookupKey, Outcome,
-        QUESTION_LEN, Server, Value, bucket,
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Expired, Failure, Key, LATE_NS, Lookup,
+        LookupKey, Outcome, QUESTION_LEN, Server, Value, bucket,
     },
     event,
 };
 
 use crate::{
     layout::*,
-    maps::{DNS, DNS_NODE, DNS_ZERO, LATE, LOOKUP_ZERO, PACKETS, PENDING},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, LOOKUP_ZERO, PACKETS, PENDING},
     packet::{self, Udp},
     ring,
     util::{add, read, sub},
@@ -132,7 +132,7 @@ fn question(skb: *mut __sk_buff, start: u32, packet_len: u32) -> u64 {
             last = tail == 0;
         } else if label > 0 {
             label -= 1;
-            if byte >= b'A' && byte <= b'Z' {
+            if byte.is_ascii_uppercase() {
                 byte |= 0x20;
             }
         } else if byte == 0 {
@@ -277,7 +277,11 @@ fn query(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
                 // SAFETY: NO_PREALLOC elements outlive the program's RCU section; a reader at the
                 // same time may see a lookup that just ended, which the removal below settles.
                 let lookup = unsafe { &mut *lookup };
-                if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
+                if lookup.answered_ns != 0 {
+                    // Answered; nobody has counted it yet.
+                    end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                    free = Some(slot);
+                } else if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
                     if lookup.started_ns == 0 || lookup.question_hash == question {
                         // Asked again, perhaps elsewhere: one more query, no new lookup.
                         lookup.asked(server);
@@ -363,6 +367,7 @@ fn answer(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
     if !header.is_response() {
         return None;
     }
+    count_arrived();
     let socket = Socket::of(ctx)?;
     let server = Server {
         address: udp.address(ctx, false)?,
@@ -388,9 +393,19 @@ fn answer(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
             let fits = lookup.started_ns != 0
                 && (header.questions == 0 || lookup.question_hash == question)
                 && (lookup.was_asked(&server) || is_nat_reply(socket.packet));
-            if fits {
+            if lookup.answered_ns != 0 {
+                // Answered before; this one is to nothing asked, unless it fits the other slot.
+                end(&key, lookup, lookup.outcome, lookup.answered_ns);
+            } else if fits {
                 if !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
-                    end(&key, lookup, header.outcome() as u8, now_ns);
+                    // It counts when it has not been dropped behind this hook: see `count_arrived`.
+                    lookup.outcome = header.outcome() as u8;
+                    lookup.answered_ns = now_ns;
+                    // SAFETY: a per-CPU array's value; answers come in softirqs, which do not
+                    // interrupt each other.
+                    let answered = unsafe { &mut *ANSWERED.get_ptr_mut(0)? };
+                    answered.key = key;
+                    answered.packet = socket.packet;
                     return Some(());
                 }
                 if lookup.late == 0 {
@@ -413,6 +428,53 @@ fn answer(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
     add(&mut client(socket.key, socket.netns)?.counts.unmatched, 1);
     add(&mut node()?.unmatched, 1);
     Some(())
+}
+
+/// Ends the lookup of the answer before this one on this CPU: it was not dropped.
+#[inline(always)]
+fn count_arrived() {
+    let Some(answered) = ANSWERED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `answer`.
+    let answered = unsafe { &mut *answered };
+    if answered.packet == 0 {
+        return;
+    }
+    answered.packet = 0;
+    let key = answered.key;
+    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+        // SAFETY: as in `query`.
+        let lookup = unsafe { &mut *lookup };
+        if lookup.answered_ns != 0 {
+            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+        }
+    }
+}
+
+/// The hook `drops` saw that a packet was dropped behind this hook, before its socket had it. True
+/// if it was the answer that this CPU saw last: then it is no answer.
+#[inline(always)]
+pub fn take_back(packet: u64, reason: u16, cause: u8) -> bool {
+    let Some(answered) = ANSWERED.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: as in `answer`.
+    let answered = unsafe { &mut *answered };
+    if answered.packet != packet {
+        return false;
+    }
+    answered.packet = 0;
+    let key = answered.key;
+    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+        // SAFETY: as in `query`.
+        let lookup = unsafe { &mut *lookup };
+        if lookup.answered_ns != 0 {
+            lookup.answered_ns = 0;
+            lookup.dropped(true, reason, cause);
+        }
+    }
+    true
 }
 
 #[inline(always)]
@@ -486,14 +548,17 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
         return None;
     }
 
-    let outcome = outcome as usize;
+    // black_box: LLVM checks one register and indexes with another, which the verifier does not
+    // follow.
+    let outcome = black_box(outcome as usize);
+    let cause = black_box(cause as usize);
     if outcome < Outcome::ALL.len() {
         add(&mut value.counts.outcomes[outcome], 1);
         add(&mut node.outcomes[outcome], 1);
     }
-    if failed && (cause as usize) < Cause::ALL.len() {
-        add(&mut value.counts.causes[cause as usize], 1);
-        add(&mut node.causes[cause as usize], 1);
+    if failed && cause < Cause::ALL.len() {
+        add(&mut value.counts.causes[cause], 1);
+        add(&mut node.causes[cause], 1);
     }
     if !timeout {
         let bucket = bucket(waited_ns);
@@ -584,6 +649,12 @@ unsafe extern "C" fn age(
     // SAFETY: the kernel calls with valid pointers.
     let (key, lookup) = unsafe { (*key, &*lookup) };
     let timeout_ns = DNS_TIMEOUT_NS.load();
+    if lookup.answered_ns != 0 {
+        if now_ns.wrapping_sub(lookup.answered_ns) > ARRIVED_NS {
+            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+        }
+        return 0;
+    }
     if lookup.started_ns == 0 || !lookup.expired(now_ns, timeout_ns + AGE_MARGIN_NS) {
         return 0;
     }

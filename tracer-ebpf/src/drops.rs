@@ -18,8 +18,10 @@ use tracer_common::{
 };
 
 use crate::{
+    dns,
     layout::*,
     maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS},
+    neigh::{self, Wanted},
     packet::is_dns_port,
     util::{add, read},
 };
@@ -27,6 +29,9 @@ use crate::{
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ICMPV6: u8 = 58;
+const ND_SOLICITATION: u8 = 135;
+const ND_ADVERTISEMENT: u8 = 136;
 
 /// How long after a refused neighbour entry a drop for want of one is put down to the full table.
 /// They follow each other on one CPU; softirqs may come between. Nanoseconds.
@@ -51,15 +56,33 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     };
     // SAFETY: array values; REASONS is written before the hook is attached.
     let meaning = unsafe { &*REASONS.get_ptr(index)? };
-    if meaning.is_failure == 0 {
+    if meaning.ends_refusal != 0
+        && let Some(family) = neigh::waiting()
+        && let Some(wanted) = wanted(skb, family)
+    {
+        neigh::settle(wanted);
+    }
+    let mut cause = meaning.cause;
+    if meaning.is_failure != 0 {
+        // SAFETY: a per-CPU array's value, added to atomically.
+        add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
+        if dns::take_back(skb, reason as u16, cause) {
+            return None;
+        }
+    } else if meaning.is_unspecified != 0 {
+        // Most packets freed without a reason are no failure: only a query on its way is looked at.
+        PACKETS.get_ptr(skb)?;
+        cause = if was_neighbour(ctx.arg(1)) {
+            Cause::NeighbourUnresolved
+        } else {
+            Cause::Dropped
+        } as u8;
+    } else {
         return None;
     }
-    // SAFETY: a per-CPU array's value, added to atomically.
-    add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
 
     let datagram = Datagram::of(skb)?;
     let mut key = datagram.lookup(skb)?;
-    let mut cause = meaning.cause;
     if cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
         // No entry, but not for a full table: no memory, or the device is going away.
         cause = Cause::Dropped as u8;
@@ -73,13 +96,56 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             let lookup = unsafe { &mut *lookup };
             // SAFETY: the helper has no precondition.
             let now_ns = unsafe { bpf_ktime_get_ns() };
-            if lookup.started_ns != 0 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
+            if lookup.started_ns != 0
+                && lookup.answered_ns == 0
+                && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
+            {
                 lookup.dropped(datagram.is_answer, reason as u16, cause);
             }
         }
         slot += 1;
     }
     Some(())
+}
+
+/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees
+/// without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
+#[inline(always)]
+fn was_neighbour(location: u64) -> bool {
+    (location >= NEIGH_INVALIDATE_START.load() && location < NEIGH_INVALIDATE_END.load())
+        || (location >= NDISC_ERROR_START.load() && location < NDISC_ERROR_END.load())
+}
+
+/// Who wanted the neighbour entry that this packet dies for; `None` if the packet is of another
+/// family than the entry.
+#[inline(always)]
+fn wanted(skb: u64, family: u16) -> Option<Wanted> {
+    let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
+    let network = read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u32;
+    let forwarded = read::<u64>(skb, OFF_SK_BUFF_SK.load())? == 0;
+    match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
+        ETH_P_IP if family == AF_INET => {
+            if !forwarded {
+                return Some(Wanted::Local);
+            }
+            Some(Wanted::Forwarded([read(head, network + 12)?, 0, 0, 0]))
+        }
+        ETH_P_IPV6 if family == AF_INET6 => {
+            if read::<u8>(head, network + 6)? == IPPROTO_ICMPV6
+                && matches!(
+                    read::<u8>(head, network + 40)?,
+                    ND_SOLICITATION | ND_ADVERTISEMENT
+                )
+            {
+                return Some(Wanted::Kernel);
+            }
+            if !forwarded {
+                return Some(Wanted::Local);
+            }
+            Some(Wanted::Forwarded(read(head, network + 8)?))
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]
@@ -136,13 +202,13 @@ impl Datagram {
     /// its socket names the lookup itself.
     #[inline(always)]
     fn lookup(&self, skb: u64) -> Option<LookupKey> {
-        if !self.is_answer {
-            if let Some(key) = PACKETS.get_ptr(skb) {
-                // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
-                let key = unsafe { *key };
-                if key.id == self.id {
-                    return Some(key);
-                }
+        if !self.is_answer
+            && let Some(key) = PACKETS.get_ptr(skb)
+        {
+            // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
+            let key = unsafe { *key };
+            if key.id == self.id {
+                return Some(key);
             }
         }
         let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;

@@ -24,6 +24,14 @@ offsets! {
     OFF_NEIGH_TABLE_GC_THRESH3
     OFF_NEIGH_TABLE_LAST_FLUSH
     OFF_NEIGH_TABLE_PARMS_NET
+    OFF_NEIGH_TABLE_NHT
+    OFF_NEIGH_HASH_TABLE_BUCKETS
+    OFF_NEIGH_HASH_TABLE_SHIFT
+    OFF_NEIGHBOUR_NODE
+    OFF_NEIGHBOUR_NEXT
+    OFF_NEIGHBOUR_DEV
+    OFF_NEIGHBOUR_TBL
+    OFF_NEIGHBOUR_PRIMARY_KEY
     OFF_NEIGH_PARMS_TBL
     OFF_NET_DEVICE_IFINDEX
     OFF_NET_DEVICE_NAME
@@ -55,6 +63,37 @@ pub const ABSENT: u32 = u32::MAX;
 /// Index of the drop reason among `kfree_skb`'s raw arguments.
 #[unsafe(no_mangle)]
 pub static ARG_DROP_REASON: Global<u32> = Global::new(ABSENT);
+
+/// Address of ___neigh_create(), 0 where it is not known.
+#[unsafe(no_mangle)]
+pub static NEIGH_CREATE_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static NEIGH_CREATE_END: Global<u64> = Global::new(0);
+/// Address of neigh_periodic_work(), 0 where it is not known.
+#[unsafe(no_mangle)]
+pub static NEIGH_PERIODIC_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static NEIGH_PERIODIC_END: Global<u64> = Global::new(0);
+
+/// Address of neigh_invalidate(), 0 where it is not known: frees what waited for a neighbour that
+/// does not answer, through ndisc_error_report() without a reason.
+#[unsafe(no_mangle)]
+pub static NEIGH_INVALIDATE_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static NEIGH_INVALIDATE_END: Global<u64> = Global::new(0);
+/// Address of ndisc_error_report(), 0 where it is not known or inlined.
+#[unsafe(no_mangle)]
+pub static NDISC_ERROR_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static NDISC_ERROR_END: Global<u64> = Global::new(0);
+
+/// Not 0: the hook `drops` is at work, so a refusal waits for the packet that dies of it.
+#[unsafe(no_mangle)]
+pub static REFUSALS_WAIT: Global<u32> = Global::new(0);
 
 /// Ring records a second for each hook (`--event-rate`).
 #[unsafe(no_mangle)]

@@ -5,14 +5,20 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the zero templates would be copied onto the 512-byte stack"
+)]
 
 mod dns;
 mod drops;
+mod gc;
 mod layout;
 mod maps;
 mod neigh;
 mod packet;
 mod ring;
+mod tables;
 mod util;
 
 /// The kernel gives `bpf_probe_read_kernel`, the ring buffer and others to GPL-compatible programs.

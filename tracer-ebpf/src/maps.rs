@@ -20,6 +20,32 @@ pub static NEIGH: HashMap<neigh::Key, neigh::Value> =
 #[map]
 pub static NEIGH_NODE: PerCpuArray<neigh::Counts> = PerCpuArray::with_max_entries(FAMILIES, 0);
 
+/// Refusals for forwarded packets, by source address.
+#[map]
+pub static NEIGH_FORWARDED: HashMap<neigh::ForwardedKey, neigh::Value> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// The refusal that waits on this CPU for the packet that is dropped for it.
+#[map]
+pub static REFUSED: PerCpuArray<neigh::Refused> = PerCpuArray::with_max_entries(1, 0);
+
+/// Entries that a forced collection on this CPU threw out and nobody is charged with yet, by family.
+#[map]
+pub static FORCED: PerCpuArray<u64> = PerCpuArray::with_max_entries(FAMILIES, 0);
+
+/// Entries that forced collections threw out, and when.
+#[map]
+pub static EVICTED: LruHashMap<neigh::EvictedKey, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Highest `gc_entries` of the last seconds, by family.
+#[map]
+pub static NEIGH_PEAK: PerCpuArray<neigh::Peak> =
+    PerCpuArray::with_max_entries(FAMILIES * neigh::PEAK_SECONDS, 0);
+
+/// The last walk of each table.
+#[map]
+pub static WALK: Array<neigh::Walk> = Array::with_max_entries(FAMILIES, 0);
+
 /// When a creation was last refused for a full table, by family, `CLOCK_MONOTONIC` nanoseconds.
 #[map]
 pub static NEIGH_LAST_FULL: Array<u64> = Array::with_max_entries(FAMILIES, 0);
@@ -53,6 +79,10 @@ pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
 /// Lookups that ended as `timeout`, so that a late answer is told from one to nothing asked.
 #[map]
 pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max_entries(16_384, 0);
+
+/// The answer that reached a socket's filter last on this CPU.
+#[map]
+pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(1, 0);
 
 /// Query packets on their way through this node, by address of their `sk_buff`.
 #[map]

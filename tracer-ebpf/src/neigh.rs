@@ -6,27 +6,35 @@
 //! `n` is NULL where the kernel refused: neigh_alloc() found the table full, or no memory
 //! (net/core/neighbour.c, ___neigh_create). A BTF tracepoint would not do: the verifier takes its
 //! `n` for never NULL and deletes the check.
+//!
+//! The node's refusal is counted at once; the pod's waits in `REFUSED` for the packet that is
+//! dropped for it on this CPU, which says who wanted the entry (`drops.rs` calls [`settle`]).
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_NOEXIST,
-    helpers::{
-        bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf, generated::bpf_jiffies64,
-    },
+    helpers::{bpf_ktime_get_ns, generated::bpf_jiffies64},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use tracer_common::{
     AF_INET, Hook, event, family_index,
-    neigh::{Key, Overflow, Table, Value},
+    neigh::{
+        EvictedKey, ForwardedKey, Key, Overflow, PEAK_SECONDS, REFUSED_NS, THRASH_NS, Value,
+        WANTED_BY_KERNEL, WANTED_BY_POD, WANTED_BY_SOURCE,
+    },
 };
 
 use crate::{
     layout::*,
-    maps::{NEIGH, NEIGH_LAST_FULL, NEIGH_NODE, TABLES},
+    maps::{
+        EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE, NEIGH_PEAK, REFUSED,
+    },
     ring,
     util::{add, read},
 };
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn neigh_create(ctx: RawTracePointContext) -> i32 {
@@ -43,6 +51,9 @@ enum Fate {
 
 #[inline(always)]
 fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
+    // The refusal before this one on this CPU was for no packet.
+    settle(Wanted::Kernel);
+
     let table: u64 = ctx.arg(0);
     let device: u64 = ctx.arg(1);
     let primary_key: u64 = ctx.arg(2);
@@ -61,58 +72,82 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     } else {
         Fate::TableFull
     };
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    note_peak(index, now_ns, entries);
 
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
     let net_cookie = read::<u64>(net, OFF_NET_NET_COOKIE.load())?;
     let netns = read::<u32>(net, OFF_NET_NS_INUM.load())?;
+    let ifindex = read::<u32>(device, OFF_NET_DEVICE_IFINDEX.load())?;
+    let destination = address(family, primary_key);
 
     // SAFETY: array values; the counters are only added to atomically.
     let node = unsafe { &mut *NEIGH_NODE.get_ptr_mut(index)? };
-    let value = client(
-        Key {
-            net_cookie,
-            family: family as u32,
-            _pad: 0,
-        },
-        netns,
-    );
+    let key = Key {
+        net_cookie,
+        family: family as u32,
+        _pad: 0,
+    };
+    let value = client(key, netns)?;
+    // Entries that the collection which this creation forced threw out just before.
+    // SAFETY: a per-CPU array's value, written by the tracing programs of this CPU only.
+    let forced = unsafe { &mut *FORCED.get_ptr_mut(index)? };
+    if *forced != 0 {
+        add(&mut node.forced_gc, *forced);
+        add(&mut value.counts.forced_gc, *forced);
+        *forced = 0;
+    }
     match fate {
         Fate::Created => {
             add(&mut node.created, 1);
-            if let Some(value) = value {
-                add(&mut value.counts.created, 1);
+            add(&mut value.counts.created, 1);
+            if was_evicted(net_cookie, ifindex, family, destination, now_ns) {
+                add(&mut node.recreated, 1);
+                add(&mut value.counts.recreated, 1);
             }
         }
         Fate::NoMemory => {
             add(&mut node.no_memory, 1);
-            if let Some(value) = value {
-                add(&mut value.counts.no_memory, 1);
-            }
+            add(&mut value.counts.no_memory, 1);
         }
         Fate::TableFull => {
             add(&mut node.table_full, 1);
-            let value = value?;
-            add(&mut value.counts.table_full, 1);
-            // SAFETY: the helper has no precondition.
-            let now_ns = unsafe { bpf_ktime_get_ns() };
             if let Some(last) = NEIGH_LAST_FULL.get_ptr_mut(index) {
                 // SAFETY: an array's value; either CPU's time will do.
                 unsafe { *last = now_ns };
             }
-            tell(
-                now_ns,
-                family,
-                device,
-                primary_key,
-                entries,
-                limit,
-                net_cookie,
-                netns,
-                value,
-            );
+            // SAFETY: a per-CPU array's value; the time, which makes it valid, is written last.
+            let refused = unsafe { &mut *REFUSED.get_ptr_mut(0)? };
+            refused.net_cookie = net_cookie;
+            refused.destination = destination;
+            refused.device = read(device, OFF_NET_DEVICE_NAME.load()).unwrap_or_default();
+            refused.ifindex = ifindex;
+            refused.family = family as u32;
+            refused.netns = netns;
+            refused.entries = entries;
+            refused.limit = limit;
+            let ktime_ns: *mut u64 = &mut refused.ktime_ns;
+            // SAFETY: a valid place.
+            unsafe { ktime_ns.write_volatile(now_ns) };
+            if REFUSALS_WAIT.load() == 0 {
+                settle(Wanted::Local);
+            }
         }
     }
     Some(())
+}
+
+/// A neighbour's address, network byte order; IPv4 in the first word.
+#[inline(always)]
+pub fn address(family: u16, primary_key: u64) -> [u32; 4] {
+    let mut address = [0u32; 4];
+    if family == AF_INET {
+        address[0] = read(primary_key, 0).unwrap_or_default();
+    } else {
+        address = read(primary_key, 0).unwrap_or_default();
+    }
+    address
 }
 
 /// A forced collection this many jiffies ago (0.25 s to 2.5 s, by CONFIG_HZ) was ours.
@@ -134,13 +169,51 @@ fn was_full(table: u64, entries: u32, limit: u32) -> bool {
     now.wrapping_sub(last_flush) < RECENT_TICKS
 }
 
+#[inline(always)]
+fn note_peak(index: u32, now_ns: u64, entries: u32) {
+    let second = now_ns / SECOND_NS;
+    let slot = index * PEAK_SECONDS + (second % PEAK_SECONDS as u64) as u32;
+    if let Some(peak) = NEIGH_PEAK.get_ptr_mut(slot) {
+        // SAFETY: a per-CPU array's value, written by this program only.
+        let peak = unsafe { &mut *peak };
+        if peak.second != second {
+            peak.second = second;
+            peak.entries = entries as u64;
+        } else if peak.entries < entries as u64 {
+            peak.entries = entries as u64;
+        }
+    }
+}
+
+/// Was the very entry thrown out by a forced collection a moment ago?
+#[inline(always)]
+fn was_evicted(net_cookie: u64, ifindex: u32, family: u16, address: [u32; 4], now_ns: u64) -> bool {
+    let key = EvictedKey {
+        net_cookie,
+        ifindex,
+        family: family as u32,
+        address,
+    };
+    match EVICTED.get_ptr(key) {
+        // SAFETY: a map's value.
+        Some(at) => now_ns.wrapping_sub(unsafe { *at }) < THRASH_NS,
+        None => false,
+    }
+}
+
 /// The counters of a namespace and family; those of the rest key where the map is full.
 #[inline(always)]
-fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
+pub fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
     if let Some(value) = NEIGH.get_ptr_mut(key) {
         // SAFETY: entries are removed only long after their namespace is gone.
         return Some(unsafe { &mut *value });
     }
+    new_client(key, netns)
+}
+
+/// Out of line: the fresh value is a good part of the stack.
+#[inline(never)]
+fn new_client(key: Key, netns: u32) -> Option<&'static mut Value> {
     let fresh = Value {
         netns,
         ..Default::default()
@@ -155,111 +228,143 @@ fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
     Some(unsafe { &mut *value })
 }
 
+/// Who wanted the entry that was refused.
+pub enum Wanted {
+    /// A packet of the device's own namespace.
+    Local,
+    /// The kernel: no packet died of it, or a solicitation.
+    Kernel,
+    /// A packet that was forwarded, from this source.
+    Forwarded([u32; 4]),
+}
+
+/// Family of the refusal that waits on this CPU for its packet, if one does.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined; a struct would live on the stack"
-)]
-fn tell(
-    now_ns: u64,
-    family: u16,
-    device: u64,
-    primary_key: u64,
-    entries: u32,
-    limit: u32,
-    net_cookie: u64,
-    netns: u32,
-    value: &mut Value,
-) {
-    let Some(mut entry) = ring::reserve::<Overflow>(Hook::Neigh, now_ns, &mut value.event_second)
-    else {
-        return;
+pub fn waiting() -> Option<u16> {
+    let refused = REFUSED.get_ptr(0)?;
+    // SAFETY: a per-CPU array's value.
+    let refused = unsafe { &*refused };
+    if refused.ktime_ns == 0 {
+        return None;
+    }
+    Some(refused.family as u16)
+}
+
+/// Charges the refusal that waits on this CPU, if one does, to whom it is due, for good.
+#[inline(always)]
+pub fn settle(wanted: Wanted) {
+    if waiting().is_some() {
+        let (by, source) = match wanted {
+            Wanted::Local => (WANTED_BY_POD, [0; 4]),
+            Wanted::Kernel => (WANTED_BY_KERNEL, [0; 4]),
+            Wanted::Forwarded(source) => (WANTED_BY_SOURCE, source),
+        };
+        charge(by, &source);
+    }
+}
+
+/// Out of line: several callers, and a stack of its own.
+#[inline(never)]
+fn charge(wanted_by: u32, source: &[u32; 4]) -> u64 {
+    let _ = try_charge(wanted_by, source); // without the maps there is nothing to count
+    0
+}
+
+#[inline(always)]
+fn try_charge(wanted_by: u32, source: &[u32; 4]) -> Option<()> {
+    // SAFETY: a per-CPU array's value; taken by setting the time to 0.
+    let refused = unsafe { &mut *REFUSED.get_ptr_mut(0)? };
+    let ktime_ns = refused.ktime_ns;
+    refused.ktime_ns = 0;
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // A packet that comes too late is another's.
+    let wanted_by = if now_ns.wrapping_sub(ktime_ns) < REFUSED_NS {
+        wanted_by
+    } else {
+        WANTED_BY_KERNEL
     };
+    let value = if wanted_by == WANTED_BY_SOURCE {
+        forwarded(ForwardedKey {
+            source: *source,
+            family: refused.family,
+            _pad: 0,
+        })
+    } else {
+        None
+    };
+    let value = match value {
+        Some(value) => value,
+        None => client(
+            Key {
+                net_cookie: refused.net_cookie,
+                family: refused.family,
+                _pad: 0,
+            },
+            refused.netns,
+        )?,
+    };
+    add(&mut value.counts.table_full, 1);
+    if wanted_by == WANTED_BY_KERNEL {
+        add(&mut value.counts.kernel_full, 1);
+        let index = family_index(refused.family as u16)?;
+        // SAFETY: a per-CPU array's value, added to atomically.
+        add(
+            unsafe { &mut (*NEIGH_NODE.get_ptr_mut(index)?).kernel_full },
+            1,
+        );
+    }
+    let mut entry = ring::reserve::<Overflow>(Hook::Neigh, now_ns, &mut value.event_second)?;
     let record = entry.as_mut_ptr();
-    // SAFETY: the ring gave this room; every field is written before it is submitted. The key has
-    // as many bytes as the family's addresses.
+    // SAFETY: the ring gave this room; every field is written before it is submitted.
     unsafe {
         (*record).header = event::Header {
             kind: event::KIND_NEIGHBOUR_OVERFLOW,
             version: event::VERSION,
-            netns,
-            ktime_ns: now_ns,
-            net_cookie,
+            netns: refused.netns,
+            ktime_ns,
+            net_cookie: refused.net_cookie,
             cgroup_id: 0,
             // The current task may just have been interrupted: it decides nothing here.
             pid: 0,
             _pad: 0,
             comm: [0; 16],
         };
-        (*record).destination = [0; 16];
-        let _ = if family == AF_INET {
-            bpf_probe_read_kernel_buf(
-                primary_key as *const u8,
-                &mut (&mut (*record).destination)[..4],
-            )
-        } else {
-            bpf_probe_read_kernel_buf(primary_key as *const u8, &mut (*record).destination)
-        };
-        (*record).device = read(device, OFF_NET_DEVICE_NAME.load()).unwrap_or_default();
-        (*record).ifindex = read(device, OFF_NET_DEVICE_IFINDEX.load()).unwrap_or_default();
-        (*record).family = family as u32;
-        (*record).entries = entries;
-        (*record).limit = limit;
+        (*record).refused = *refused;
+        (*record).source = *source;
+        (*record).wanted_by = wanted_by;
+        (*record)._pad = 0;
     }
     entry.submit(0);
+    Some(())
 }
 
-/// Not attached: user space runs it (BPF_PROG_TEST_RUN) for fresh figures. It reaches the tables
-/// from the caller's namespace: lo -> ip_ptr -> arp_parms -> tbl, and ip6_ptr -> nd_parms -> tbl.
-/// A table's own default parameters belong to `init_net` (neigh_table_init): that names the host's
-/// namespace, whatever namespace the caller is in.
+/// The counters of a source of forwarded packets; `None` where the map is full, and the device's
+/// namespace is charged.
+#[inline(always)]
+fn forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
+    if let Some(value) = NEIGH_FORWARDED.get_ptr_mut(key) {
+        // SAFETY: entries are removed only long after the last packet.
+        return Some(unsafe { &mut *value });
+    }
+    new_forwarded(key)
+}
+
+/// Out of line, as [`new_client`].
+#[inline(never)]
+fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
+    // EEXIST: another CPU was faster, which is as good.
+    let _ = NEIGH_FORWARDED.insert(key, Value::default(), BPF_NOEXIST as u64);
+    // SAFETY: as above.
+    NEIGH_FORWARDED
+        .get_ptr_mut(key)
+        .map(|value| unsafe { &mut *value })
+}
+
+/// Not attached: user space runs it on a CPU where a refusal has waited for too long.
 #[raw_tracepoint(tracepoint = "neigh_create")]
-pub fn tables(ctx: RawTracePointContext) -> i32 {
+pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    let _ = try_tables(); // a table that cannot be reached stays as it was
+    settle(Wanted::Kernel);
     0
-}
-
-#[inline(always)]
-fn try_tables() -> Option<()> {
-    // SAFETY: the helper has no precondition.
-    let task = unsafe { bpf_get_current_task() };
-    let nsproxy = read::<u64>(task, OFF_TASK_NSPROXY.load())?;
-    let net = read::<u64>(nsproxy, OFF_NSPROXY_NET_NS.load())?;
-    let lo = read::<u64>(net, OFF_NET_LOOPBACK_DEV.load())?;
-    let _ = store_table(
-        0,
-        lo,
-        OFF_NET_DEVICE_IP_PTR.load(),
-        OFF_IN_DEVICE_ARP_PARMS.load(),
-    );
-    let _ = store_table(
-        1,
-        lo,
-        OFF_NET_DEVICE_IP6_PTR.load(),
-        OFF_INET6_DEV_ND_PARMS.load(),
-    );
-    Some(())
-}
-
-#[inline(always)]
-fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> Option<()> {
-    let family_device = read::<u64>(device, family_ptr)?;
-    let parms = read::<u64>(family_device, parms_offset)?;
-    let table = read::<u64>(parms, OFF_NEIGH_PARMS_TBL.load())?;
-    let init_net = read::<u64>(table, OFF_NEIGH_TABLE_PARMS_NET.load())?;
-    let fresh = Table {
-        address: table,
-        init_net_cookie: read(init_net, OFF_NET_NET_COOKIE.load())?,
-        init_netns: read(init_net, OFF_NET_NS_INUM.load())?,
-        gc_entries: read(table, OFF_NEIGH_TABLE_GC_ENTRIES.load())?,
-        entries: read(table, OFF_NEIGH_TABLE_ENTRIES.load())?,
-        gc_thresh1: read(table, OFF_NEIGH_TABLE_GC_THRESH1.load())?,
-        gc_thresh2: read(table, OFF_NEIGH_TABLE_GC_THRESH2.load())?,
-        gc_thresh3: read(table, OFF_NEIGH_TABLE_GC_THRESH3.load())?,
-    };
-    let place = TABLES.get_ptr_mut(index)?;
-    // SAFETY: an array's value; only this program writes it, run by one thread of the agent.
-    unsafe { *place = fresh };
-    Some(())
 }

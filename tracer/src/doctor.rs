@@ -125,7 +125,7 @@ pub fn examine() -> Report {
         .into_iter()
         .map(|status| HookReport {
             name: status.hook.name(),
-            ok: status.state == State::Attached,
+            ok: status.state.counts(),
             mechanism: status.mechanism,
             reason: status.reason,
             verified_instructions: status.verified.into_iter().collect(),

@@ -7,7 +7,7 @@ mod reader;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -19,9 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tracer_common::{AF_INET, AF_INET6, Hook};
 
 use crate::{
-    aggregate::{Aggregate, Picture},
+    aggregate::{
+        Aggregate, Picture,
+        forecast::Forecast,
+        pressure::{Pressure, PressureState},
+    },
     config::Config,
-    export::events::Hub,
+    export::events::{Details, Event, Hub, Pod},
+    hooks::FAMILY_NAMES,
     kernel::{
         self,
         btf::{self, Btf},
@@ -57,6 +62,7 @@ pub struct Engine {
     hub: Hub,
     read_errors: AtomicU64,
     undecodable: AtomicU64,
+    host_netns: AtomicU32,
     stop: CancellationToken,
     workers: Mutex<Workers>,
 }
@@ -68,14 +74,29 @@ struct Workers {
 }
 
 /// What was read beside the counters, and when.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Collected {
     at: Option<Instant>,
     tables: [Option<NeighbourTable>; 2],
     entries: [Option<u32>; 2],
+    peaks: [u32; 2],
+    seconds_until_full: [f64; 2],
+    forecasts: [Forecast; 2],
+    pressures: [Pressure; 2],
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
     retired: Option<Instant>,
+}
+
+/// What of it leaves the house.
+struct Taken {
+    tables: [Option<NeighbourTable>; 2],
+    entries: [Option<u32>; 2],
+    peaks: [u32; 2],
+    seconds_until_full: [f64; 2],
+    pressures: [PressureState; 2],
+    fillings: Vec<Filling>,
+    misses: Vec<(Hook, u64)>,
 }
 
 /// A lock whose holder panicked still guards plain figures.
@@ -137,6 +158,7 @@ impl Engine {
             hub: Hub::default(),
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
+            host_netns: AtomicU32::new(0),
             stop: CancellationToken::new(),
             workers: Mutex::default(),
         });
@@ -209,6 +231,7 @@ impl Engine {
         while !self.stop.is_cancelled() {
             thread::park_timeout(AGE_INTERVAL);
             self.run("dns_age", Hook::Dns);
+            self.settle_refusals();
             lock(&self.loaded).flush_log();
             self.collect(COLLECT_INTERVAL);
         }
@@ -219,6 +242,20 @@ impl Engine {
         if loaded.is_attached(hook)
             && let Err(error) = loaded.run(program)
         {
+            self.failed(&error);
+        }
+    }
+
+    /// Refusals that have waited in vain for a packet on a CPU where nothing happens any more.
+    fn settle_refusals(&self) {
+        let now_ns = kernel::monotonic().as_nanos() as u64;
+        let stale = lock(&self.maps).stale_refusals(now_ns);
+        let settled = stale.and_then(|cpus| {
+            let loaded = lock(&self.loaded);
+            cpus.into_iter()
+                .try_for_each(|cpu| loaded.run_on("neigh_settle", Some(cpu)))
+        });
+        if let Err(error) = settled {
             self.failed(&error);
         }
     }
@@ -249,7 +286,9 @@ impl Engine {
     fn try_collect(&self, collected: &mut Collected) -> Result<()> {
         collected.tables = neighbour_tables::read()?;
         self.run("dns_age", Hook::Dns);
+        self.settle_refusals();
         self.run("tables", Hook::Neigh);
+        self.run("walk", Hook::Neigh);
         let now = Instant::now();
         let second = now.duration_since(self.epoch).as_secs();
         let mut maps = lock(&self.maps);
@@ -260,8 +299,11 @@ impl Engine {
                 (neigh_attached && table.address != 0).then_some(table.gc_entries);
             if table.init_net_cookie != 0 {
                 resolver.set_host(table.init_net_cookie);
+                self.host_netns.store(table.init_netns, Ordering::Relaxed);
             }
         }
+        collected.peaks = maps.peaks(kernel::monotonic().as_secs())?;
+        self.watch_pressure(collected, second);
         resolver.refresh(false);
         let reading = maps.read()?;
         let mut aggregate = lock(&self.aggregate);
@@ -280,6 +322,9 @@ impl Engine {
                 maps.forget_neigh(net_cookie, AF_INET);
                 maps.forget_neigh(net_cookie, AF_INET6);
             }
+            for key in leaving.forwarded {
+                maps.forget_forwarded(&key);
+            }
             for key in leaving.dns {
                 maps.forget_dns(&key);
             }
@@ -292,11 +337,74 @@ impl Engine {
         Ok(())
     }
 
+    /// Forecasts, and tells when a table's pressure changes.
+    fn watch_pressure(&self, collected: &mut Collected, second: u64) {
+        for family in 0..FAMILY_NAMES.len() {
+            let (Some(table), Some(entries)) =
+                (collected.tables[family], collected.entries[family])
+            else {
+                collected.seconds_until_full[family] = f64::INFINITY;
+                continue;
+            };
+            let limit = table.limits[2];
+            let forecast = &mut collected.forecasts[family];
+            forecast.note(second, entries);
+            let seconds = forecast.seconds_until(limit);
+            collected.seconds_until_full[family] = seconds;
+            let change = collected.pressures[family].update(second, entries, limit, seconds);
+            if let Some(state) = change {
+                self.tell_pressure(family, entries, limit, seconds, state);
+            }
+        }
+    }
+
+    fn tell_pressure(
+        &self,
+        family: usize,
+        entries: u32,
+        limit: u32,
+        seconds: f64,
+        state: PressureState,
+    ) {
+        let now = SystemTime::now();
+        let event = Event {
+            time: humantime::format_rfc3339_micros(now).to_string(),
+            node: self.config.node.clone(),
+            // The table is the kernel's, not any pod's.
+            pod: Pod {
+                namespace: "(host)".to_owned(),
+                name: "(kernel)".to_owned(),
+                uid: None,
+            },
+            netns: self.host_netns.load(Ordering::Relaxed),
+            comm: None,
+            pid: None,
+            details: Details::NeighbourPressure {
+                family: FAMILY_NAMES[family],
+                entries,
+                limit,
+                time_until_full_seconds: seconds.is_finite().then_some(seconds),
+                state: state.name(),
+            },
+        };
+        self.hub.publish(now, &event);
+    }
+
     /// The figures, at most [`COLLECT_MIN_AGE`] old.
-    fn picture(&self) -> (Arc<Picture>, Collected) {
+    fn picture(&self) -> (Arc<Picture>, Taken) {
         self.collect(COLLECT_MIN_AGE);
-        let collected = lock(&self.collected).clone();
-        (lock(&self.aggregate).picture(), collected)
+        let collected = lock(&self.collected);
+        let taken = Taken {
+            tables: collected.tables,
+            entries: collected.entries,
+            peaks: collected.peaks,
+            seconds_until_full: collected.seconds_until_full,
+            pressures: [0, 1].map(|family| collected.pressures[family].state()),
+            fillings: collected.fillings.clone(),
+            misses: collected.misses.clone(),
+        };
+        drop(collected);
+        (lock(&self.aggregate).picture(), taken)
     }
 }
 

@@ -46,6 +46,11 @@ impl Output {
         self.texts.send(text).await.is_ok()
     }
 
+    /// Waits until the reader is gone. A text that was handed over just before it went tells nobody.
+    pub async fn gone(&self) {
+        self.texts.closed().await;
+    }
+
     /// Waits until all is written. A closed pipe is no error.
     pub async fn finish(self) -> anyhow::Result<()> {
         drop(self.texts);

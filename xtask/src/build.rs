@@ -44,11 +44,14 @@ pub fn binary() -> PathBuf {
     sh::target().join("release/tracer")
 }
 
-/// A cargo command for the eBPF crate; the verb comes first, what it needs more goes after.
+/// A cargo command for the eBPF crate; what it needs more goes after.
 pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
     let compiler = &toolchain.compiler;
     // Debian's compiler comes without cargo; ours can drive it.
     let cargo = compiler.sibling("cargo").unwrap_or_else(sh::cargo_path);
+    // cargo would find rustup's stand-in for a subcommand, which serves another toolchain.
+    let program = compiler.sibling(&format!("cargo-{verb}"));
+    let program = program.as_ref().unwrap_or(&cargo);
     // The target's own linker is found through PATH; naming it here makes cargo build anew when
     // another one is taken.
     let flags = [
@@ -57,7 +60,7 @@ pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", toolchain.linker.display()),
     ];
-    let mut command = Command::new(cargo);
+    let mut command = Command::new(program);
     sh::without_rustup(&mut command)
         .current_dir(sh::root())
         .arg(verb)
@@ -66,6 +69,7 @@ pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
         // A folder of its own: the flags differ, and so the two builds do not wait for each other.
         .arg("--target-dir")
         .arg(sh::target().join("ebpf"))
+        .env("CARGO", &cargo)
         .env("RUSTC", &compiler.rustc)
         // Opens -Z on a stable compiler. For this one command only: build scripts of common
         // crates would take it for a nightly.

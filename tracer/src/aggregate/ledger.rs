@@ -1,8 +1,9 @@
 //! From counters by kernel key to counters by owner.
 //!
-//! The kernel's maps count by what identifies a pod in the kernel; the ledger decides once to whom
-//! each key belongs. A key without an owner waits for [`HOLD`], then it is `(unknown)` for good: an
-//! owner's figure never falls, and nothing moves from one owner to another.
+//! The kernel's maps count by what identifies a pod in the kernel; the ledger decides to whom each
+//! key belongs. A key without an owner waits for [`HOLD`], then what it has counted is `(unknown)` for
+//! good. Where a key gets another owner (a stronger source caught up, an address was given to a new
+//! pod), what was counted stays with the old one: an owner's figure never falls, and nothing moves.
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,8 @@ pub const GRACE: Duration = Duration::from_mins(5);
 pub trait Tally: Copy + Default + PartialEq {
     /// Adds another's.
     fn plus(&mut self, other: &Self);
+    /// What was counted since `earlier`.
+    fn since(&self, earlier: &Self) -> Self;
     /// How many events it stands for.
     fn events(&self) -> u64;
 }
@@ -29,6 +32,8 @@ pub trait Tally: Copy + Default + PartialEq {
 #[derive(Debug)]
 struct Entry<C> {
     owner: Option<Arc<Owner>>,
+    /// What had been counted when the owner got the key.
+    base: C,
     seen: C,
     first: Instant,
     changed: Instant,
@@ -38,14 +43,15 @@ struct Entry<C> {
 #[derive(Debug)]
 pub struct Ledger<K, C> {
     keys: HashMap<K, Entry<C>>,
-    retired: HashMap<Arc<Owner>, C>,
+    /// What owners had counted under keys that are gone, or another's now.
+    settled: HashMap<Arc<Owner>, C>,
 }
 
 impl<K, C> Default for Ledger<K, C> {
     fn default() -> Self {
         Self {
             keys: HashMap::new(),
-            retired: HashMap::new(),
+            settled: HashMap::new(),
         }
     }
 }
@@ -62,30 +68,45 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         for (key, counts) in reading {
             let entry = self.keys.entry(key).or_insert_with(|| Entry {
                 owner: None,
+                base: C::default(),
                 seen: C::default(),
                 first: now,
                 changed: now,
             });
+            let owner = resolve(&key).map(&mut admit);
+            match (&entry.owner, owner) {
+                (Some(old), Some(new)) if *old != new => {
+                    // What came since the last reading is the new one's.
+                    let share = entry.seen.since(&entry.base);
+                    self.settled.entry(old.clone()).or_default().plus(&share);
+                    entry.base = entry.seen;
+                    entry.owner = Some(new);
+                }
+                (None, Some(new)) => entry.owner = Some(new),
+                (None, None) if now.duration_since(entry.first) >= HOLD => {
+                    entry.owner = Some(Owner::unknown());
+                }
+                _ => {}
+            }
             if entry.seen != counts {
                 entry.seen = counts;
                 entry.changed = now;
             }
-            if entry.owner.is_none() {
-                entry.owner = match resolve(&key) {
-                    Some(owner) => Some(admit(owner)),
-                    None if now.duration_since(entry.first) >= HOLD => Some(Owner::unknown()),
-                    None => None,
-                };
-            }
         }
+    }
+
+    /// Whose key it is, once that is decided.
+    pub fn owner(&self, key: &K) -> Option<&Arc<Owner>> {
+        self.keys.get(key)?.owner.as_ref()
     }
 
     /// Figures by owner.
     pub fn totals(&self) -> HashMap<Arc<Owner>, C> {
-        let mut totals = self.retired.clone();
+        let mut totals = self.settled.clone();
         for entry in self.keys.values() {
             if let Some(owner) = &entry.owner {
-                totals.entry(owner.clone()).or_default().plus(&entry.seen);
+                let share = entry.seen.since(&entry.base);
+                totals.entry(owner.clone()).or_default().plus(&share);
             }
         }
         totals
@@ -101,12 +122,12 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
     }
 
     /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for [`GRACE`]: they
-    /// may leave the kernel. The figures of an owner that stays (`is_lasting`) are kept; a pod's end.
+    /// may leave the kernel. Figures of owners that `has_ended` end.
     pub fn retire(
         &mut self,
         now: Instant,
         mut is_over: impl FnMut(&K, &Owner) -> bool,
-        is_lasting: impl Fn(&Owner) -> bool,
+        has_ended: impl Fn(&Owner) -> bool,
     ) -> Vec<K> {
         let over: Vec<K> = self
             .keys
@@ -123,14 +144,16 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         for key in &over {
             if let Some(Entry {
                 owner: Some(owner),
+                base,
                 seen,
                 ..
             }) = self.keys.remove(key)
-                && is_lasting(&owner)
             {
-                self.retired.entry(owner).or_default().plus(&seen);
+                let share = seen.since(&base);
+                self.settled.entry(owner).or_default().plus(&share);
             }
         }
+        self.settled.retain(|owner, _| !has_ended(owner));
         over
     }
 }
@@ -142,6 +165,9 @@ mod tests {
     impl Tally for u64 {
         fn plus(&mut self, other: &Self) {
             *self += other;
+        }
+        fn since(&self, earlier: &Self) -> Self {
+            self - earlier
         }
         fn events(&self) -> u64 {
             *self
@@ -165,9 +191,15 @@ mod tests {
         assert!(ledger.totals().is_empty());
         ledger.update([(1, 7)], start, |_| Some(Owner::new("shop", "a")), |o| o);
         assert_eq!((ledger.pending(), total(&ledger, "a")), (0, Some(7)));
-        // A later claim by somebody else changes nothing.
-        ledger.update([(1, 9)], start, |_| Some(Owner::new("shop", "b")), |o| o);
-        assert_eq!((total(&ledger, "a"), total(&ledger, "b")), (Some(9), None));
+        // Not known for a moment: still the same.
+        ledger.update([(1, 9)], start, |_| None, |o| o);
+        assert_eq!(total(&ledger, "a"), Some(9));
+        // A new owner gets what comes from now on.
+        ledger.update([(1, 12)], start, |_| Some(Owner::new("shop", "b")), |o| o);
+        assert_eq!(
+            (total(&ledger, "a"), total(&ledger, "b")),
+            (Some(9), Some(3))
+        );
     }
 
     #[test]
@@ -180,6 +212,7 @@ mod tests {
             (ledger.pending(), total(&ledger, "(unknown)")),
             (0, Some(5))
         );
+        // A name that comes too late gets what comes from then on.
         ledger.update(
             [(1, 6)],
             start + HOLD,
@@ -188,7 +221,7 @@ mod tests {
         );
         assert_eq!(
             (total(&ledger, "(unknown)"), total(&ledger, "a")),
-            (Some(6), None)
+            (Some(5), Some(1))
         );
     }
 
@@ -204,9 +237,9 @@ mod tests {
             })
         };
         ledger.update([(1, 5), (2, 3)], start, name, |o| o);
-        let lasting = |o: &Owner| o.namespace.starts_with('(');
-        assert!(ledger.retire(start, |_, _| true, lasting).is_empty());
-        let mut gone = ledger.retire(start + GRACE, |_, _| true, lasting);
+        let ended = |o: &Owner| !o.namespace.starts_with('(');
+        assert!(ledger.retire(start, |_, _| true, ended).is_empty());
+        let mut gone = ledger.retire(start + GRACE, |_, _| true, ended);
         gone.sort_unstable();
         assert_eq!(gone, [1, 2]);
         assert_eq!(

@@ -1,6 +1,8 @@
 //! Figures by owner and for the node, from the kernel's counters and the resolver.
 
+pub mod forecast;
 pub mod ledger;
+pub mod pressure;
 pub mod window;
 
 use std::{
@@ -9,14 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_common::{dns, event::RingStats, family_index, neigh};
+use tracer_common::{Hook, dns, event::RingStats, family_index, neigh};
 
 use self::{
     ledger::{Ledger, Tally},
     window::{Attempts, Window},
 };
 use crate::{
-    kernel::maps::Reading,
+    hooks::address,
+    kernel::maps::{HOOKS, Reading},
     pods::{Identity, Owner, Resolver},
 };
 
@@ -29,6 +32,9 @@ impl Tally for NeighCounts {
             mine.add(theirs);
         }
     }
+    fn since(&self, earlier: &Self) -> Self {
+        [0, 1].map(|family: usize| self[family].since(&earlier[family]))
+    }
     fn events(&self) -> u64 {
         self.iter().map(neigh::Counts::attempts).sum()
     }
@@ -37,6 +43,9 @@ impl Tally for NeighCounts {
 impl Tally for dns::Counts {
     fn plus(&mut self, other: &Self) {
         self.add(other);
+    }
+    fn since(&self, earlier: &Self) -> Self {
+        dns::Counts::since(self, earlier)
     }
     fn events(&self) -> u64 {
         self.queries
@@ -48,6 +57,8 @@ impl Tally for dns::Counts {
 pub struct Figures {
     /// Creations, by family.
     pub neigh: NeighCounts,
+    /// Entries in the tables whose device is in the owner's namespace, by family.
+    pub entries: [u32; 2],
     /// Lookups.
     pub dns: dns::Counts,
     /// Failures ÷ attempts over the window.
@@ -87,9 +98,9 @@ pub struct Picture {
     /// Packets dropped on the node, by reason number.
     pub drops: Vec<(u32, u64)>,
     /// The ring, by hook.
-    pub ring: [RingStats; 3],
+    pub ring: [RingStats; HOOKS],
     /// Events that wait for a name, by hook index.
-    pub pending: [u64; 3],
+    pub pending: [u64; HOOKS],
     /// Keys in the kernel's client maps, and how often one found no room: see `Maps::fillings`.
     pub reading: Reading,
 }
@@ -106,6 +117,8 @@ impl Picture {
 pub struct Leaving {
     /// Of the map `NEIGH`.
     pub neigh: Vec<u64>,
+    /// Of the map `NEIGH_FORWARDED`.
+    pub forwarded: Vec<neigh::ForwardedKey>,
     /// Of the map `DNS`.
     pub dns: Vec<dns::Key>,
 }
@@ -115,6 +128,7 @@ pub struct Aggregate {
     window: Duration,
     max_pods: usize,
     neigh: Ledger<u64, NeighCounts>,
+    forwarded: Ledger<neigh::ForwardedKey, NeighCounts>,
     dns: Ledger<dns::Key, dns::Counts>,
     admitted: HashSet<Arc<Owner>>,
     node: Windows,
@@ -130,6 +144,7 @@ impl Aggregate {
             window,
             max_pods,
             neigh: Ledger::default(),
+            forwarded: Ledger::default(),
             dns: Ledger::default(),
             admitted: HashSet::new(),
             node: Windows::default(),
@@ -174,11 +189,31 @@ impl Aggregate {
             cgroup_id,
             net_cookie,
             netns: netns.get(&net_cookie).copied().unwrap_or_default(),
+            source: None,
         };
         self.neigh.update(
             by_cookie,
             now,
             |&cookie| resolver.resolve(&identity(cookie, None)),
+            &mut admit,
+        );
+        self.forwarded.update(
+            reading.forwarded.iter().map(|(key, value)| {
+                let mut counts = NeighCounts::default();
+                if let Some(family) = family_index(key.family as u16) {
+                    counts[family as usize] = value.counts;
+                }
+                (*key, counts)
+            }),
+            now,
+            |key| {
+                resolver.resolve(&Identity {
+                    cgroup_id: None,
+                    net_cookie: 0,
+                    netns: 0,
+                    source: Some(address(key.family as u16, key.source)),
+                })
+            },
             &mut admit,
         );
         self.dns.update(
@@ -192,9 +227,10 @@ impl Aggregate {
         let mut picture = Picture {
             drops: reading.drops_node.clone(),
             ring: reading.ring,
-            pending: [self.neigh.pending(), self.dns.pending(), 0],
             ..Picture::default()
         };
+        picture.pending[Hook::Neigh as usize] = self.neigh.pending() + self.forwarded.pending();
+        picture.pending[Hook::Dns as usize] = self.dns.pending();
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
         self.node
@@ -206,6 +242,23 @@ impl Aggregate {
         for (owner, counts) in self.neigh.totals() {
             if counts != NeighCounts::default() {
                 picture.owners.entry(owner).or_default().neigh = counts;
+            }
+        }
+        for (owner, counts) in self.forwarded.totals() {
+            if counts != NeighCounts::default() {
+                picture.owners.entry(owner).or_default().neigh.plus(&counts);
+            }
+        }
+        for (key, value) in &reading.neigh {
+            let Some(family) = family_index(key.family as u16) else {
+                continue;
+            };
+            let family = family as usize;
+            if value.live > 0
+                && value.live_generation == reading.walks[family].generation
+                && let Some(owner) = self.neigh.owner(&key.net_cookie)
+            {
+                picture.owners.entry(owner.clone()).or_default().entries[family] += value.live;
             }
         }
         for (owner, counts) in self.dns.totals() {
@@ -244,7 +297,12 @@ impl Aggregate {
             neigh: self.neigh.retire(
                 now,
                 |&cookie, owner| cookie != 0 && (ended(owner) || is_unknown(owner)),
-                is_lasting,
+                ended,
+            ),
+            forwarded: self.forwarded.retire(
+                now,
+                |_, owner| ended(owner) || is_unknown(owner),
+                ended,
             ),
             dns: self.dns.retire(
                 now,
@@ -254,7 +312,7 @@ impl Aggregate {
                             || is_unknown(owner)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
-                is_lasting,
+                ended,
             ),
         };
         let admitted = &mut self.admitted;

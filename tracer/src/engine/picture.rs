@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use anyhow::Result;
-use tracer_common::{Hook, dns};
+use tracer_common::{Hook, dns, neigh};
 
 use super::{Engine, lock};
 use crate::{
@@ -18,17 +18,19 @@ use crate::{
 impl Engine {
     /// The text that Prometheus scrapes.
     pub fn metrics(&self) -> Result<Vec<u8>> {
-        let (picture, collected) = self.picture();
+        let (picture, taken) = self.picture();
         let hooks = self.hooks();
         let sources = lock(&self.resolver).sources();
         metrics::render(&View {
             node: &self.config.node,
             picture: &picture,
-            tables: collected.tables,
-            entries: collected.entries,
+            tables: taken.tables,
+            entries: taken.entries,
+            peaks: taken.peaks,
+            seconds_until_full: taken.seconds_until_full,
             hooks: &hooks,
-            misses: &collected.misses,
-            fillings: &collected.fillings,
+            misses: &taken.misses,
+            fillings: &taken.fillings,
             sources: &sources,
             reason_name: &|number| self.reasons.name(number),
             read_errors: self.read_errors.load(Ordering::Relaxed),
@@ -38,13 +40,19 @@ impl Engine {
 
     /// All that `top` shows.
     pub fn snapshot_now(&self) -> Result<Snapshot> {
-        let (picture, collected) = self.picture();
+        let (picture, taken) = self.picture();
         let mut tables = Vec::new();
         for (index, family) in FAMILY_NAMES.iter().enumerate() {
-            if let Some(table) = collected.tables[index] {
+            if let Some(table) = taken.tables[index] {
                 tables.push(snapshot::Table {
                     family: (*family).to_owned(),
-                    entries: collected.entries[index].map(u64::from),
+                    entries: taken.entries[index].map(u64::from),
+                    entries_peak: taken.peaks[index]
+                        .max(taken.entries[index].unwrap_or_default())
+                        .into(),
+                    time_until_full_seconds: Some(taken.seconds_until_full[index])
+                        .filter(|seconds| seconds.is_finite()),
+                    pressure: taken.pressures[index].name().to_owned(),
                     limits: table.limits.map(u64::from),
                     table_fulls: table.table_fulls,
                     gc_forced: table.gc_forced,
@@ -109,13 +117,23 @@ fn figures(of: &Figures, pending: u64) -> snapshot::Figures {
     let neighbour = FAMILY_NAMES
         .iter()
         .zip(&of.neigh)
-        .map(|(family, counts)| {
+        .zip(of.entries)
+        .map(|((family, counts), entries)| {
             (
                 (*family).to_owned(),
                 snapshot::Neighbour {
                     created: counts.created,
                     table_full: counts.table_full,
                     no_memory: counts.no_memory,
+                    kernel_full: counts.kernel_full,
+                    evictions: neigh::Gc::ALL
+                        .iter()
+                        .zip(counts.evictions)
+                        .map(|(gc, n)| (gc.name().to_owned(), n))
+                        .collect(),
+                    forced_gc: counts.forced_gc,
+                    recreated: counts.recreated,
+                    entries: entries.into(),
                 },
             )
         })

@@ -60,7 +60,14 @@ async fn copy_lines(
     lines: &mut Lines,
     output: &Output,
 ) -> anyhow::Result<End> {
-    while let Some(line) = lines.next().await? {
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line?,
+            () = output.gone() => return Ok(End::ReaderGone),
+        };
+        let Some(line) = line else {
+            break;
+        };
         let Some(mut text) = render(config, line) else {
             continue;
         };

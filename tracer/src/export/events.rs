@@ -64,6 +64,25 @@ pub enum Details {
         entries: u32,
         /// Its `gc_thresh3`.
         limit: u32,
+        /// Source of the packet that was dropped, where it was forwarded.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+        /// The kernel wanted the entry for itself: to answer or to find a neighbour.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        wanted_by_kernel: bool,
+    },
+    /// The neighbour table's pressure changed.
+    NeighbourPressure {
+        /// `ipv4` or `ipv6`.
+        family: &'static str,
+        /// The table's `gc_entries`.
+        entries: u32,
+        /// Its `gc_thresh3`.
+        limit: u32,
+        /// Forecast; none without a trend.
+        time_until_full_seconds: Option<f64>,
+        /// `rising`, `critical` or `normal`.
+        state: &'static str,
     },
     /// A lookup failed.
     DnsFailure {
@@ -161,6 +180,8 @@ mod tests {
                 device: "eth0".to_owned(),
                 entries: 1024,
                 limit: 1024,
+                source: None,
+                wanted_by_kernel: false,
             },
         }
     }

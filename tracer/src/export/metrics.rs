@@ -12,6 +12,7 @@ use prometheus::{
 use tracer_common::{
     Hook,
     dns::{self, BUCKETS_NS, Cause, Outcome},
+    neigh::{self, Gc},
 };
 
 use crate::{
@@ -35,6 +36,10 @@ pub struct View<'a> {
     pub tables: [Option<NeighbourTable>; 2],
     /// `gc_entries` by the hook `neigh`.
     pub entries: [Option<u32>; 2],
+    /// Highest `gc_entries` of the last 60 s.
+    pub peaks: [u32; 2],
+    /// Forecasts.
+    pub seconds_until_full: [f64; 2],
     /// The hooks.
     pub hooks: &'a [HookStatus],
     /// Runs that the kernel skipped, by hook.
@@ -156,6 +161,18 @@ fn node(out: &mut Families, view: &View<'_>) {
                 &[("family", family)],
                 entries.into(),
             );
+            out.gauge(
+                "node_neighbour_entries_peak",
+                "Highest of the last 60 s, seen at every creation.",
+                &[("family", family)],
+                view.peaks[index].max(entries).into(),
+            );
+            out.gauge(
+                "node_neighbour_time_until_full_seconds",
+                "Forecast at the present trend; +Inf without one.",
+                &[("family", family)],
+                view.seconds_until_full[index],
+            );
         }
         let Some(table) = view.tables[index] else {
             continue;
@@ -186,7 +203,7 @@ fn node(out: &mut Families, view: &View<'_>) {
     let attached = |hook| {
         view.hooks
             .iter()
-            .any(|status: &HookStatus| status.hook == hook && status.state == State::Attached)
+            .any(|status: &HookStatus| status.hook == hook && status.state.counts())
     };
     let figures = &view.picture.node;
     if attached(Hook::Neigh) {
@@ -199,6 +216,18 @@ fn node(out: &mut Families, view: &View<'_>) {
                     "node_neighbour_creates_total",
                     "Neighbour creations asked for on the node, by result.",
                     &[("family", family), ("result", result)],
+                    n,
+                );
+            }
+        }
+    }
+    if attached(Hook::Gc) {
+        for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
+            for (gc, n) in Gc::ALL.iter().zip(counts.evictions) {
+                out.counter(
+                    "node_neighbour_evictions_total",
+                    "Neighbour entries removed on the node, by who did it.",
+                    &[("family", family), ("gc", gc.name())],
                     n,
                 );
             }
@@ -294,7 +323,32 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
         ("pod", owner.pod.as_str()),
     ];
     let with = |name, value| [pod[0], pod[1], (name, value)];
-    for (family, counts) in FAMILY_NAMES.iter().zip(&figures.neigh) {
+    for ((family, counts), entries) in FAMILY_NAMES.iter().zip(&figures.neigh).zip(figures.entries)
+    {
+        if *counts != neigh::Counts::default() || entries > 0 {
+            out.gauge(
+                "pod_neighbour_entries",
+                "Entries in the neighbour table whose device is in the pod's namespace.",
+                &with("family", family),
+                entries.into(),
+            );
+        }
+        if counts.forced_gc > 0 || counts.evictions.iter().any(|n| *n > 0) {
+            out.counter(
+                "pod_neighbour_forced_gc_total",
+                "Entries of anyone thrown out because the pod asked for one more.",
+                &with("family", family),
+                counts.forced_gc,
+            );
+            for (gc, n) in Gc::ALL.iter().zip(counts.evictions) {
+                out.counter(
+                    "pod_neighbour_evictions_total",
+                    "Neighbour entries of the pod removed, by who did it.",
+                    &[pod[0], pod[1], ("family", family), ("gc", gc.name())],
+                    n,
+                );
+            }
+        }
         // Both results as soon as there was any traffic of that kind: the first failure is then an
         // increase.
         if counts.attempts() == 0 {
@@ -429,13 +483,9 @@ fn own(out: &mut Families, view: &View<'_>) {
         );
         let unknown = view.picture.owners.get(&Owner::unknown());
         let given_up = unknown.map_or(0, |figures| match hook {
-            Hook::Neigh => figures
-                .neigh
-                .iter()
-                .map(tracer_common::neigh::Counts::attempts)
-                .sum(),
+            Hook::Neigh => figures.neigh.iter().map(neigh::Counts::attempts).sum(),
             Hook::Dns => figures.dns.queries,
-            Hook::Drops => 0,
+            Hook::Drops | Hook::Gc => 0,
         });
         out.counter(
             "unattributed_total",
@@ -525,6 +575,7 @@ mod tests {
         };
         figures.neigh[0].created = 1;
         figures.neigh[0].table_full = 1;
+        figures.neigh[0].evictions[0] = 1;
         figures.dns.queries = 4;
         figures.dns.started = 4;
         figures.dns.outcomes[0] = 3;
@@ -549,6 +600,8 @@ mod tests {
             picture: &picture,
             tables: [Some(NeighbourTable::default()); 2],
             entries: [Some(1); 2],
+            peaks: [2; 2],
+            seconds_until_full: [f64::INFINITY; 2],
             hooks: &hooks,
             misses: &[(Hook::Neigh, 0)],
             fillings: &[Filling {

@@ -40,6 +40,12 @@ pub struct Table {
     /// The kernel's `gc_entries`: what it compares with the limit. `None` where the hook `neigh`
     /// cannot run.
     pub entries: Option<u64>,
+    /// Highest of the last 60 s, seen at every creation.
+    pub entries_peak: u64,
+    /// Forecast; `None` without a trend.
+    pub time_until_full_seconds: Option<f64>,
+    /// `normal`, `rising` or `critical`.
+    pub pressure: String,
     /// gc_thresh1, 2, 3.
     pub limits: [u64; 3],
     /// Creations refused because the table was full, since boot.
@@ -114,6 +120,18 @@ pub struct Neighbour {
     pub table_full: u64,
     /// Refused for want of memory.
     pub no_memory: u64,
+    /// Of `table_full`: what the kernel wanted for itself. The node is then unreachable for new
+    /// peers.
+    pub kernel_full: u64,
+    /// Entries removed, by who did it: `forced` and `periodic` garbage collection, `other`.
+    pub evictions: BTreeMap<String, u64>,
+    /// Entries of anyone thrown out because this one asked for one more.
+    pub forced_gc: u64,
+    /// Of `created`: entries that a forced collection had thrown out within 10 s. Many mean that the
+    /// table thrashes.
+    pub recreated: u64,
+    /// Entries in the table now; 0 for the node's total.
+    pub entries: u64,
 }
 
 /// Lookups.

@@ -5,7 +5,6 @@ use hickory_proto::{
     serialize::binary::{BinDecodable as _, BinDecoder},
 };
 use tracer_common::dns::{Cause, Failure, Outcome};
-use zerocopy::IntoBytes as _;
 
 use super::address;
 use crate::{export::events::Details, kernel::reasons::Reasons};
@@ -14,10 +13,8 @@ use crate::{export::events::Details, kernel::reasons::Reasons};
 pub fn details(record: &Failure, reasons: &Reasons) -> Details {
     let length = usize::from(record.question_len).min(record.question.len());
     let (qname, qtype) = question(&record.question[..length]);
-    let mut server = [0; 16];
-    server.copy_from_slice(record.server.address.as_bytes());
-    let server =
-        std::net::SocketAddr::new(address(record.server.family, server), record.server.port);
+    let server = &record.server;
+    let server = std::net::SocketAddr::new(address(server.family, server.address), server.port);
     Details::DnsFailure {
         qname,
         qtype,

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 use tracer_common::{AF_INET, Hook, event};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes as _};
 
 use crate::{export::events::Details, kernel::reasons::Reasons, pods::Identity};
 
@@ -44,8 +44,13 @@ pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
             event::VERSION
         );
     }
+    let mut source = None;
     let (hook, details) = match header.kind {
-        event::KIND_NEIGHBOUR_OVERFLOW => (Hook::Neigh, neigh::details(whole(bytes)?)),
+        event::KIND_NEIGHBOUR_OVERFLOW => {
+            let overflow = whole(bytes)?;
+            source = neigh::source(&overflow);
+            (Hook::Neigh, neigh::details(&overflow))
+        }
         event::KIND_DNS_FAILURE => (Hook::Dns, dns::details(&whole(bytes)?, reasons)),
         kind => bail!("a ring record has the unknown kind {kind}"),
     };
@@ -55,6 +60,7 @@ pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
             cgroup_id: (hook == Hook::Dns).then_some(header.cgroup_id),
             net_cookie: header.net_cookie,
             netns: header.netns,
+            source,
         },
         ktime_ns: header.ktime_ns,
         pid: header.pid,
@@ -79,8 +85,10 @@ fn text(bytes: &[u8]) -> String {
     bytes[..end].escape_ascii().to_string()
 }
 
-/// An address in network byte order; IPv4 in the first four bytes.
-fn address(family: u16, bytes: [u8; 16]) -> IpAddr {
+/// An address in network byte order; IPv4 in the first word.
+pub fn address(family: u16, words: [u32; 4]) -> IpAddr {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(words.as_bytes());
     if family == AF_INET {
         Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
     } else {

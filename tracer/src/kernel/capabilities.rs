@@ -34,8 +34,14 @@ pub const NEEDS: &[Need] = &[
         set: CapabilitySet::NET_ADMIN,
     },
     Need {
+        name: "CAP_SYSLOG",
+        purpose: "tell forced from periodic garbage collection by the addresses of kernel functions",
+        required: false,
+        set: CapabilitySet::SYSLOG,
+    },
+    Need {
         name: "CAP_SYS_ADMIN",
-        purpose: "ask a named network namespace for its cookie (else its inode must do)",
+        purpose: "ask a named network namespace for its cookie and addresses (else its inode must do)",
         required: false,
         set: CapabilitySet::SYS_ADMIN,
     },

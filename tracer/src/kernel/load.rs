@@ -20,10 +20,26 @@ use aya::{
 };
 use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason};
 
-use super::{cgroup, maps::Maps, offsets::Offsets, reasons::Reasons};
+use super::{cgroup, kallsyms, maps::Maps, offsets::Offsets, reasons::Reasons};
 
 /// The eBPF object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
+
+/// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
+const FUNCTIONS: [(&str, &str, &str); 4] = [
+    ("___neigh_create", "NEIGH_CREATE_START", "NEIGH_CREATE_END"),
+    (
+        "neigh_periodic_work",
+        "NEIGH_PERIODIC_START",
+        "NEIGH_PERIODIC_END",
+    ),
+    (
+        "neigh_invalidate",
+        "NEIGH_INVALIDATE_START",
+        "NEIGH_INVALIDATE_END",
+    ),
+    ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
+];
 
 /// What the programs are told before they are loaded.
 #[derive(Clone, Debug)]
@@ -52,6 +68,11 @@ pub enum State {
 impl State {
     /// All states.
     pub const ALL: [Self; 4] = [Self::Attached, Self::Degraded, Self::Unavailable, Self::Off];
+
+    /// Does the hook count anything?
+    pub const fn counts(self) -> bool {
+        matches!(self, Self::Attached | Self::Degraded)
+    }
 
     /// Label value.
     pub const fn name(self) -> &'static str {
@@ -85,14 +106,16 @@ pub const fn mechanism(hook: Hook) -> &'static str {
         Hook::Neigh => "raw_tracepoint neigh_create",
         Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
         Hook::Drops => "raw_tracepoint kfree_skb",
+        Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
     }
 }
 
 const fn programs(hook: Hook) -> &'static [&'static str] {
     match hook {
-        Hook::Neigh => &["neigh_create", "tables"],
+        Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
         Hook::Drops => &["kfree_skb"],
+        Hook::Gc => &["neigh_cleanup"],
     }
 }
 
@@ -126,6 +149,17 @@ impl Loaded {
             .override_global("EVENT_RATE", &parameters.event_rate, true)
             .override_global("DNS_PORTS", &ports, true)
             .override_global("DNS_TIMEOUT_NS", &timeout_ns, true);
+        let refusals_wait = u32::from(offsets.why_not(Hook::Drops).is_none());
+        loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
+        let functions = kallsyms::ranges(FUNCTIONS.map(|(name, _, _)| name).as_slice());
+        let bounds: Vec<(&str, u64)> = functions
+            .iter()
+            .flat_map(|ranges| FUNCTIONS.iter().filter_map(|f| Some((f, ranges.get(f.0)?))))
+            .flat_map(|((_, start, end), range)| [(*start, range.start), (*end, range.end)])
+            .collect();
+        for (global, address) in &bounds {
+            loader.override_global(global, address, true);
+        }
         for (global, offset) in &offsets.globals {
             loader.override_global(global, offset, true);
         }
@@ -137,7 +171,7 @@ impl Loaded {
             ebpf.map_mut("REASONS")
                 .ok_or_else(|| anyhow!("the eBPF object has no map REASONS"))?,
         )?;
-        for (number, reason) in reasons.failures() {
+        for (number, reason) in reasons.meanings() {
             meanings
                 .set(number, reason, 0)
                 .context("cannot fill the map REASONS")?;
@@ -150,9 +184,15 @@ impl Loaded {
             logger,
         };
         // Drops and answers before queries: no query is counted whose end could go unseen.
-        for hook in [Hook::Neigh, Hook::Drops, Hook::Dns] {
+        for hook in [Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Dns] {
             let status = programs.start(hook, offsets, attach);
             programs.hooks.push(status);
+        }
+        if let Err(why) = functions {
+            programs.degrade(
+                Hook::Gc,
+                &format!("all removed entries count as gc=\"other\": {why:#}"),
+            );
         }
         programs.hooks.sort_by_key(|status| status.hook);
         Ok((programs, maps))
@@ -178,6 +218,15 @@ impl Loaded {
             status.reason = format!("{why:#}").replace('\n', " ");
         }
         status
+    }
+
+    /// The hook runs, but not as well as it should.
+    fn degrade(&mut self, hook: Hook, why: &str) {
+        let status = &mut self.hooks[hook as usize];
+        if status.state == State::Attached {
+            status.state = State::Degraded;
+            why.clone_into(&mut status.reason);
+        }
     }
 
     fn try_start(
@@ -211,6 +260,7 @@ impl Loaded {
         match hook {
             Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
             Hook::Drops => self.attach_tracepoint("kfree_skb", "kfree_skb"),
+            Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
             Hook::Dns => {
                 let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
                 self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
@@ -260,9 +310,9 @@ impl Loaded {
         }
     }
 
-    /// Is the hook at work?
+    /// Is the hook at work, fully or in part?
     pub fn is_attached(&self, hook: Hook) -> bool {
-        self.hooks[hook as usize].state == State::Attached
+        self.hooks[hook as usize].state.counts()
     }
 
     /// Takes everything out of the kernel that holds on to a hook.
@@ -314,15 +364,23 @@ impl Loaded {
             .ok()
     }
 
-    /// Runs a program that is attached to nothing: `tables` or `dns_age`.
+    /// Runs a program that is attached to nothing.
     pub fn run(&self, name: &str) -> Result<()> {
+        self.run_on(name, None)
+    }
+
+    /// Runs such a program on a certain CPU.
+    pub fn run_on(&self, name: &str, cpu: Option<u32>) -> Result<()> {
         let program: &RawTracePoint = self
             .ebpf
             .program(name)
             .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
             .try_into()?;
         program
-            .test_run(RawTracePointRunOptions::new())
+            .test_run(RawTracePointRunOptions {
+                cpu,
+                ..RawTracePointRunOptions::new()
+            })
             .with_context(|| format!("cannot run the eBPF program {name}"))?;
         Ok(())
     }

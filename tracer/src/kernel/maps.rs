@@ -7,6 +7,12 @@ use aya::{
 };
 use tracer_common::{FAMILIES, Hook, dns, drops::MAX_REASONS, event::RingStats, neigh};
 
+/// How many hooks there are.
+pub const HOOKS: usize = Hook::COUNT as usize;
+
+/// Span of the peaks, seconds.
+const PEAK_SPAN: u64 = 60;
+
 /// One map's filling.
 #[derive(Clone, Copy, Debug)]
 pub struct Filling {
@@ -25,6 +31,10 @@ pub struct Maps {
     neigh: HashMap<MapData, neigh::Key, neigh::Value>,
     neigh_node: PerCpuArray<MapData, neigh::Counts>,
     tables: Array<MapData, neigh::Table>,
+    forwarded: HashMap<MapData, neigh::ForwardedKey, neigh::Value>,
+    refused: PerCpuArray<MapData, neigh::Refused>,
+    peak: PerCpuArray<MapData, neigh::Peak>,
+    walk: Array<MapData, neigh::Walk>,
     dns: HashMap<MapData, dns::Key, dns::Value>,
     dns_node: PerCpuArray<MapData, dns::Counts>,
     max_entries: [u64; 3],
@@ -67,6 +77,10 @@ impl Maps {
             neigh,
             neigh_node: take(ebpf, "NEIGH_NODE")?,
             tables: take(ebpf, "TABLES")?,
+            forwarded: take(ebpf, "NEIGH_FORWARDED")?,
+            refused: take(ebpf, "REFUSED")?,
+            peak: take(ebpf, "NEIGH_PEAK")?,
+            walk: take(ebpf, "WALK")?,
             dns,
             dns_node: take(ebpf, "DNS_NODE")?,
             max_entries,
@@ -90,6 +104,10 @@ pub struct Reading {
     pub neigh: Vec<(neigh::Key, neigh::Value)>,
     /// Creations of the node, by family.
     pub neigh_node: [neigh::Counts; 2],
+    /// Refusals for forwarded packets, by source address.
+    pub forwarded: Vec<(neigh::ForwardedKey, neigh::Value)>,
+    /// The last walks of the tables, by family.
+    pub walks: [neigh::Walk; 2],
     /// Lookups, by client.
     pub dns: Vec<(dns::Key, dns::Value)>,
     /// Lookups of the node.
@@ -97,9 +115,9 @@ pub struct Reading {
     /// Packets dropped on the node, by reason; only reasons that occurred.
     pub drops_node: Vec<(u32, u64)>,
     /// The ring's figures, by hook.
-    pub ring: [RingStats; Hook::COUNT as usize],
+    pub ring: [RingStats; HOOKS],
     /// Keys that found their map full, by hook.
-    pub full: [u64; Hook::COUNT as usize],
+    pub full: [u64; HOOKS],
 }
 
 impl Maps {
@@ -107,6 +125,9 @@ impl Maps {
     pub fn read(&self) -> Result<Reading> {
         let mut reading = Reading {
             neigh: entries(&self.neigh).context("cannot read the eBPF map NEIGH")?,
+            forwarded: entries(&self.forwarded)
+                .context("cannot read the eBPF map NEIGH_FORWARDED")?,
+            walks: [self.walk.get(&0, 0)?, self.walk.get(&1, 0)?],
             dns: entries(&self.dns).context("cannot read the eBPF map DNS")?,
             ..Reading::default()
         };
@@ -139,6 +160,47 @@ impl Maps {
     /// The tables as the program `tables` saw them last.
     pub fn tables(&self) -> Result<[neigh::Table; 2]> {
         Ok([self.tables.get(&0, 0)?, self.tables.get(&1, 0)?])
+    }
+
+    /// CPUs on which a refusal has waited for its packet for too long.
+    pub fn stale_refusals(&self, now_ns: u64) -> Result<Vec<u32>> {
+        Ok(self
+            .refused
+            .get(&0, 0)?
+            .iter()
+            .zip(0..)
+            .filter(|(refused, _)| {
+                refused.ktime_ns != 0 && now_ns.saturating_sub(refused.ktime_ns) > neigh::REFUSED_NS
+            })
+            .map(|(_, cpu)| cpu)
+            .collect())
+    }
+
+    /// Highest `gc_entries` that a creation saw in the last 60 s, by family.
+    pub fn peaks(&self, now_second: u64) -> Result<[u32; 2]> {
+        let mut peaks = [0; 2];
+        for family in 0..FAMILIES {
+            for slot in 0..neigh::PEAK_SECONDS {
+                for peak in self
+                    .peak
+                    .get(&(family * neigh::PEAK_SECONDS + slot), 0)?
+                    .iter()
+                {
+                    if peak.second + PEAK_SPAN > now_second {
+                        let entries = u32::try_from(peak.entries)?;
+                        peaks[family as usize] = entries.max(peaks[family as usize]);
+                    }
+                }
+            }
+        }
+        Ok(peaks)
+    }
+
+    /// Removes a source that has been idle for long.
+    pub fn forget_forwarded(&mut self, key: &neigh::ForwardedKey) {
+        if let Err(error) = self.forwarded.remove(key) {
+            tracing::debug!("source {key:?} is not in NEIGH_FORWARDED: {error}");
+        }
     }
 
     /// Removes a client that is gone for good.

@@ -20,6 +20,13 @@ const NEIGH: &[Field] = &[
     ("OFF_NEIGH_TABLE_GC_THRESH3", "neigh_table", "gc_thresh3"),
     ("OFF_NEIGH_TABLE_LAST_FLUSH", "neigh_table", "last_flush"),
     ("OFF_NEIGH_TABLE_PARMS_NET", "neigh_table", "parms.net"),
+    ("OFF_NEIGH_TABLE_NHT", "neigh_table", "nht"),
+    (
+        "OFF_NEIGH_HASH_TABLE_SHIFT",
+        "neigh_hash_table",
+        "hash_shift",
+    ),
+    ("OFF_NEIGHBOUR_DEV", "neighbour", "dev"),
     ("OFF_NEIGH_PARMS_TBL", "neigh_parms", "tbl"),
     ("OFF_NET_DEVICE_IFINDEX", "net_device", "ifindex"),
     ("OFF_NET_DEVICE_NAME", "net_device", "name"),
@@ -52,6 +59,17 @@ const DROPS: &[Field] = &[
     ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
 ];
 
+const GC: &[Field] = &[
+    ("OFF_NEIGH_TABLE_FAMILY", "neigh_table", "family"),
+    ("OFF_NET_DEVICE_IFINDEX", "net_device", "ifindex"),
+    ("OFF_NET_DEVICE_ND_NET", "net_device", "nd_net"),
+    ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_NET_NS_INUM", "net", "ns.inum"),
+    ("OFF_NEIGHBOUR_DEV", "neighbour", "dev"),
+    ("OFF_NEIGHBOUR_TBL", "neighbour", "tbl"),
+    ("OFF_NEIGHBOUR_PRIMARY_KEY", "neighbour", "primary_key"),
+];
+
 /// Fields that a hook does without where they are missing: conntrack may not be built in.
 const OPTIONAL: &[Field] = &[("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct")];
 
@@ -68,7 +86,12 @@ impl Offsets {
     /// Looks every field up. A missing one switches its hook off; that is no error.
     pub fn resolve(btf: &Btf) -> Self {
         let mut offsets = Self::default();
-        for (hook, fields) in [(Hook::Neigh, NEIGH), (Hook::Dns, DNS), (Hook::Drops, DROPS)] {
+        for (hook, fields) in [
+            (Hook::Neigh, NEIGH),
+            (Hook::Dns, DNS),
+            (Hook::Drops, DROPS),
+            (Hook::Gc, GC),
+        ] {
             for (global, structure, path) in fields {
                 match btf.offset(structure, path) {
                     Ok(offset) => offsets.set(global, offset),
@@ -82,6 +105,9 @@ impl Offsets {
         for (global, structure, path) in OPTIONAL {
             offsets.set(global, btf.offset(structure, path).unwrap_or(ABSENT));
         }
+        if let Err(why) = offsets.hash_layout(btf) {
+            offsets.missing.push((Hook::Neigh, format!("{why:#}")));
+        }
         match btf.tracepoint_argument("kfree_skb", "skb_drop_reason") {
             Ok(index) => offsets.set("ARG_DROP_REASON", index),
             Err(why) => {
@@ -93,6 +119,26 @@ impl Offsets {
             }
         }
         offsets
+    }
+
+    /// The hash table of neighbours: since 6.13 an array of hlist heads that runs through
+    /// `neighbour.hash`, before an array of pointers to entries that point at each other.
+    fn hash_layout(&mut self, btf: &Btf) -> anyhow::Result<()> {
+        let (buckets, node, next) = if let Ok(heads) = btf.offset("neigh_hash_table", "hash_heads")
+        {
+            let node = btf.offset("neighbour", "hash")?;
+            (heads, node, node + btf.offset("hlist_node", "next")?)
+        } else {
+            (
+                btf.offset("neigh_hash_table", "hash_buckets")?,
+                0,
+                btf.offset("neighbour", "next")?,
+            )
+        };
+        self.set("OFF_NEIGH_HASH_TABLE_BUCKETS", buckets);
+        self.set("OFF_NEIGHBOUR_NODE", node);
+        self.set("OFF_NEIGHBOUR_NEXT", next);
+        Ok(())
     }
 
     /// Why a hook cannot run, if so.

@@ -68,15 +68,22 @@ impl Reasons {
             .map_or_else(|| format!("reason_{number}"), |name| name.to_lowercase())
     }
 
-    /// Numbers and meanings of those that mean failure: what the map `REASONS` holds.
-    pub fn failures(&self) -> impl Iterator<Item = (u32, Reason)> {
+    /// Numbers and meanings of those that mean something: what the map `REASONS` holds.
+    pub fn meanings(&self) -> impl Iterator<Item = (u32, Reason)> {
         self.names.iter().filter_map(|(&number, name)| {
-            let (_, cause) = FAILURES.iter().find(|(failure, _)| failure == name)?;
-            (number < MAX_REASONS).then_some((
+            let failure = FAILURES.iter().find(|(failure, _)| failure == name);
+            let is_unspecified = name == "NOT_SPECIFIED";
+            if number >= MAX_REASONS || (failure.is_none() && !is_unspecified) {
+                return None;
+            }
+            Some((
                 number,
                 Reason {
-                    is_failure: 1,
-                    cause: *cause as u8,
+                    is_failure: failure.is_some().into(),
+                    cause: failure.map_or(Cause::Dropped, |(_, cause)| *cause) as u8,
+                    is_unspecified: is_unspecified.into(),
+                    // A BPF datapath (bpf_redirect_neigh) frees without a reason.
+                    ends_refusal: (name == "NEIGH_CREATEFAIL" || is_unspecified).into(),
                 },
             ))
         })

@@ -26,9 +26,7 @@ struct Pod {
     namespace: String,
     name: String,
     uid: Option<String>,
-    /// For forwarded packets, which this version does not attribute by address yet.
     #[serde(default)]
-    #[expect(dead_code, reason = "read so that a file with addresses is valid")]
     ips: Vec<std::net::IpAddr>,
     netns: Option<Netns>,
     cgroup: Option<PathBuf>,
@@ -62,7 +60,7 @@ impl Source for File {
         "file"
     }
 
-    fn pods(&mut self) -> Result<Vec<Known>> {
+    fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
         let mount = cgroup::mount_point().ok();
         Ok(parse(&self.path)?
             .into_iter()
@@ -99,7 +97,7 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
             fs::metadata(path)
                 .ok()
                 .and_then(|m| u32::try_from(m.ino()).ok()),
-            local::cookie_of(path),
+            local::ask(path).and_then(|inside| inside.cookie),
         ),
     };
     let cgroup = pod.cgroup.as_ref().map(|path| {
@@ -117,6 +115,7 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
         net_cookie,
         netns,
         cgroup,
+        addresses: pod.ips,
     }
 }
 

@@ -4,11 +4,13 @@
 use std::{
     collections::HashMap,
     fs,
+    net::IpAddr,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::Result;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 use rustix::{
     fs::{Mode, OFlags, fstatfs, open, statfs},
     net::{AddressFamily, SocketType},
@@ -27,10 +29,19 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// second, but not with the same time of birth.
 type Inode = (u64, i64, i64);
 
-/// The source, with the cookies it has asked for.
+/// What a namespace says of itself, from inside.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inside {
+    /// Its cookie; needs 5.14.
+    pub cookie: Option<u64>,
+    /// Its addresses, but for loopback and link-local ones, which say nothing outside.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The source, with what the namespaces said.
 #[derive(Default)]
 pub struct Local {
-    cookies: HashMap<Inode, u64>,
+    inside: HashMap<Inode, Inside>,
 }
 
 impl Source for Local {
@@ -38,7 +49,7 @@ impl Source for Local {
         "local"
     }
 
-    fn pods(&mut self) -> Result<Vec<Known>> {
+    fn pods(&mut self, addresses: bool) -> Result<Vec<Known>> {
         let mut found = Vec::new();
         // No folder, no named namespaces.
         if let Ok(entries) = fs::read_dir(DIRECTORY) {
@@ -50,24 +61,28 @@ impl Source for Local {
                 }
             }
         }
-        self.cookies
+        self.inside
             .retain(|inode, _| found.iter().any(|(_, _, i)| i == inode));
         for (_, path, inode) in &found {
-            if !self.cookies.contains_key(inode)
-                && let Some(cookie) = cookie_of(path)
-                // Still the same one: the cookie was not that of a successor.
+            if (addresses || !self.inside.contains_key(inode))
+                && let Some(inside) = ask(path)
+                // Still the same one: it was not a successor that answered.
                 && namespace_inode(path) == Some(*inode)
             {
-                self.cookies.insert(*inode, cookie);
+                self.inside.insert(*inode, inside);
             }
         }
         Ok(found
             .into_iter()
-            .map(|(name, _, inode)| Known {
-                owner: Owner::new("(netns)", &name),
-                net_cookie: self.cookies.get(&inode).copied(),
-                netns: u32::try_from(inode.0).ok(),
-                cgroup: None,
+            .map(|(name, _, inode)| {
+                let inside = self.inside.get(&inode).cloned().unwrap_or_default();
+                Known {
+                    owner: Owner::new("(netns)", &name),
+                    net_cookie: inside.cookie,
+                    netns: u32::try_from(inode.0).ok(),
+                    cgroup: None,
+                    addresses: inside.addresses,
+                }
             })
             .collect())
     }
@@ -82,20 +97,40 @@ pub(super) fn namespace_inode(path: &Path) -> Option<Inode> {
     Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-/// Asks the namespace at `path` for its cookie, from inside. Needs CAP_SYS_ADMIN and 5.14; `None`
-/// without. On a thread of its own, for a thread cannot leave a namespace it entered by name.
-pub(super) fn cookie_of(path: &Path) -> Option<u64> {
+/// Asks the namespace at `path` for its cookie and addresses, from inside. Needs CAP_SYS_ADMIN;
+/// `None` without. On a thread of its own, for a thread cannot leave a namespace entered by name.
+pub(super) fn ask(path: &Path) -> Option<Inside> {
     let path: PathBuf = path.to_owned();
-    std::thread::spawn(move || -> Option<u64> {
+    std::thread::spawn(move || -> Option<Inside> {
         let namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         if fstatfs(&namespace).ok()?.f_type as u64 != NSFS_MAGIC {
             return None;
         }
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
-        sys::netns_cookie(&socket).ok()
+        let addresses = getifaddrs().map_or_else(
+            |_| Vec::new(),
+            |interfaces| {
+                interfaces
+                    .filter_map(|interface| interface.address)
+                    .filter_map(|address| routable(&address))
+                    .collect()
+            },
+        );
+        Some(Inside {
+            cookie: sys::netns_cookie(&socket).ok(),
+            addresses,
+        })
     })
     .join()
     .ok()
     .flatten()
+}
+
+fn routable(address: &SockaddrStorage) -> Option<IpAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return (!v4.ip().is_loopback()).then(|| v4.ip().into());
+    }
+    let v6 = address.as_sockaddr_in6()?.ip();
+    (!v6.is_loopback() && !v6.is_unicast_link_local()).then(|| v6.into())
 }

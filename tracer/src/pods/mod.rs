@@ -7,6 +7,7 @@ pub mod local;
 use std::{
     collections::HashMap,
     fmt,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -63,6 +64,8 @@ pub struct Identity {
     pub net_cookie: u64,
     /// Its inode.
     pub netns: u32,
+    /// Source address of a packet without a socket: it decides alone.
+    pub source: Option<IpAddr>,
 }
 
 /// What a source says of one pod.
@@ -76,14 +79,17 @@ pub struct Known {
     pub netns: Option<u32>,
     /// Its cgroup, from the cgroup2 mount, beginning with `/`; everything below is its too.
     pub cgroup: Option<String>,
+    /// Its addresses, where the source knows them.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Where pods are learned from.
 pub trait Source: Send {
     /// Label value in metrics.
     fn name(&self) -> &'static str;
-    /// All pods there are now.
-    fn pods(&mut self) -> Result<Vec<Known>>;
+    /// All pods there are now. `addresses` is true where somebody asks for an address that nobody
+    /// is known to have: a source that has to work for them may leave them as they were otherwise.
+    fn pods(&mut self, addresses: bool) -> Result<Vec<Known>>;
 }
 
 /// A source and what it said last.
@@ -125,6 +131,7 @@ pub struct Resolver {
     by_cookie: HashMap<u64, Arc<Owner>>,
     by_inode: HashMap<u32, Arc<Owner>>,
     by_cgroup: HashMap<String, Arc<Owner>>,
+    by_address: HashMap<IpAddr, Arc<Owner>>,
     host: Option<u64>,
     refreshed: Option<Instant>,
     walked: Option<Instant>,
@@ -156,6 +163,7 @@ impl Resolver {
             by_cookie: HashMap::new(),
             by_inode: HashMap::new(),
             by_cgroup: HashMap::new(),
+            by_address: HashMap::new(),
             host: None,
             refreshed: None,
             walked: None,
@@ -178,7 +186,7 @@ impl Resolver {
             return false;
         }
         for consulted in &mut self.sources {
-            match consulted.source.pods() {
+            match consulted.source.pods(on_demand) {
                 Ok(known) => {
                     consulted.known = known;
                     consulted.answered = Some(Instant::now());
@@ -197,6 +205,7 @@ impl Resolver {
         self.by_cookie.clear();
         self.by_inode.clear();
         self.by_cgroup.clear();
+        self.by_address.clear();
         for known in self.sources.iter().flat_map(|c| &c.known) {
             // The strongest source comes first and stays. An inode decides only where no cookie
             // could be had: it is reused within a second, a cookie never.
@@ -212,6 +221,11 @@ impl Resolver {
                         .or_insert_with(|| known.owner.clone());
                 }
                 (None, None) => {}
+            }
+            for address in &known.addresses {
+                self.by_address
+                    .entry(*address)
+                    .or_insert_with(|| known.owner.clone());
             }
             if let Some(path) = &known.cgroup {
                 self.by_cgroup
@@ -241,12 +255,15 @@ impl Resolver {
 
     /// The owner, or `None` where nothing known fits (yet).
     ///
-    /// A socket: its cgroup where a pod owns it, else its namespace where a pod owns it or it has a
+    /// A packet without a socket: its source address. A socket: its cgroup where a pod owns it, else its namespace where a pod owns it or it has a
     /// name, else, in the host's namespace, the cgroup's unit. A device: its namespace; the host's
     /// belong to the kernel.
     pub fn resolve(&self, identity: &Identity) -> Option<Arc<Owner>> {
         if identity.net_cookie == 0 {
             return Some(Owner::other());
+        }
+        if let Some(source) = &identity.source {
+            return self.by_address.get(source).cloned();
         }
         let cgroup = identity.cgroup_id.and_then(|id| self.cgroups.get(&id));
         if let Some(owner) = cgroup.and_then(|path| self.pod_of_cgroup(path)) {
@@ -319,7 +336,7 @@ mod tests {
         fn name(&self) -> &'static str {
             "fixed"
         }
-        fn pods(&mut self) -> Result<Vec<Known>> {
+        fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
             Ok(self.0.clone())
         }
     }
@@ -330,6 +347,7 @@ mod tests {
             net_cookie: cookie,
             netns,
             cgroup: cgroup.map(str::to_owned),
+            addresses: Vec::new(),
         }
     }
 
@@ -357,6 +375,7 @@ mod tests {
                 cgroup_id,
                 net_cookie,
                 netns,
+                source: None,
             })
             .map_or_else(|| "-".to_owned(), |owner| owner.to_string())
     }

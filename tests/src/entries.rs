@@ -1,0 +1,194 @@
+//! Entries of the neighbour tables: what `ip neigh` says of them, and how to make and remove some by
+//! hand.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::process::{Command, Stdio};
+
+use crate::neigh::Family;
+use crate::netns::{DEVICE, Netns, Pod};
+use crate::process::check;
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Whose.
+    pub address: IpAddr,
+    /// On which device.
+    pub device: String,
+    /// Such as `REACHABLE`.
+    pub state: String,
+}
+
+/// Ground truth: entries of a family in a namespace, in all states.
+pub fn entries(netns: &Netns, family: Family) -> Vec<Entry> {
+    show(&["-n", netns.name()], family)
+}
+
+/// The same of the host's own namespace.
+pub fn host_entries(family: Family) -> Vec<Entry> {
+    show(&[], family)
+}
+
+fn show(scope: &[&str], family: Family) -> Vec<Entry> {
+    let output = Command::new("ip")
+        .args(scope)
+        .args([option(family), "neigh", "show", "nud", "all"])
+        .output()
+        .expect("ip runs");
+    assert!(output.status.success(), "ip neigh show failed: {output:?}");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| parse(line).unwrap_or_else(|| panic!("not an entry: {line}")))
+        .collect()
+}
+
+/// `ADDRESS dev DEVICE [lladdr MAC] [FLAG…] STATE`
+fn parse(line: &str) -> Option<Entry> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let device = words.iter().position(|word| *word == "dev")? + 1;
+    Some(Entry {
+        address: words.first()?.parse().ok()?,
+        device: (*words.get(device)?).to_owned(),
+        state: (*words.last()?).to_owned(),
+    })
+}
+
+/// What selects a family in `ip`.
+pub fn option(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    }
+}
+
+/// Makes entries of the pod's addresses of these numbers, in this state, as `ip neigh` writes it;
+/// panics if the kernel refuses one.
+///
+/// Permanent ones do not count against the limit. Reachable ones cannot be evicted as long as they
+/// are so: see [`keep_reachable`]. Stale ones can be after five seconds.
+pub fn add(pod: &Pod, family: Family, numbers: Range<u16>, state: &str) {
+    let commands: Vec<String> = numbers
+        .map(|n| format!("neigh {}\n", replace(pod, family, n, state)))
+        .collect();
+    pod.netns.ip_batch(&commands.concat());
+}
+
+/// As [`add`], for one; gives whether the kernel made it.
+pub fn try_add(pod: &Pod, family: Family, number: u16, state: &str) -> bool {
+    let arguments = replace(pod, family, number, state);
+    Command::new("ip")
+        .args(["-n", pod.netns.name(), "neigh"])
+        .args(arguments.split_whitespace())
+        .stderr(Stdio::null())
+        .status()
+        .expect("ip runs")
+        .success()
+}
+
+fn replace(pod: &Pod, family: Family, number: u16, state: &str) -> String {
+    let address = pod.neighbour(family, number);
+    format!("replace {address} lladdr 02:00:00:00:00:99 dev {DEVICE} nud {state}")
+}
+
+/// Lets reachable entries on a device stay so for longer than any test.
+pub fn keep_reachable(netns: &Netns, device: &str) {
+    for family in ["ipv4", "ipv6"] {
+        netns.sysctl(
+            &format!("{family}/neigh/{device}/base_reachable_time_ms"),
+            "1000000",
+        );
+    }
+}
+
+/// Removes a namespace's entries of one family, but for permanent and NOARP ones.
+pub fn flush(netns: &Netns, family: Family) {
+    check(Command::new("ip").args(["-n", netns.name(), option(family), "neigh", "flush", "all"]));
+}
+
+/// Permanent entries of the host's own, on its loopback device; removed on drop.
+#[derive(Debug)]
+pub struct HostEntries(Vec<IpAddr>);
+
+impl HostEntries {
+    /// Makes `count` of each family.
+    pub fn add(count: u8) -> Self {
+        let addresses = (1..=count)
+            .flat_map(|n| [format!("127.77.0.{n}"), format!("fd00:77::{n}")])
+            .map(|address| address.parse().expect("an address"))
+            .collect();
+        // First, so that it cleans up if one cannot be made.
+        let made = Self(addresses);
+        for address in &made.0 {
+            let address = address.to_string();
+            check(
+                Command::new("ip")
+                    .args(["neigh", "replace", &address, "dev", "lo"])
+                    .args(["lladdr", "00:00:00:00:00:00", "nud", "permanent"]),
+            );
+        }
+        made
+    }
+}
+
+impl Drop for HostEntries {
+    fn drop(&mut self) {
+        for address in &self.0 {
+            // One that was never made cannot be removed, and nobody can help.
+            let _ = Command::new("ip")
+                .args(["neigh", "del", &address.to_string(), "dev", "lo"])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::Lab;
+
+    #[test]
+    fn lines_of_ip_neigh_are_read() {
+        let entry = |line| {
+            let Entry {
+                address,
+                device,
+                state,
+            } = parse(line).expect("an entry");
+            (address.to_string(), device, state)
+        };
+        let expected = |a: &str, d: &str, s: &str| (a.to_owned(), d.to_owned(), s.to_owned());
+        assert_eq!(
+            entry("10.1.0.1 dev eth0 lladdr 02:fc:00:00:00:05 extern_learn STALE "),
+            expected("10.1.0.1", "eth0", "STALE")
+        );
+        assert_eq!(
+            entry("fd00::2 dev eth0 FAILED"),
+            expected("fd00::2", "eth0", "FAILED")
+        );
+        assert_eq!(parse("nonsense"), None);
+    }
+
+    #[test]
+    fn entries_made_are_entries_shown() {
+        let lab = Lab::new();
+        let pod = lab.pod("a", 1, 1);
+        for family in Family::ALL {
+            let before = entries(&pod.netns, family).len();
+            add(&pod, family, 1000..1010, "permanent");
+            assert!(try_add(&pod, family, 1010, "stale"));
+            let now = entries(&pod.netns, family);
+            assert!(now.len() >= before + 11, "{now:?}");
+            flush(&pod.netns, family);
+            let address = |n| pod.neighbour(family, n);
+            let has = |address| {
+                entries(&pod.netns, family)
+                    .iter()
+                    .any(|e| e.address == address)
+            };
+            assert!(has(address(1000)) && !has(address(1010)));
+        }
+    }
+}

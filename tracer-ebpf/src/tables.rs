@@ -1,0 +1,163 @@
+//! The neighbour tables themselves: how full they are, and whose entries fill them.
+//!
+//! Both programs are attached to nothing: user space runs them (BPF_PROG_TEST_RUN) for fresh
+//! figures, one at a time.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_task, generated::bpf_loop},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use tracer_common::{
+    AF_INET, AF_INET6,
+    neigh::{Key, Table, Walk},
+};
+
+use crate::{
+    layout::*,
+    maps::{TABLES, WALK},
+    neigh::client,
+    util::read,
+};
+
+/// Reads the tables' heads. It reaches them from the caller's namespace: lo -> ip_ptr -> arp_parms
+/// -> tbl, and ip6_ptr -> nd_parms -> tbl. A table's own default parameters belong to `init_net`
+/// (neigh_table_init): that names the host's namespace, whatever namespace the caller is in.
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn tables(ctx: RawTracePointContext) -> i32 {
+    let _ = ctx.as_ptr();
+    let _ = try_tables(); // a table that cannot be reached stays as it was
+    0
+}
+
+#[inline(always)]
+fn try_tables() -> Option<()> {
+    // SAFETY: the helper has no precondition.
+    let task = unsafe { bpf_get_current_task() };
+    let nsproxy = read::<u64>(task, OFF_TASK_NSPROXY.load())?;
+    let net = read::<u64>(nsproxy, OFF_NSPROXY_NET_NS.load())?;
+    let lo = read::<u64>(net, OFF_NET_LOOPBACK_DEV.load())?;
+    let _ = store_table(
+        0,
+        lo,
+        OFF_NET_DEVICE_IP_PTR.load(),
+        OFF_IN_DEVICE_ARP_PARMS.load(),
+    );
+    let _ = store_table(
+        1,
+        lo,
+        OFF_NET_DEVICE_IP6_PTR.load(),
+        OFF_INET6_DEV_ND_PARMS.load(),
+    );
+    Some(())
+}
+
+#[inline(always)]
+fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> Option<()> {
+    let family_device = read::<u64>(device, family_ptr)?;
+    let parms = read::<u64>(family_device, parms_offset)?;
+    let table = read::<u64>(parms, OFF_NEIGH_PARMS_TBL.load())?;
+    let init_net = read::<u64>(table, OFF_NEIGH_TABLE_PARMS_NET.load())?;
+    let fresh = Table {
+        address: table,
+        init_net_cookie: read(init_net, OFF_NET_NET_COOKIE.load())?,
+        init_netns: read(init_net, OFF_NET_NS_INUM.load())?,
+        gc_entries: read(table, OFF_NEIGH_TABLE_GC_ENTRIES.load())?,
+        entries: read(table, OFF_NEIGH_TABLE_ENTRIES.load())?,
+        gc_thresh1: read(table, OFF_NEIGH_TABLE_GC_THRESH1.load())?,
+        gc_thresh2: read(table, OFF_NEIGH_TABLE_GC_THRESH2.load())?,
+        gc_thresh3: read(table, OFF_NEIGH_TABLE_GC_THRESH3.load())?,
+    };
+    let place = TABLES.get_ptr_mut(index)?;
+    // SAFETY: an array's value; only this program writes it.
+    unsafe { *place = fresh };
+    Some(())
+}
+
+/// Buckets and entries that one walk may look at: a table of half a million.
+const MAX_STEPS: u32 = 1 << 20;
+
+/// Walks both tables and counts the entries of each namespace, however old. Needs 5.17 (bpf_loop).
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn walk(ctx: RawTracePointContext) -> i32 {
+    let _ = ctx.as_ptr();
+    let _ = walk_table(0, AF_INET); // a table that cannot be reached has no walk
+    let _ = walk_table(1, AF_INET6);
+    0
+}
+
+#[inline(always)]
+fn walk_table(index: u32, family: u16) -> Option<()> {
+    // SAFETY: array values; only these programs write them.
+    let (table, last) = unsafe { (&*TABLES.get_ptr(index)?, &mut *WALK.get_ptr_mut(index)?) };
+    let hash = read::<u64>(table.address, OFF_NEIGH_TABLE_NHT.load())?;
+    let shift = read::<u32>(hash, OFF_NEIGH_HASH_TABLE_SHIFT.load())?;
+    let mut state = Walk {
+        buckets: read(hash, OFF_NEIGH_HASH_TABLE_BUCKETS.load())?,
+        entry: 0,
+        len: 1 << (shift & 31),
+        bucket: 0,
+        generation: last.generation.wrapping_add(1),
+        seen: 0,
+        complete: 0,
+        family: family as u32,
+    };
+    let callback: unsafe extern "C" fn(u32, *mut Walk) -> i64 = step;
+    // SAFETY: the helper calls back with an index and the pointer it was given.
+    unsafe {
+        bpf_loop(
+            MAX_STEPS,
+            callback as *mut c_void,
+            (&raw mut state).cast(),
+            0,
+        )
+    };
+    *last = state;
+    Some(())
+}
+
+/// One bucket's head, or one entry. Entries may move while the walk goes on: one that is made or
+/// removed meanwhile is counted or not, and a table that grows leaves the walk in the old buckets,
+/// whose entries are still there.
+unsafe extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: the kernel passes what it was given.
+    let walk = unsafe { &mut *walk };
+    if walk.entry == 0 {
+        if walk.bucket >= walk.len {
+            walk.complete = 1;
+            return 1;
+        }
+        walk.entry = read(walk.buckets, walk.bucket.wrapping_mul(8)).unwrap_or_default();
+        walk.bucket += 1;
+        return 0;
+    }
+    // Since 6.13 buckets are hlists through `neighbour.hash`; before, entries point at each other.
+    let neighbour = walk.entry - OFF_NEIGHBOUR_NODE.load() as u64;
+    walk.entry = read(neighbour, OFF_NEIGHBOUR_NEXT.load()).unwrap_or_default();
+    walk.seen += 1;
+    let _ = count(neighbour, walk.family, walk.generation); // an entry that is going away
+    0
+}
+
+#[inline(always)]
+fn count(neighbour: u64, family: u32, generation: u32) -> Option<()> {
+    let device = read::<u64>(neighbour, OFF_NEIGHBOUR_DEV.load())?;
+    let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
+    let key = Key {
+        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        family,
+        _pad: 0,
+    };
+    let value = client(key, read(net, OFF_NET_NS_INUM.load())?)?;
+    // Only this program writes these two.
+    if value.live_generation == generation {
+        value.live += 1;
+    } else {
+        value.live = 1;
+        value.live_generation = generation;
+    }
+    Some(())
+}
