@@ -107,26 +107,28 @@ pub fn flush(netns: &Netns, family: Family) {
     check(Command::new("ip").args(["-n", netns.name(), option(family), "neigh", "flush", "all"]));
 }
 
-/// Permanent entries of the host's own, on its loopback device; removed on drop.
+/// Permanent entries on a device of the host's own, which is down and goes with them on drop.
 #[derive(Debug)]
-pub struct HostEntries(Vec<IpAddr>);
+pub struct HostEntries {
+    device: String,
+}
 
 impl HostEntries {
-    /// Makes `count` of each family.
-    pub fn add(count: u8) -> Self {
-        let addresses = (1..=count)
-            .flat_map(|n| [format!("127.77.0.{n}"), format!("fd00:77::{n}")])
-            .map(|address| address.parse().expect("an address"))
-            .collect();
-        // First, so that it cleans up if one cannot be made.
-        let made = Self(addresses);
-        for address in &made.0 {
-            let address = address.to_string();
-            check(
-                Command::new("ip")
-                    .args(["neigh", "replace", &address, "dev", "lo"])
-                    .args(["lladdr", "00:00:00:00:00:00", "nud", "permanent"]),
-            );
+    /// Makes `count` of each family. The device's other end is in this namespace.
+    pub fn add(count: u8, peer: &Netns) -> Self {
+        let device = format!("tt{}", std::process::id());
+        let link = format!("link add {device} type veth peer name {device} netns");
+        let words = link.split_whitespace().chain([peer.name()]);
+        check(Command::new("ip").args(words));
+        let made = Self { device };
+        for n in 1..=count {
+            for address in [format!("10.77.0.{n}"), format!("fd00:77::{n}")] {
+                check(
+                    Command::new("ip")
+                        .args(["neigh", "add", &address, "dev", &made.device])
+                        .args(["lladdr", "02:00:00:00:00:99", "nud", "permanent"]),
+                );
+            }
         }
         made
     }
@@ -134,12 +136,11 @@ impl HostEntries {
 
 impl Drop for HostEntries {
     fn drop(&mut self) {
-        for address in &self.0 {
-            // One that was never made cannot be removed, and nobody can help.
-            let _ = Command::new("ip")
-                .args(["neigh", "del", &address.to_string(), "dev", "lo"])
-                .stderr(Stdio::null())
-                .status();
+        let deleted = Command::new("ip")
+            .args(["link", "del", &self.device])
+            .status();
+        if !deleted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot delete the host's device {}", self.device);
         }
     }
 }

@@ -24,6 +24,7 @@ pub trait Tally: Copy + Default + PartialEq {
     /// Adds another's.
     fn plus(&mut self, other: &Self);
     /// What was counted since `earlier`.
+    #[must_use]
     fn since(&self, earlier: &Self) -> Self;
     /// How many events it stands for.
     fn events(&self) -> u64;

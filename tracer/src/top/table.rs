@@ -243,6 +243,7 @@ mod tests {
             created,
             table_full: full,
             no_memory: 0,
+            ..Neighbour::default()
         };
         let mut ratio = BTreeMap::new();
         if noerror + timeout + refused > 0 {
