@@ -244,7 +244,8 @@ pub fn burst(pod: &Pod, family: Family, first: u16, count: u16) -> u16 {
 }
 
 /// Sends one datagram to each, from this address of the namespace; gives the number that the kernel
-/// refused to the sender.
+/// refused to the sender. The socket has room for some 270 that wait for a neighbour: the next would
+/// wait for three seconds.
 pub fn send(netns: &Netns, from: IpAddr, destinations: &[IpAddr]) -> u16 {
     netns.run(|| {
         rustix::thread::set_name(c"burst").expect("threads can be named");

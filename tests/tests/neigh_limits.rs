@@ -10,6 +10,9 @@ use tests::netns::DEVICE;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
+/// A scrape may get a reading that another one had, a tenth of a second ago at most.
+const READING_AGE: Duration = Duration::from_millis(150);
+
 fn gauge(metrics: &Metrics, name: &str, family: Family) -> f64 {
     let labels = [("family", family.label())];
     metrics
@@ -19,6 +22,7 @@ fn gauge(metrics: &Metrics, name: &str, family: Family) -> f64 {
 
 /// tracer's `gc_entries` and the kernel's `entries`, at a moment when the latter stand still.
 fn compared(agent: &Agent, family: Family) -> (f64, f64) {
+    sleep(READING_AGE);
     eventually(Duration::from_secs(3), || {
         let all = statistics(family).entries;
         let metrics = agent.metrics();
@@ -32,9 +36,9 @@ fn compared(agent: &Agent, family: Family) -> (f64, f64) {
 #[test]
 fn entries_are_those_that_the_kernel_compares_with_the_limit() {
     let lab = Lab::new();
-    let pod = lab.pod("mixed", 1, 1);
+    let pods = [1, 2].map(|index| lab.pod("mixed", index, 1));
     let agent = Agent::start(&[]);
-    for family in Family::ALL {
+    for (family, pod) in Family::ALL.into_iter().zip(pods) {
         // Others may be exempt already, on the host.
         let (counted, all) = compared(&agent, family);
         let exempt = all - counted;
@@ -56,7 +60,6 @@ fn entries_are_those_that_the_kernel_compares_with_the_limit() {
         expect("10 more made permanent", 25.0);
         pod.netns.ip(&format!("link set {DEVICE} down"));
         expect("all gone", 0.0);
-        pod.netns.ip(&format!("link set {DEVICE} up"));
     }
     agent.stop_cleanly();
 }
@@ -72,12 +75,15 @@ fn a_burst_between_two_scrapes_shows_in_the_peak() {
             before < 200.0,
             "{family:?}: {before} entries before the test"
         );
-        burst(&pod, family, FIRST_SILENT, 300);
-        let reached = entries(&pod.netns, family).len() as f64;
+        burst(&pod, family, FIRST_SILENT, 250);
+        // Those on loopback devices do not count against the limit.
+        let all = entries(&pod.netns, family);
+        let reached = all.iter().filter(|entry| entry.device == DEVICE).count() as f64;
         let most = statistics(family).entries as f64;
         flush(&pod.netns, family);
-        assert!(reached >= 300.0, "the lab failed: {reached}");
+        assert!(reached >= 250.0, "the lab failed: {reached}");
         // The first scrape since.
+        sleep(READING_AGE);
         let metrics = agent.metrics();
         let peak = gauge(&metrics, "entries_peak", family);
         let now = gauge(&metrics, "entries", family);
@@ -131,7 +137,7 @@ struct Sample {
     forecast: f64,
 }
 
-/// Ten entries a second until the kernel refuses one: when that was, and the forecasts meanwhile.
+/// Five entries a second until the kernel refuses one: when that was, and the forecasts meanwhile.
 /// `steady` is given the other family's.
 fn fill(
     agent: &Agent,
@@ -141,7 +147,7 @@ fn fill(
     let started = Instant::now();
     let mut samples = Vec::new();
     for n in 0..400 {
-        let due = started + Duration::from_millis(100) * u32::from(n);
+        let due = started + Duration::from_millis(200) * u32::from(n);
         sleep(due.saturating_duration_since(Instant::now()));
         if !try_add(pod, Family::V4, FIRST_SILENT + n, "reachable") {
             return (started, Instant::now(), samples);
@@ -166,7 +172,7 @@ fn states(events: &Events, family: Family) -> Vec<&str> {
     seen.map(|event| event.text("state")).collect()
 }
 
-/// IPv4 fills within 20 s. IPv6 is three quarters full from the start and stays so. Both are emptied.
+/// IPv4 fills within 40 s, so the forecast must raise the alarm. IPv6 is three quarters full from the start and stays so. Both are emptied.
 #[test]
 fn pressure_comes_before_the_first_refusal_and_goes_once() {
     let mut lab = Lab::new();
@@ -204,7 +210,7 @@ fn pressure_comes_before_the_first_refusal_and_goes_once() {
         "critical {ahead:?} before the first refusal: {}",
         critical.json
     );
-    assert!(ahead >= Duration::from_secs(1), "{}", critical.json);
+    assert!(ahead >= Duration::from_secs(8), "{}", critical.json);
     for event in [&critical, &rising] {
         let shown = &event.json;
         assert_eq!(shown["limit"], PRESSURE_LIMITS[2], "{shown}");
@@ -215,6 +221,8 @@ fn pressure_comes_before_the_first_refusal_and_goes_once() {
         assert!(entries <= PRESSURE_LIMITS[2], "{shown}");
         assert!(shown.get("time_until_full_seconds").is_some(), "{shown}");
     }
+    let entries = critical.json["entries"].as_u64().expect("checked above");
+    assert!(entries < 180, "not by the forecast: {}", critical.json);
     // Its 150, and a few of the kernel's own.
     let entries = rising.json["entries"].as_u64().expect("checked above");
     assert!((150..170).contains(&entries), "{}", rising.json);
@@ -248,13 +256,16 @@ fn pressure_comes_before_the_first_refusal_and_goes_once() {
             normal.json
         );
     }
+    for family in Family::ALL {
+        let expected = [200.0, 150.0][usize::from(family == Family::V6)];
+        let peak = gauge(&agent.metrics(), "entries_peak", family);
+        assert!(
+            peak >= expected,
+            "{family:?}: peak {peak} of the last minute"
+        );
+    }
     // What comes now would be flapping.
-    sleep(Duration::from_secs(2));
-    let flood = std::panic::AssertUnwindSafe(|| events.wait(Duration::ZERO, |_| false));
-    assert!(
-        std::panic::catch_unwind(flood).is_err(),
-        "there is no such event"
-    );
+    events.listen(Duration::from_secs(2));
     assert_eq!(states(&events, Family::V6), ["rising", "normal"]);
     let mut seen = states(&events, Family::V4);
     if seen.first() == Some(&"rising") {

@@ -259,11 +259,11 @@ impl Resolver {
     /// name, else, in the host's namespace, the cgroup's unit. A device: its namespace; the host's
     /// belong to the kernel.
     pub fn resolve(&self, identity: &Identity) -> Option<Arc<Owner>> {
-        if identity.net_cookie == 0 {
-            return Some(Owner::other());
-        }
         if let Some(source) = &identity.source {
             return self.by_address.get(source).cloned();
+        }
+        if identity.net_cookie == 0 {
+            return Some(Owner::other());
         }
         let cgroup = identity.cgroup_id.and_then(|id| self.cgroups.get(&id));
         if let Some(owner) = cgroup.and_then(|path| self.pod_of_cgroup(path)) {
@@ -408,6 +408,23 @@ mod tests {
         assert_eq!(name(&r, None, 6, 50), "-");
         let r = resolver(vec![known("a", None, Some(50), None)]);
         assert_eq!(name(&r, None, 6, 50), "shop/a");
+    }
+
+    #[test]
+    fn the_source_of_a_forwarded_packet_decides_alone() {
+        let mut pod = known("a", Some(5), Some(50), None);
+        pod.addresses = vec![[10, 0, 0, 2].into()];
+        let r = resolver(vec![pod]);
+        let of = |source: [u8; 4]| {
+            r.resolve(&Identity {
+                cgroup_id: None,
+                net_cookie: 0,
+                netns: 0,
+                source: Some(source.into()),
+            })
+        };
+        assert_eq!(of([10, 0, 0, 2]), Some(Owner::new("shop", "a")));
+        assert_eq!(of([10, 0, 0, 3]), None);
     }
 
     #[test]
