@@ -7,6 +7,7 @@ use serde::Serialize;
 use tracer_common::Hook;
 
 use crate::{
+    export::snapshot::Snapshot,
     hooks::FAMILY_NAMES,
     kernel::{
         self,
@@ -92,8 +93,26 @@ pub struct Table {
     pub limits: [u32; 3],
     /// Creations refused since boot.
     pub table_fulls: u64,
-    /// What to do; empty if nothing.
-    pub advice: String,
+    /// Highest `gc_entries` since the agent started; `None` where no agent answers.
+    pub peak_since_start: Option<u64>,
+    /// Creations of entries that a forced garbage collection had thrown out within 10 s, since the
+    /// agent started: many mean that the table thrashes.
+    pub recreated: Option<u64>,
+    /// What to do, if anything.
+    pub advice: Option<Advice>,
+}
+
+/// Limits to set, and why.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Advice {
+    /// Why the present limits do not do.
+    pub reason: String,
+    /// gc_thresh1, 2, 3 to set.
+    pub gc_thresh: [u64; 3],
+    /// The lines that set them.
+    pub sysctl: Vec<String>,
+    /// Kernel memory that a table filled to the new limit takes.
+    pub memory_bytes: u64,
 }
 
 const NOT_SEEN: &[&str] = &[
@@ -102,8 +121,8 @@ const NOT_SEEN: &[&str] = &[
     "datagrams behind IPv6 extension headers",
 ];
 
-/// Looks at the node.
-pub fn examine() -> Report {
+/// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.
+pub fn examine(agent: Option<&Snapshot>) -> Report {
     let capabilities: Vec<Capability> = capabilities::NEEDS
         .iter()
         .map(|need| Capability {
@@ -142,7 +161,7 @@ pub fn examine() -> Report {
         cgroup2: check(cgroup::mount_point().map(|path| path.display().to_string())),
         capabilities,
         hooks,
-        tables: tables(entries),
+        tables: tables(entries, agent),
         not_seen: NOT_SEEN,
     }
 }
@@ -195,44 +214,73 @@ fn gc_entries(loaded: &Loaded, maps: &Maps) -> anyhow::Result<[Option<u32>; 2]> 
         .map(|table| (table.address != 0).then_some(table.gc_entries)))
 }
 
-fn tables(entries: [Option<u32>; 2]) -> Vec<Table> {
+fn tables(entries: [Option<u32>; 2], agent: Option<&Snapshot>) -> Vec<Table> {
     let Ok(tables) = neighbour_tables::read() else {
         return Vec::new();
     };
+    let pods = agent.map_or(0, |agent| agent.pods.len() as u64);
     FAMILY_NAMES
         .iter()
         .zip(tables)
         .zip(entries)
         .filter_map(|((family, table), entries)| {
             let table = table?;
+            let known = agent.and_then(|agent| agent.tables.iter().find(|t| t.family == *family));
+            let peak_since_start = known.map(|table| table.entries_peak_since_start);
+            let highest = peak_since_start
+                .unwrap_or_default()
+                .max(entries.unwrap_or_default().into());
             Some(Table {
                 family,
                 entries,
                 limits: table.limits,
                 table_fulls: table.table_fulls,
-                advice: advice(family, entries, table.limits, table.table_fulls),
+                peak_since_start,
+                recreated: agent
+                    .and_then(|agent| agent.total.neighbour.get(*family))
+                    .map(|figures| figures.recreated),
+                advice: advice(family, highest, pods, table.limits, table.table_fulls),
             })
         })
         .collect()
 }
 
-/// What to do about a table: nothing, or the sysctl lines.
-fn advice(family: &str, entries: Option<u32>, limits: [u32; 3], table_fulls: u64) -> String {
-    let [_, _, limit] = limits;
-    let filled = entries.is_some_and(|entries| u64::from(entries) * 10 >= u64::from(limit) * 7);
-    if table_fulls == 0 && !filled {
-        return String::new();
-    }
-    let why = if table_fulls > 0 {
-        format!("refused {table_fulls} creations since boot")
+/// One entry in the kernel's slab: `struct neighbour` and its key are 330 to 350 bytes.
+const ENTRY_BYTES: u64 = 512;
+
+/// What to do about a table, from the most entries seen and what was refused.
+fn advice(
+    family: &str,
+    highest: u64,
+    pods: u64,
+    limits: [u32; 3],
+    table_fulls: u64,
+) -> Option<Advice> {
+    let limit = u64::from(limits[2]);
+    let reason = if table_fulls > 0 {
+        format!("{table_fulls} creations were refused since boot")
+    } else if highest * 10 >= limit * 7 {
+        format!("up to {highest} of {limit} entries were in use, more than 70 %")
     } else {
-        "more than 70 % full".to_owned()
+        return None;
     };
-    let [low, middle, high] = limits.map(|n| u64::from(n).max(1) * 4);
-    format!(
-        "{why}: raise the limits, such as sysctl -w net.{family}.neigh.default.gc_thresh3={high} \
-         net.{family}.neigh.default.gc_thresh2={middle} net.{family}.neigh.default.gc_thresh1={low}"
-    )
+    let reason = match pods {
+        0 => reason,
+        pods => format!("{reason}; {pods} pods and host services share the table"),
+    };
+    // Twice what was seen, or twice a limit that did not do; never less than what the kernel's
+    // documentation proposes for a busy router.
+    let high = (highest.max(limit) * 2).next_power_of_two().max(4096);
+    let gc_thresh = [high / 4, high / 2, high];
+    Some(Advice {
+        reason,
+        gc_thresh,
+        sysctl: (1..)
+            .zip(gc_thresh)
+            .map(|(n, value)| format!("sysctl -w net.{family}.neigh.default.gc_thresh{n}={value}"))
+            .collect(),
+        memory_bytes: high * ENTRY_BYTES,
+    })
 }
 
 impl fmt::Display for Report {
@@ -292,9 +340,7 @@ impl fmt::Display for Report {
                 "      {:<13} {entries} of {high} entries (gc_thresh {low}/{middle}/{high}), {} refused since boot",
                 table.family, table.table_fulls
             )?;
-            if !table.advice.is_empty() {
-                writeln!(f, "      {:<13} {}", "", table.advice)?;
-            }
+            table.details(f)?;
         }
         writeln!(f, "not seen: {}", self.not_seen.join("; "))?;
         if self.main_job_can_run {
@@ -308,18 +354,52 @@ impl fmt::Display for Report {
     }
 }
 
+impl Table {
+    fn details(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(peak) = self.peak_since_start {
+            let recreated = self.recreated.unwrap_or_default();
+            writeln!(
+                f,
+                "      {:<13} since the agent started: at most {peak} entries, {recreated} made again within 10 s of a forced collection",
+                ""
+            )?;
+        }
+        let Some(advice) = &self.advice else {
+            return Ok(());
+        };
+        writeln!(
+            f,
+            "      {:<13} {}; raise the limits (full, the table then takes {:.1} MB):",
+            "",
+            advice.reason,
+            advice.memory_bytes as f64 / 1e6
+        )?;
+        for line in &advice.sysctl {
+            writeln!(f, "      {:<13}   {line}", "")?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_healthy_table_needs_no_advice() {
-        assert_eq!(advice("ipv4", Some(10), [128, 512, 1024], 0), "");
-        assert!(advice("ipv4", Some(717), [128, 512, 1024], 0).contains("70 %"));
-        let said = advice("ipv6", None, [128, 512, 1024], 3);
-        assert!(
-            said.contains("net.ipv6.neigh.default.gc_thresh3=4096"),
-            "{said}"
+        assert_eq!(advice("ipv4", 10, 5, [128, 512, 1024], 0), None);
+    }
+
+    #[test]
+    fn a_full_table_gets_room_for_twice_as_much() {
+        let filled = advice("ipv4", 717, 0, [128, 512, 1024], 0).unwrap();
+        assert!(filled.reason.contains("70 %"), "{}", filled.reason);
+        let refused = advice("ipv6", 5000, 30, [1024, 2048, 4096], 3).unwrap();
+        assert_eq!(refused.gc_thresh, [4096, 8192, 16384]);
+        assert_eq!(
+            refused.sysctl[2],
+            "sysctl -w net.ipv6.neigh.default.gc_thresh3=16384"
         );
+        assert!(refused.reason.contains("30 pods"), "{}", refused.reason);
     }
 }

@@ -80,6 +80,7 @@ struct Collected {
     tables: [Option<NeighbourTable>; 2],
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
+    highest: [u32; 2],
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
     pressures: [Pressure; 2],
@@ -93,6 +94,7 @@ struct Taken {
     tables: [Option<NeighbourTable>; 2],
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
+    highest: [u32; 2],
     seconds_until_full: [f64; 2],
     pressures: [PressureState; 2],
     fillings: Vec<Filling>,
@@ -303,6 +305,11 @@ impl Engine {
             }
         }
         collected.peaks = maps.peaks(kernel::monotonic().as_secs())?;
+        for family in 0..FAMILY_NAMES.len() {
+            collected.highest[family] = collected.highest[family]
+                .max(collected.peaks[family])
+                .max(collected.entries[family].unwrap_or_default());
+        }
         self.watch_pressure(collected, second);
         resolver.refresh(false);
         let reading = maps.read()?;
@@ -398,6 +405,7 @@ impl Engine {
             tables: collected.tables,
             entries: collected.entries,
             peaks: collected.peaks,
+            highest: collected.highest,
             seconds_until_full: collected.seconds_until_full,
             pressures: [0, 1].map(|family| collected.pressures[family].state()),
             fillings: collected.fillings.clone(),

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use tracer::{
     agent,
     cli::{Cli, Command},
+    client::{AgentAddr, Client},
     config::{
         self, Config, EventsConfig, File, LogFormat, Logging, OutputFormat, TopConfig, UsageError,
     },
@@ -52,7 +53,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             runtime()?.block_on(events_cmd::run(EventsConfig::new(&args, &file)))?;
         }
         Command::Doctor(args) => {
-            let report = doctor::examine();
+            // An agent on this node knows what was before; none answering is no fault.
+            let agent = runtime()?
+                .block_on(Client::new(AgentAddr::default()).get_json("/api/v1/snapshot"))
+                .ok();
+            let report = doctor::examine(agent.as_ref());
             let text = match config::doctor_output(&args, &file) {
                 OutputFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
                 OutputFormat::Text => report.to_string(),

@@ -50,6 +50,7 @@ impl Engine {
                     entries_peak: taken.peaks[index]
                         .max(taken.entries[index].unwrap_or_default())
                         .into(),
+                    entries_peak_since_start: taken.highest[index].into(),
                     time_until_full_seconds: Some(taken.seconds_until_full[index])
                         .filter(|seconds| seconds.is_finite()),
                     pressure: taken.pressures[index].name().to_owned(),

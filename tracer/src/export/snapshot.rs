@@ -42,6 +42,8 @@ pub struct Table {
     pub entries: Option<u64>,
     /// Highest of the last 60 s, seen at every creation.
     pub entries_peak: u64,
+    /// Highest since counting began.
+    pub entries_peak_since_start: u64,
     /// Forecast; `None` without a trend.
     pub time_until_full_seconds: Option<f64>,
     /// `normal`, `rising` or `critical`.
