@@ -136,9 +136,7 @@ impl Maps {
                 reading.neigh_node[family as usize].add(counts);
             }
         }
-        for counts in self.dns_node.get(&0, 0)?.iter() {
-            reading.dns_node.add(counts);
-        }
+        reading.dns_node = self.dns_node()?;
         for reason in 0..MAX_REASONS {
             let dropped = self.drops_node.get(&reason, 0)?.iter().sum();
             if dropped > 0 {
@@ -160,6 +158,20 @@ impl Maps {
     /// The tables as the program `tables` saw them last.
     pub fn tables(&self) -> Result<[neigh::Table; 2]> {
         Ok([self.tables.get(&0, 0)?, self.tables.get(&1, 0)?])
+    }
+
+    /// Does any lookup wait, for its answer or to be counted?
+    pub fn dns_waiting(&self) -> Result<bool> {
+        let node = self.dns_node()?;
+        Ok(node.started != node.ended())
+    }
+
+    fn dns_node(&self) -> Result<dns::Counts> {
+        let mut node = dns::Counts::default();
+        for counts in self.dns_node.get(&0, 0)?.iter() {
+            node.add(counts);
+        }
+        Ok(node)
     }
 
     /// CPUs on which a refusal has waited for its packet for too long.
