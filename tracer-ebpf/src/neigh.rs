@@ -170,7 +170,7 @@ fn was_full(table: u64, entries: u32, limit: u32) -> bool {
 }
 
 #[inline(always)]
-fn note_peak(index: u32, now_ns: u64, entries: u32) {
+pub fn note_peak(index: u32, now_ns: u64, entries: u32) {
     let second = now_ns / SECOND_NS;
     let slot = index * PEAK_SECONDS + (second % PEAK_SECONDS as u64) as u32;
     if let Some(peak) = NEIGH_PEAK.get_ptr_mut(slot) {

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_task, generated::bpf_loop},
+    helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_loop},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -19,7 +19,7 @@ use tracer_common::{
 use crate::{
     layout::*,
     maps::{TABLES, WALK},
-    neigh::client,
+    neigh::{client, note_peak},
     util::read,
 };
 
@@ -71,6 +71,9 @@ fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> O
         gc_thresh2: read(table, OFF_NEIGH_TABLE_GC_THRESH2.load())?,
         gc_thresh3: read(table, OFF_NEIGH_TABLE_GC_THRESH3.load())?,
     };
+    // A table that stands still has a peak too.
+    // SAFETY: the helper has no precondition.
+    note_peak(index, unsafe { bpf_ktime_get_ns() }, fresh.gc_entries);
     let place = TABLES.get_ptr_mut(index)?;
     // SAFETY: an array's value; only this program writes it.
     unsafe { *place = fresh };

@@ -1,0 +1,279 @@
+//! How lookups end: by an answer that arrived, by the deadline, or by another question; and where
+//! they are counted.
+
+use core::{ffi::c_void, hint::black_box};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use tracer_common::{
+    Hook,
+    dns::{
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Expired, Failure, Key, Lookup, LookupKey,
+        Outcome, Value, bucket,
+    },
+    event,
+};
+
+use crate::{
+    layout::DNS_TIMEOUT_NS,
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, PENDING},
+    ring,
+    util::{add, sub},
+};
+
+/// The counters of a client; those of the rest key where the map is full.
+#[inline(always)]
+pub fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
+    if let Some(value) = DNS.get_ptr_mut(key) {
+        // SAFETY: entries are removed only long after their client is gone.
+        return Some(unsafe { &mut *value });
+    }
+    let zero = DNS_ZERO.get_ptr(0)?;
+    // EEXIST: another CPU was faster, which is as good.
+    // SAFETY: an array's value that nobody writes.
+    let _ = DNS.insert(key, unsafe { &*zero }, BPF_NOEXIST as u64);
+    let value = match DNS.get_ptr_mut(key) {
+        Some(value) => {
+            // SAFETY: as above.
+            unsafe { (*value).netns = netns };
+            value
+        }
+        None => {
+            ring::count_full(Hook::Dns);
+            DNS.get_ptr_mut(Key::default())?
+        }
+    };
+    // SAFETY: as above.
+    Some(unsafe { &mut *value })
+}
+
+#[inline(always)]
+pub fn node() -> Option<&'static mut Counts> {
+    // SAFETY: a per-CPU array's value, added to atomically.
+    DNS_NODE.get_ptr_mut(0).map(|node| unsafe { &mut *node })
+}
+
+/// Ends the lookup of the answer before this one on this CPU: it was not dropped.
+#[inline(always)]
+pub fn count_arrived() {
+    let Some(answered) = ANSWERED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `answer`.
+    let answered = unsafe { &mut *answered };
+    if answered.packet == 0 {
+        return;
+    }
+    answered.packet = 0;
+    let key = answered.key;
+    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+        // SAFETY: as in `query`.
+        let lookup = unsafe { &mut *lookup };
+        if lookup.answered_ns != 0 {
+            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+        }
+    }
+}
+
+/// The hook `drops` saw that a packet was dropped behind this hook, before its socket had it. True
+/// if it was the answer that this CPU saw last: then it is no answer.
+#[inline(always)]
+pub fn take_back(packet: u64, reason: u16, cause: u8) -> bool {
+    let Some(answered) = ANSWERED.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: as in `answer`.
+    let answered = unsafe { &mut *answered };
+    if answered.packet != packet {
+        return false;
+    }
+    answered.packet = 0;
+    let key = answered.key;
+    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+        // SAFETY: as in `query`.
+        let lookup = unsafe { &mut *lookup };
+        if lookup.answered_ns != 0 {
+            lookup.answered_ns = 0;
+            lookup.dropped(true, reason, cause);
+        }
+    }
+    true
+}
+
+/// Ends a lookup. Whoever removes it counts it: everybody else's removal fails.
+///
+/// Out of line, for it has several callers, and its stack is its own.
+#[inline(never)]
+pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
+    let _ = try_end(key, lookup, outcome, now_ns); // without the maps there is nothing to count
+    0
+}
+
+#[inline(always)]
+fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
+    let key = *key;
+    let waited_ns = now_ns - lookup.started_ns;
+    let timeout = outcome == Outcome::Timeout as u8;
+    let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
+    let cause = if !timeout {
+        Cause::Server as u8
+    } else if lookup.drop_reason == 0 {
+        Cause::NoAnswer as u8
+    } else {
+        lookup.drop_cause
+    };
+    let value = client(lookup.key, lookup.netns)?;
+    let node = node()?;
+
+    if failed {
+        let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
+        if let Some(mut record) = record {
+            // Written before the removal: the entry's memory may be another's right after.
+            fill(
+                record.as_mut_ptr(),
+                &key,
+                lookup,
+                outcome,
+                cause,
+                waited_ns,
+                now_ns,
+            );
+            if PENDING.remove(key).is_err() {
+                record.discard(0);
+                ring::unsend(Hook::Dns);
+                return None;
+            }
+            record.submit(0);
+        } else if PENDING.remove(key).is_err() {
+            return None;
+        }
+    } else if PENDING.remove(key).is_err() {
+        return None;
+    }
+
+    // black_box: LLVM checks one register and indexes with another, which the verifier does not
+    // follow.
+    let outcome = black_box(outcome as usize);
+    let cause = black_box(cause as usize);
+    if outcome < Outcome::ALL.len() {
+        add(&mut value.counts.outcomes[outcome], 1);
+        add(&mut node.outcomes[outcome], 1);
+    }
+    if failed && cause < Cause::ALL.len() {
+        add(&mut value.counts.causes[cause], 1);
+        add(&mut node.causes[cause], 1);
+    }
+    if !timeout {
+        let bucket = bucket(waited_ns);
+        if bucket < node.buckets.len() {
+            add(&mut value.counts.buckets[bucket], 1);
+            add(&mut node.buckets[bucket], 1);
+        }
+        add(&mut value.counts.duration_ns, waited_ns);
+        add(&mut node.duration_ns, waited_ns);
+    }
+    sub(&mut value.pending, 1);
+    Some(())
+}
+
+const OK: u8 = Outcome::NoError as u8;
+const NO_DATA: u8 = Outcome::NoData as u8;
+const NX_DOMAIN: u8 = Outcome::NxDomain as u8;
+
+#[inline(always)]
+fn fill(
+    record: *mut Failure,
+    key: &LookupKey,
+    lookup: &Lookup,
+    outcome: u8,
+    cause: u8,
+    waited_ns: u64,
+    now_ns: u64,
+) {
+    // SAFETY: the ring gave this room; every field is written.
+    unsafe {
+        (*record).header = event::Header {
+            kind: event::KIND_DNS_FAILURE,
+            version: event::VERSION,
+            netns: lookup.netns,
+            ktime_ns: now_ns,
+            net_cookie: lookup.key.net_cookie,
+            cgroup_id: lookup.key.cgroup_id,
+            pid: lookup.pid,
+            _pad: 0,
+            comm: lookup.comm,
+        };
+        (*record).waited_ns = waited_ns;
+        (*record).server = lookup.servers[0];
+        (*record).id = key.id;
+        (*record).outcome = outcome;
+        (*record).cause = cause;
+        (*record).drop_reason = if outcome == Outcome::Timeout as u8 {
+            lookup.drop_reason
+        } else {
+            0
+        };
+        (*record).question_len = lookup.question_hash as u16;
+        (*record).question = lookup.question;
+    }
+}
+
+/// Not attached: user space runs it (BPF_PROG_TEST_RUN) to end the lookups past their deadline.
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn dns_age(ctx: RawTracePointContext) -> i32 {
+    let _ = ctx.as_ptr();
+    let map: *const c_void = (&raw const PENDING).cast();
+    let callback: unsafe extern "C" fn(
+        *mut c_void,
+        *const LookupKey,
+        *mut Lookup,
+        *mut c_void,
+    ) -> i64 = age;
+    // SAFETY: the helper (5.13) calls back with pointers to a key and a value of that map.
+    unsafe {
+        bpf_for_each_map_elem(
+            map.cast_mut(),
+            callback as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+    0
+}
+
+unsafe extern "C" fn age(
+    _map: *mut c_void,
+    key: *const LookupKey,
+    lookup: *mut Lookup,
+    _context: *mut c_void,
+) -> i64 {
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the kernel calls with valid pointers.
+    let (key, lookup) = unsafe { (*key, &*lookup) };
+    let timeout_ns = DNS_TIMEOUT_NS.load();
+    if lookup.answered_ns != 0 {
+        if now_ns.wrapping_sub(lookup.answered_ns) > ARRIVED_NS {
+            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+        }
+        return 0;
+    }
+    if lookup.started_ns == 0 || !lookup.expired(now_ns, timeout_ns + AGE_MARGIN_NS) {
+        return 0;
+    }
+    if lookup.late == 0 {
+        let expired = Expired {
+            deadline_ns: lookup.started_ns + timeout_ns,
+            question_hash: lookup.question_hash,
+        };
+        // Full: the least recently used goes; a late answer to that one counts as unmatched.
+        let _ = LATE.insert(LookupKey { slot: 0, ..key }, expired, 0);
+    }
+    end(&key, lookup, Outcome::Timeout as u8, now_ns);
+    0
+}

@@ -1,0 +1,112 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{kernel::load::mechanism, kernel::reasons::Reasons};
+
+fn view_with(render_it: impl FnOnce(&View<'_>)) {
+    let mut figures = Figures {
+        neigh_ratio: Some(0.5),
+        dns_ratio: Some(0.25),
+        ..Figures::default()
+    };
+    figures.neigh[0].created = 1;
+    figures.neigh[0].table_full = 1;
+    figures.neigh[0].evictions[0] = 1;
+    figures.dns.queries = 4;
+    figures.dns.started = 4;
+    figures.dns.outcomes[0] = 3;
+    figures.dns.outcomes[8] = 1;
+    figures.dns.buckets[2] = 3;
+    let mut picture = Picture {
+        node: figures,
+        drops: vec![(2, 1)],
+        ..Picture::default()
+    };
+    picture.owners.insert(Owner::new("shop", "cart"), figures);
+    let hooks = Hook::ALL.map(|hook| HookStatus {
+        hook,
+        state: State::Attached,
+        mechanism: mechanism(hook),
+        reason: String::new(),
+        verified: Vec::new(),
+    });
+    let reasons = Reasons::default();
+    render_it(&View {
+        node: "n1",
+        picture: &picture,
+        tables: [Some(NeighbourTable::default()); 2],
+        entries: [Some(1); 2],
+        peaks: [2; 2],
+        seconds_until_full: [f64::INFINITY; 2],
+        hooks: &hooks,
+        misses: &[(Hook::Neigh, 0)],
+        fillings: &[Filling {
+            map: "DNS",
+            entries: 1,
+            max_entries: 2,
+            full: 0,
+        }],
+        sources: &[SourceStatus {
+            name: "local",
+            pods: 1,
+            age: Some(std::time::Duration::from_secs(1)),
+            reason: String::new(),
+        }],
+        reason_name: &|number| reasons.name(number),
+        read_errors: 0,
+        undecodable: 0,
+    });
+}
+
+#[test]
+fn the_page_and_the_program_name_the_same_metrics() {
+    let page = include_str!("../../../../docs/metrics.md");
+    let documented: BTreeSet<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `tracer_"))
+        .filter_map(|line| line.split('|').nth(1))
+        .flat_map(|cell| cell.split('`'))
+        .filter(|word| word.starts_with("tracer_"))
+        .collect();
+    view_with(|view| {
+        let text = String::from_utf8(render(view).unwrap()).unwrap();
+        let exported: BTreeSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split(' ').next())
+            .filter(|name| name.starts_with("tracer_"))
+            .collect();
+        assert_eq!(documented, exported);
+    });
+}
+
+#[test]
+fn every_series_carries_the_node_and_is_there_once() {
+    view_with(|view| {
+        let text = String::from_utf8(render(view).unwrap()).unwrap();
+        let mut seen = BTreeSet::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (series, _) = line.rsplit_once(' ').unwrap();
+            assert!(series.contains("node=\"n1\""), "{line}");
+            assert!(seen.insert(series.to_owned()), "twice: {line}");
+        }
+    });
+}
+
+#[test]
+fn hostile_names_stay_inside_their_label() {
+    view_with(|view| {
+        let mut picture = view.picture.clone();
+        let figures = picture.node;
+        picture
+            .owners
+            .insert(Owner::new("a\"} 1\nforged_total 7", "b\\"), figures);
+        let text = render(&View {
+            picture: &picture,
+            ..*view
+        })
+        .unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(!text.lines().any(|line| line.starts_with("forged")));
+    });
+}
