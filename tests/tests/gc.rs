@@ -197,6 +197,9 @@ fn the_periodic_collection_is_told_apart() {
     let pod = lab.pod("silent", 1, 1);
     burst(&pod, Family::V4, FIRST_SILENT, 100);
     burst(&pod, Family::V6, FIRST_SILENT, 60);
+    // One that may not read the kernel's addresses goes by the work item.
+    let mut blind = Agent::launch(&["setpriv", "--bounding-set=-syslog"], &[]);
+    blind.wait_ready();
     let (agent, before) = Point::begin(&[]);
     let had = Family::ALL.map(|family| count(&pod, family));
     let silent = |family: Family| {
@@ -224,6 +227,20 @@ fn the_periodic_collection_is_told_apart() {
         assert_eq!(node(&after, &before, family, "forced"), 0, "{family:?}");
         let runs = after.kernel[index].periodic_gc_runs - before.kernel[index].periodic_gc_runs;
         assert!(runs >= 1, "{family:?}");
+        let [namespace, name] = pod.labels();
+        let evicted = [
+            namespace,
+            name,
+            ("family", family.label()),
+            ("gc", "periodic"),
+        ];
+        let seen = blind
+            .metrics()
+            .count("tracer_pod_neighbour_evictions_total", &evicted);
+        assert_eq!(seen, periodic, "{family:?}, without CAP_SYSLOG");
     }
+    let degraded = [("hook", "gc"), ("state", "degraded")];
+    assert_eq!(blind.metrics().count("tracer_hook_state", &degraded), 1);
+    blind.stop_cleanly();
     agent.stop_cleanly();
 }

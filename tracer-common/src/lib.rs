@@ -39,6 +39,23 @@ impl Hook {
     }
 }
 
+/// Maps by client, whose new keys may find no room. The number indexes the map `FULL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ClientMap {
+    /// Creations by namespace.
+    Neigh = 0,
+    /// Lookups by cgroup and namespace.
+    Dns = 1,
+    /// Refusals by source address.
+    NeighForwarded = 2,
+}
+
+impl ClientMap {
+    /// How many there are.
+    pub const COUNT: u32 = 3;
+}
+
 /// Address family as the kernel numbers it (`include/linux/socket.h`).
 pub const AF_INET: u16 = 2;
 /// Address family as the kernel numbers it (`include/linux/socket.h`).

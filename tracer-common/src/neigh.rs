@@ -223,6 +223,8 @@ pub const WANTED_BY_SOURCE: u32 = 2;
 pub struct Table {
     /// `struct neigh_table *`, 0 while unknown.
     pub address: u64,
+    /// The function that collects its garbage periodically (`gc_work.work.func`).
+    pub periodic_work: u64,
     /// Cookie of the kernel's first network namespace (`init_net`), 0 while unknown.
     pub init_net_cookie: u64,
     /// Inode of that namespace.

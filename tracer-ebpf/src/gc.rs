@@ -3,11 +3,13 @@
 //! Raw tracepoint `neigh_cleanup_and_release` (include/trace/events/neigh.h):
 //! `TP_PROTO(struct neighbour *neigh, int rc)`, once for each entry that leaves the table. Who removes
 //! it is on the stack: neigh_forced_gc() is inlined into ___neigh_create(), the periodic collection
-//! is neigh_periodic_work(). Their addresses come from /proc/kallsyms (CAP_SYSLOG).
+//! is neigh_periodic_work(). Their addresses come from /proc/kallsyms (CAP_SYSLOG). Without them the
+//! kernel threads at the periodic work item are remembered; forced collections are not told from
+//! others then.
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_stack},
+    helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_get_stack},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -18,7 +20,7 @@ use tracer_common::{
 
 use crate::{
     layout::*,
-    maps::{EVICTED, FORCED, NEIGH_NODE},
+    maps::{EVICTED, FORCED, NEIGH_NODE, PERIODIC_TASKS, TABLES},
     neigh::{address, client},
     util::{add, read},
 };
@@ -84,6 +86,14 @@ fn try_neigh_cleanup(ctx: &RawTracePointContext) -> Option<()> {
 /// The innermost frame that says it.
 #[inline(always)]
 fn by_whom(ctx: &RawTracePointContext) -> Gc {
+    if NEIGH_CREATE_START.load() == 0 {
+        // SAFETY: the helper has no precondition.
+        let task = unsafe { bpf_get_current_task() };
+        return match PERIODIC_TASKS.get_ptr(task) {
+            Some(_) => Gc::Periodic,
+            None => Gc::Other,
+        };
+    }
     let mut frames = [0u64; FRAMES];
     // SAFETY: `frames` has that many bytes; without flags it is the kernel's stack.
     let bytes = unsafe {
@@ -111,4 +121,37 @@ fn by_whom(ctx: &RawTracePointContext) -> Gc {
         i += 1;
     }
     Gc::Other
+}
+
+/// `workqueue_execute_start(struct work_struct *work)` (include/trace/events/workqueue.h).
+#[raw_tracepoint(tracepoint = "workqueue_execute_start")]
+pub fn work_start(ctx: RawTracePointContext) -> i32 {
+    let function = read::<u64>(ctx.arg(0), OFF_WORK_STRUCT_FUNC.load()).unwrap_or_default();
+    if is_periodic_work(function) {
+        // SAFETY: the helper has no precondition.
+        let task = unsafe { bpf_get_current_task() };
+        let _ = PERIODIC_TASKS.insert(task, 1, 0); // full: its removals count as others
+    }
+    0
+}
+
+/// `workqueue_execute_end(struct work_struct *work, work_func_t function)`; the work item may be gone.
+#[raw_tracepoint(tracepoint = "workqueue_execute_end")]
+pub fn work_end(ctx: RawTracePointContext) -> i32 {
+    if is_periodic_work(ctx.arg(1)) {
+        // SAFETY: the helper has no precondition.
+        let task = unsafe { bpf_get_current_task() };
+        let _ = PERIODIC_TASKS.remove(task); // it began before the hook did
+    }
+    0
+}
+
+/// Both tables have the same function.
+#[inline(always)]
+fn is_periodic_work(function: u64) -> bool {
+    let Some(table) = TABLES.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: an array's value.
+    function != 0 && function == unsafe { (*table).periodic_work }
 }

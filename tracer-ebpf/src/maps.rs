@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{FAMILIES, Hook, dns, drops, event, neigh};
+use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh};
 
 /// Clients (namespaces, or cgroup and namespace) with counters of their own.
 const CLIENTS: u32 = 8192;
@@ -109,6 +109,10 @@ pub static RING_STATS: PerCpuArray<event::RingStats> =
 #[map]
 pub static RATE: Array<event::RateWindow> = Array::with_max_entries(Hook::COUNT, 0);
 
-/// New keys that found their map full and were charged to the rest key, by hook.
+/// New keys that found their map full and were charged elsewhere, by [`ClientMap`].
 #[map]
-pub static FULL: PerCpuArray<u64> = PerCpuArray::with_max_entries(Hook::COUNT, 0);
+pub static FULL: PerCpuArray<u64> = PerCpuArray::with_max_entries(ClientMap::COUNT, 0);
+
+/// Kernel threads that are at the periodic collection, where the stack does not say it.
+#[map]
+pub static PERIODIC_TASKS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);

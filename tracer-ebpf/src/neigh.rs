@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use tracer_common::{
-    AF_INET, Hook, event, family_index,
+    AF_INET, ClientMap, Hook, event, family_index,
     neigh::{
         EvictedKey, ForwardedKey, Key, Overflow, PEAK_SECONDS, REFUSED_NS, THRASH_NS, Value,
         WANTED_BY_KERNEL, WANTED_BY_POD, WANTED_BY_SOURCE,
@@ -221,7 +221,7 @@ fn new_client(key: Key, netns: u32) -> Option<&'static mut Value> {
     // EEXIST: another CPU was faster, which is as good.
     let _ = NEIGH.insert(key, fresh, BPF_NOEXIST as u64);
     let value = NEIGH.get_ptr_mut(key).or_else(|| {
-        ring::count_full(Hook::Neigh);
+        ring::count_full(ClientMap::Neigh);
         NEIGH.get_ptr_mut(Key::rest(key.family as u16))
     })?;
     // SAFETY: as above.
@@ -355,10 +355,12 @@ fn forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
 fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
     // EEXIST: another CPU was faster, which is as good.
     let _ = NEIGH_FORWARDED.insert(key, Value::default(), BPF_NOEXIST as u64);
+    let Some(value) = NEIGH_FORWARDED.get_ptr_mut(key) else {
+        ring::count_full(ClientMap::NeighForwarded);
+        return None;
+    };
     // SAFETY: as above.
-    NEIGH_FORWARDED
-        .get_ptr_mut(key)
-        .map(|value| unsafe { &mut *value })
+    Some(unsafe { &mut *value })
 }
 
 /// Not attached: user space runs it on a CPU where a refusal has waited for too long.

@@ -1,7 +1,7 @@
 //! The way of details to user space: within a rate, and with every loss counted.
 
 use aya_ebpf::maps::ring_buf::RingBufEntry;
-use tracer_common::Hook;
+use tracer_common::{ClientMap, Hook};
 
 use crate::{
     layout::EVENT_RATE,
@@ -55,8 +55,8 @@ pub fn reserve<T: 'static>(
 
 /// A new key found its map full.
 #[inline(always)]
-pub fn count_full(hook: Hook) {
-    if let Some(full) = FULL.get_ptr_mut(hook as u32) {
+pub fn count_full(map: ClientMap) {
+    if let Some(full) = FULL.get_ptr_mut(map as u32) {
         // SAFETY: a per-CPU array's value, added to atomically.
         add(unsafe { &mut *full }, 1);
     }

@@ -63,6 +63,7 @@ fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> O
     let init_net = read::<u64>(table, OFF_NEIGH_TABLE_PARMS_NET.load())?;
     let fresh = Table {
         address: table,
+        periodic_work: read(table, OFF_NEIGH_TABLE_GC_WORK_FUNC.load())?,
         init_net_cookie: read(init_net, OFF_NET_NET_COOKIE.load())?,
         init_netns: read(init_net, OFF_NET_NS_INUM.load())?,
         gc_entries: read(table, OFF_NEIGH_TABLE_GC_ENTRIES.load())?,

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use tracer_common::{
-    Hook,
+    ClientMap, Hook,
     dns::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Expired, Failure, Key, Lookup, LookupKey,
         Outcome, Value, bucket,
@@ -44,7 +44,7 @@ pub fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
             value
         }
         None => {
-            ring::count_full(Hook::Dns);
+            ring::count_full(ClientMap::Dns);
             DNS.get_ptr_mut(Key::default())?
         }
     };

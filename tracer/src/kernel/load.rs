@@ -41,6 +41,12 @@ const FUNCTIONS: [(&str, &str, &str); 4] = [
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
 ];
 
+/// Programs that mark the kernel threads at the periodic collection, and their tracepoints.
+const PERIODIC_WORK: [(&str, &str); 2] = [
+    ("work_start", "workqueue_execute_start"),
+    ("work_end", "workqueue_execute_end"),
+];
+
 /// What the programs are told before they are loaded.
 #[derive(Clone, Debug)]
 pub struct Parameters {
@@ -115,7 +121,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
         Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
         Hook::Drops => &["kfree_skb"],
-        Hook::Gc => &["neigh_cleanup"],
+        Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
     }
 }
 
@@ -188,13 +194,10 @@ impl Loaded {
             let status = programs.start(hook, offsets, attach);
             programs.hooks.push(status);
         }
-        if let Err(why) = functions {
-            programs.degrade(
-                Hook::Gc,
-                &format!("all removed entries count as gc=\"other\": {why:#}"),
-            );
-        }
         programs.hooks.sort_by_key(|status| status.hook);
+        if let Err(why) = functions {
+            programs.watch_periodic_work(attach, &why);
+        }
         Ok((programs, maps))
     }
 
@@ -220,6 +223,33 @@ impl Loaded {
         status
     }
 
+    /// The second-best way to tell who removes an entry, where the stack cannot be read.
+    fn watch_periodic_work(&mut self, attach: bool, why: &anyhow::Error) {
+        let mut result: Result<()> = Ok(());
+        for (name, tracepoint) in PERIODIC_WORK {
+            result = result.and_then(|()| {
+                let program: &mut RawTracePoint = self.program(name)?;
+                program.load().map_err(|e| explain(name, e))?;
+                if attach {
+                    self.attach_tracepoint(name, tracepoint)?;
+                }
+                Ok(())
+            });
+        }
+        let (mechanism, lost) = match &result {
+            Ok(()) => (
+                "raw_tracepoint neigh_cleanup_and_release, periodic work item",
+                "forced collections count as gc=\"other\"",
+            ),
+            Err(_) => (
+                "raw_tracepoint neigh_cleanup_and_release",
+                "all collections count as gc=\"other\"",
+            ),
+        };
+        self.hooks[Hook::Gc as usize].mechanism = mechanism;
+        self.degrade(Hook::Gc, &format!("{lost}: {why:#}"));
+    }
+
     /// The hook runs, but not as well as it should.
     fn degrade(&mut self, hook: Hook, why: &str) {
         let status = &mut self.hooks[hook as usize];
@@ -240,6 +270,12 @@ impl Loaded {
             _ => None,
         };
         for name in programs(hook) {
+            if PERIODIC_WORK
+                .iter()
+                .any(|(second_best, _)| second_best == name)
+            {
+                continue; // only where it is needed
+            }
             let instructions = match hook {
                 Hook::Dns if *name != "dns_age" => {
                     let program: &mut CgroupSkb = self.program(name)?;

@@ -5,7 +5,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
-use tracer_common::{FAMILIES, Hook, dns, drops::MAX_REASONS, event::RingStats, neigh};
+use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops::MAX_REASONS, event::RingStats, neigh};
 
 /// How many hooks there are.
 pub const HOOKS: usize = Hook::COUNT as usize;
@@ -37,7 +37,7 @@ pub struct Maps {
     walk: Array<MapData, neigh::Walk>,
     dns: HashMap<MapData, dns::Key, dns::Value>,
     dns_node: PerCpuArray<MapData, dns::Counts>,
-    max_entries: [u64; 3],
+    max_entries: [u64; 4],
     drops_node: PerCpuArray<MapData, u64>,
     ring_stats: PerCpuArray<MapData, RingStats>,
     full: PerCpuArray<MapData, u64>,
@@ -66,6 +66,7 @@ impl Maps {
             max_entries(ebpf, "NEIGH")?,
             max_entries(ebpf, "DNS")?,
             max_entries(ebpf, "PENDING")?,
+            max_entries(ebpf, "NEIGH_FORWARDED")?,
         ];
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
@@ -117,7 +118,7 @@ pub struct Reading {
     /// The ring's figures, by hook.
     pub ring: [RingStats; HOOKS],
     /// Keys that found their map full, by hook.
-    pub full: [u64; HOOKS],
+    pub full: [u64; ClientMap::COUNT as usize],
 }
 
 impl Maps {
@@ -150,7 +151,9 @@ impl Maps {
                 ring.lost += stats.lost;
                 ring.suppressed += stats.suppressed;
             }
-            reading.full[hook as usize] = self.full.get(&(hook as u32), 0)?.iter().sum();
+        }
+        for map in 0..ClientMap::COUNT {
+            reading.full[map as usize] = self.full.get(&map, 0)?.iter().sum();
         }
         Ok(reading)
     }
@@ -236,20 +239,26 @@ impl Maps {
 
     /// How full the maps are that can fill up. Lookups that wait are counted elsewhere, for
     /// walking their map costs too much: `pending`.
-    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 3] {
-        let [neigh, dns, lookups] = self.max_entries;
+    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 4] {
+        let [neigh, dns, lookups, forwarded] = self.max_entries;
         [
             Filling {
                 map: "NEIGH",
                 entries: reading.neigh.len() as u64,
                 max_entries: neigh,
-                full: reading.full[Hook::Neigh as usize],
+                full: reading.full[ClientMap::Neigh as usize],
             },
             Filling {
                 map: "DNS",
                 entries: reading.dns.len() as u64,
                 max_entries: dns,
-                full: reading.full[Hook::Dns as usize],
+                full: reading.full[ClientMap::Dns as usize],
+            },
+            Filling {
+                map: "NEIGH_FORWARDED",
+                entries: reading.forwarded.len() as u64,
+                max_entries: forwarded,
+                full: reading.full[ClientMap::NeighForwarded as usize],
             },
             Filling {
                 map: "PENDING",

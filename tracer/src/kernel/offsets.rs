@@ -22,6 +22,11 @@ const NEIGH: &[Field] = &[
     ("OFF_NEIGH_TABLE_PARMS_NET", "neigh_table", "parms.net"),
     ("OFF_NEIGH_TABLE_NHT", "neigh_table", "nht"),
     (
+        "OFF_NEIGH_TABLE_GC_WORK_FUNC",
+        "neigh_table",
+        "gc_work.work.func",
+    ),
+    (
         "OFF_NEIGH_HASH_TABLE_SHIFT",
         "neigh_hash_table",
         "hash_shift",
@@ -67,6 +72,7 @@ const GC: &[Field] = &[
     ("OFF_NET_NS_INUM", "net", "ns.inum"),
     ("OFF_NEIGHBOUR_DEV", "neighbour", "dev"),
     ("OFF_NEIGHBOUR_TBL", "neighbour", "tbl"),
+    ("OFF_WORK_STRUCT_FUNC", "work_struct", "func"),
     ("OFF_NEIGHBOUR_PRIMARY_KEY", "neighbour", "primary_key"),
 ];
 
