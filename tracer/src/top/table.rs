@@ -28,6 +28,8 @@ pub struct Row {
     pub p99: Option<f64>,
     /// What killed most of the failed lookups: of the interval's, else of all.
     pub cause: Option<String>,
+    /// Neighbour entries in the tables now.
+    pub entries: u64,
     /// Neighbour entries asked for, a second.
     pub creates: f64,
     /// Of those refused for a full table.
@@ -102,6 +104,7 @@ fn row(old: &Figures, new: &Figures, interval: Duration) -> Row {
         p50: new.dns.p50_seconds,
         p99: new.dns.p99_seconds,
         cause: main_cause(old, new),
+        entries: new.neighbour.values().map(|n| n.entries).sum(),
         creates: rate(|f| {
             let families = f.neighbour.values();
             families
@@ -157,6 +160,8 @@ pub enum Column {
     P99,
     /// Main cause.
     Cause,
+    /// Neighbour entries in the tables now.
+    Entries,
     /// Neighbour entries asked for, a second.
     Creates,
     /// Overflows a second.
@@ -169,7 +174,7 @@ pub enum Column {
 
 impl Column {
     /// In the order of the table, with [`Column::Worst`] before them.
-    pub const ALL: [(Self, &str); 13] = [
+    pub const ALL: [(Self, &str); 14] = [
         (Self::Worst, "worst"),
         (Self::Namespace, "namespace"),
         (Self::Pod, "pod"),
@@ -179,6 +184,7 @@ impl Column {
         (Self::P50, "p50"),
         (Self::P99, "p99"),
         (Self::Cause, "main-cause"),
+        (Self::Entries, "neigh-entries"),
         (Self::Creates, "neigh-creates/s"),
         (Self::Overflows, "overflows/s"),
         (Self::FailuresTotal, "failures"),
@@ -208,6 +214,7 @@ impl Column {
                 let key = |row: &Row| (row.cause.is_none(), row.cause.clone());
                 key(a).cmp(&key(b))
             }
+            Self::Entries => b.entries.cmp(&a.entries),
             Self::Creates => falling(|r| r.creates),
             Self::Overflows => falling(|r| r.overflows),
             Self::FailuresTotal => b.failures_total.cmp(&a.failures_total),

@@ -61,8 +61,13 @@ fn neighbour_table(table: &Table) -> String {
         Some(entries) => (entries.to_string(), String::new()),
         None => ("?".into(), String::new()),
     };
+    let pressure = match (table.pressure.as_str(), table.time_until_full_seconds) {
+        ("" | "normal", None) => String::new(),
+        (state, None) => format!(", {state}"),
+        (state, Some(left)) => format!(", {state}, full in {}", seconds(left)),
+    };
     format!(
-        "{} neighbours: {entries}/{limit}{share}, full {} times since boot",
+        "{} neighbours: {entries}/{limit}{share}{pressure}, full {} times since boot",
         table.family, table.table_fulls
     )
 }
@@ -122,6 +127,7 @@ fn cell(row: &Row, column: Column) -> String {
         Column::P50 => time(row.p50),
         Column::P99 => time(row.p99),
         Column::Cause => printable(row.cause.as_deref().unwrap_or("-")).into_owned(),
+        Column::Entries => row.entries.to_string(),
         Column::Creates => figure(row.creates),
         Column::Overflows => figure(row.overflows),
         Column::FailuresTotal => row.failures_total.to_string(),
@@ -216,11 +222,11 @@ event details lost in a full ring: dns 12
 waiting for a pod's name: dns 3
 pod source file does not answer: no such file
 NAMESPACE  POD   LOOKUPS/S  FAILED%  TIMEOUTS/S     P50    P99  MAIN-CAUSE            \
-            NEIGH-CREATES/S  OVERFLOWS/S  FAILURES  OVERFLOWS
+            NEIGH-ENTRIES  NEIGH-CREATES/S  OVERFLOWS/S  FAILURES  OVERFLOWS
 shop       cart        120     25.0        30.0  0.70ms  250ms  neighbour_table_full\
-            \x20               0            0         0        170
+            \x20             0                0            0         0        170
                          0        -           0       -      -  -\
-            \x20                                  0            0         0          0
+            \x20                                0                0            0         0          0
 ";
         assert_eq!(text(&snapshot, &rows[0], &rows), expected);
     }
