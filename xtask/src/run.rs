@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, setup, sh};
 
-/// A DNS query for example.com to an address of documentation; bash alone can send it.
+/// A DNS query for example.com to a loopback address where nobody listens; bash alone can send it.
 const UNANSWERED: &str =
-    r"printf '\0\1\1\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1' >/dev/udp/192.0.2.1/53";
+    r"printf '\0\1\1\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1' >/dev/udp/127.0.0.2/53";
 
 pub fn run(mut args: Vec<String>) -> Result<()> {
     build::build(&setup::ensure(&[])?)?;
