@@ -39,7 +39,7 @@ impl Hook {
     }
 }
 
-/// Maps by client, whose new keys may find no room. The number indexes the map `FULL`.
+/// Maps whose new keys may find no room. The number indexes the map `FULL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ClientMap {
@@ -49,11 +49,13 @@ pub enum ClientMap {
     Dns = 1,
     /// Refusals by source address.
     NeighForwarded = 2,
+    /// Lookups that wait.
+    Pending = 3,
 }
 
 impl ClientMap {
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Address family as the kernel numbers it (`include/linux/socket.h`).

@@ -17,7 +17,10 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use tracer_common::dns::{Key, LATE_NS, LookupKey, Outcome, Server};
+use tracer_common::{
+    ClientMap,
+    dns::{Key, LATE_NS, LookupKey, Outcome, Server},
+};
 
 pub use self::end::take_back;
 use self::{
@@ -28,6 +31,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, LATE, LOOKUP_ZERO, PACKETS, PENDING},
     packet::{self, Udp},
+    ring,
     util::{add, read},
 };
 
@@ -164,6 +168,7 @@ fn query(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
         // Another CPU just started the very same lookup.
         Err(EEXIST) => return Some(()),
         Err(_) => {
+            ring::count_full(ClientMap::Pending);
             add(&mut value.counts.untracked, 1);
             add(&mut node.untracked, 1);
             return Some(());

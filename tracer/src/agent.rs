@@ -9,7 +9,7 @@ use crate::{
     config::{Api, Config, LogFormat},
     engine::Engine,
     export::http,
-    kernel::{load::State, state::StateDir},
+    kernel::{capabilities, load::State, state::StateDir},
     output::Signals,
 };
 
@@ -18,6 +18,8 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Runs the agent. Everything that can be refused is asked for before anything is attached.
 pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
+    // First of all: without it most of what follows fails for a reason that misleads.
+    capabilities::check()?;
     let mut signals = Signals::new()?;
     let state = match &config.state_dir {
         Some(path) => StateDir::open(path)?,

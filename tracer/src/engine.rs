@@ -36,9 +36,11 @@ use crate::{
         offsets::Offsets,
         reasons::Reasons,
     },
-    pods::{Resolver, SourceStatus},
+    pods::{Ask, Resolver, SourceStatus},
 };
 
+/// How often the pod sources are asked whether anything has changed.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// How often lookups past their deadline are looked for.
 const AGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the counters are read while nobody scrapes.
@@ -81,6 +83,8 @@ struct Collected {
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
     highest: [u32; 2],
+    /// Refusals for forwarded packets.
+    forwarded: u64,
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
     pressures: [Pressure; 2],
@@ -109,21 +113,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     /// Loads, attaches and begins to count. Needs a tokio runtime.
     pub fn start(config: &Config) -> Result<Arc<Self>> {
-        let missing = kernel::capabilities::missing();
-        if !missing.is_empty() {
-            bail!(
-                "{} missing: run as root, or give the process {}",
-                missing.join(", "),
-                if missing.len() == 1 { "it" } else { "them" }
-            );
-        }
+        kernel::capabilities::check()?;
         let btf = Btf::open(btf::VMLINUX)?;
         let offsets = Offsets::resolve(&btf);
         let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
         let mut resolver = Resolver::new(&config.pods)?;
-        resolver.refresh(false);
+        resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {
             if !status.reason.is_empty() {
@@ -199,6 +196,11 @@ impl Engine {
         lock(&self.loaded).detach();
     }
 
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.config.node
+    }
+
     /// Cancelled when the engine stops.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
@@ -230,8 +232,23 @@ impl Engine {
 
     /// Ages lookups often, reads the counters now and then, until stopped.
     fn tick(&self) {
+        let mut aged = Instant::now();
+        let mut was_changing = false;
         while !self.stop.is_cancelled() {
-            thread::park_timeout(AGE_INTERVAL);
+            thread::park_timeout(WATCH_INTERVAL);
+            let changing = lock(&self.resolver).has_changed();
+            if changing && !was_changing {
+                // What was counted until now belongs to those who were there until now.
+                self.collect(Duration::ZERO);
+            }
+            if changing {
+                lock(&self.resolver).refresh(Ask::Changed);
+            }
+            was_changing = changing;
+            if aged.elapsed() < AGE_INTERVAL {
+                continue;
+            }
+            aged = Instant::now();
             self.age_lookups();
             self.settle_refusals();
             lock(&self.loaded).flush_log();
@@ -322,12 +339,21 @@ impl Engine {
                 .max(collected.entries[family].unwrap_or_default());
         }
         self.watch_pressure(collected, second);
-        resolver.refresh(false);
         let reading = maps.read()?;
+        resolver.refresh(Ask::Regularly);
+        let forwarded: u64 = reading
+            .forwarded
+            .iter()
+            .map(|(_, v)| v.counts.table_full)
+            .sum();
+        if forwarded != collected.forwarded {
+            resolver.refresh(Ask::Addresses);
+            collected.forwarded = forwarded;
+        }
         let mut aggregate = lock(&self.aggregate);
         aggregate.update(reading, &resolver, now, second);
         let picture = aggregate.picture();
-        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(true) {
+        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(Ask::Unknown) {
             // Somebody new: the sources know by now.
             aggregate.update(picture.reading.clone(), &resolver, now, second);
         }

@@ -32,7 +32,7 @@ impl Engine {
             misses: &taken.misses,
             fillings: &taken.fillings,
             sources: &sources,
-            reason_name: &|number| self.reasons.name(number),
+            reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
         })

@@ -14,7 +14,7 @@ use crate::{
     export::events::{Event, Pod},
     hooks::{self, Record},
     kernel::{self, load::Ring, sys},
-    pods::Owner,
+    pods::{Ask, Owner},
 };
 
 /// How long an event may wait for its pod's name. Shorter than the counters' wait: an event is news.
@@ -97,9 +97,13 @@ impl Reader {
 
     fn owner(&self, record: &Record) -> Option<Arc<Owner>> {
         let mut resolver = lock(&self.engine.resolver);
+        if record.identity.source.is_some() {
+            // An address may have moved.
+            resolver.refresh(Ask::Addresses);
+        }
         resolver.resolve(&record.identity).or_else(|| {
             // Somebody new; the sources may know by now.
-            resolver.refresh(true);
+            resolver.refresh(Ask::Unknown);
             resolver.resolve(&record.identity)
         })
     }

@@ -190,10 +190,10 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
         .collect::<String>();
     let stop = engine.stopping();
     let stream = futures_util::stream::unfold(
-        (Some(first), receiver, stop),
-        |(first, mut receiver, stop)| async move {
+        (Some(first), receiver, stop, engine.node().to_owned()),
+        |(first, mut receiver, stop, node)| async move {
             if let Some(first) = first.filter(|first| !first.is_empty()) {
-                return Some((Ok::<_, Infallible>(first), (None, receiver, stop)));
+                return Some((Ok::<_, Infallible>(first), (None, receiver, stop, node)));
             }
             let line = tokio::select! {
                 () = stop.cancelled() => return None,
@@ -201,10 +201,10 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
             };
             let text = match line {
                 Ok(line) => with_newline(&line),
-                Err(RecvError::Lagged(missed)) => missed_line(missed),
+                Err(RecvError::Lagged(missed)) => missed_line(&node, missed),
                 Err(RecvError::Closed) => return None,
             };
-            Some((Ok(text), (None, receiver, stop)))
+            Some((Ok(text), (None, receiver, stop, node)))
         },
     );
     (
@@ -219,7 +219,8 @@ fn with_newline(line: &str) -> String {
 }
 
 /// Tells a reader who is too slow what it did not get.
-fn missed_line(count: u64) -> String {
-    let time = humantime::format_rfc3339_micros(std::time::SystemTime::now());
-    format!("{{\"time\":\"{time}\",\"kind\":\"missed\",\"count\":{count}}}\n")
+fn missed_line(node: &str, count: u64) -> String {
+    let time = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
+    let line = serde_json::json!({"time": time, "node": node, "kind": "missed", "count": count});
+    format!("{line}\n")
 }

@@ -47,8 +47,8 @@ pub struct View<'a> {
     pub fillings: &'a [Filling],
     /// The pod sources.
     pub sources: &'a [SourceStatus],
-    /// Name of a drop reason.
-    pub reason_name: &'a dyn Fn(u32) -> String,
+    /// Numbers and names of the drop reasons that mean failure.
+    pub reasons: &'a [(u32, String)],
     /// Readings of the kernel's counters that failed.
     pub read_errors: u64,
     /// Ring records that could not be decoded.
@@ -67,7 +67,15 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
     families.extend(process(view.node));
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
-    Ok(text)
+    Ok(infinities(text))
+}
+
+/// The encoder writes `inf`; Prometheus' format has `+Inf`. No label ends a line.
+fn infinities(text: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(text) {
+        Ok(text) => text.replace(" inf\n", " +Inf\n").into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
 }
 
 /// The usual `process_*`, with the node as on every series.
@@ -164,12 +172,13 @@ fn node(out: &mut Families, view: &View<'_>) {
         node_dns(out, &figures.dns, view.picture.dns_pending());
     }
     if attached(Hook::Drops) {
-        for (number, dropped) in &view.picture.drops {
+        for (number, reason) in view.reasons {
+            let dropped = view.picture.drops.iter().find(|(n, _)| n == number);
             out.counter(
                 "node_drops_total",
                 "Packets dropped on the node for a reason that means failure, by the kernel's reason.",
-                &[("reason", &(view.reason_name)(*number))],
-                *dropped,
+                &[("reason", reason)],
+                dropped.map_or(0, |(_, dropped)| *dropped),
             );
         }
     }
@@ -260,7 +269,7 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
                 entries.into(),
             );
         }
-        if counts.forced_gc > 0 || counts.evictions.iter().any(|n| *n > 0) {
+        if *counts != neigh::Counts::default() {
             out.counter(
                 "pod_neighbour_forced_gc_total",
                 "Entries of anyone thrown out because the pod asked for one more.",

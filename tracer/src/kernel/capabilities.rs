@@ -1,5 +1,6 @@
 //! What the process may do, and what for.
 
+use anyhow::{Result, bail};
 use rustix::thread::{CapabilitySet, capabilities};
 
 /// A capability, what it is for, and whether the main job needs it.
@@ -64,4 +65,17 @@ pub fn missing() -> Vec<&'static str> {
         .filter(|need| need.required && !has(need))
         .map(|need| need.name)
         .collect()
+}
+
+/// Fails where a required one is missing.
+pub fn check() -> Result<()> {
+    let missing = missing();
+    if !missing.is_empty() {
+        bail!(
+            "{} missing: run as root, or give the process {}",
+            missing.join(", "),
+            if missing.len() == 1 { "it" } else { "them" }
+        );
+    }
+    Ok(())
 }

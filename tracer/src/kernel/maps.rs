@@ -264,7 +264,7 @@ impl Maps {
                 map: "PENDING",
                 entries: pending,
                 max_entries: lookups,
-                full: reading.dns_node.untracked,
+                full: reading.full[ClientMap::Pending as usize],
             },
         ]
     }

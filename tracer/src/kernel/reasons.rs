@@ -68,6 +68,14 @@ impl Reasons {
             .map_or_else(|| format!("reason_{number}"), |name| name.to_lowercase())
     }
 
+    /// Numbers and names, as in metrics, of those that mean failure.
+    pub fn names_of_failures(&self) -> Vec<(u32, String)> {
+        self.meanings()
+            .filter(|(_, meaning)| meaning.is_failure != 0)
+            .map(|(number, _)| (number, self.name(number)))
+            .collect()
+    }
+
     /// Numbers and meanings of those that mean something: what the map `REASONS` holds.
     pub fn meanings(&self) -> impl Iterator<Item = (u32, Reason)> {
         self.names.iter().filter_map(|(&number, name)| {

@@ -86,7 +86,10 @@ fn parse(path: &Path) -> Result<Vec<Pod>> {
 }
 
 fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ")
+    // The first line says where, the message what.
+    let text = error.to_string();
+    let place = text.lines().next().unwrap_or_default();
+    format!("{place}: {}", error.message().replace('\n', " "))
 }
 
 fn known(pod: Pod, mount: Option<&Path>) -> Known {

@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
@@ -42,11 +43,26 @@ pub(super) struct Inside {
 #[derive(Default)]
 pub struct Local {
     inside: HashMap<Inode, Inside>,
+    folder_changed: Option<SystemTime>,
+    noticed: Option<Instant>,
 }
+
+/// A name appears before the namespace is bound to it: after a change the folder is looked at again
+/// for this long.
+const SETTLE: Duration = Duration::from_millis(500);
 
 impl Source for Local {
     fn name(&self) -> &'static str {
         "local"
+    }
+
+    fn has_changed(&mut self) -> bool {
+        let changed = fs::metadata(DIRECTORY).and_then(|m| m.modified()).ok();
+        if changed != self.folder_changed {
+            self.folder_changed = changed;
+            self.noticed = Some(Instant::now());
+        }
+        self.noticed.is_some_and(|at| at.elapsed() < SETTLE)
     }
 
     fn pods(&mut self, addresses: bool) -> Result<Vec<Known>> {

@@ -2,6 +2,7 @@
 //! namespace) to them.
 
 pub mod file;
+mod join;
 pub mod local;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 
 use anyhow::Result;
 
+use self::join::Join;
 use crate::{config::Pods, kernel::cgroup};
 
 /// Label values: a pod, or what stands for something that is none.
@@ -90,6 +92,10 @@ pub trait Source: Send {
     /// All pods there are now. `addresses` is true where somebody asks for an address that nobody
     /// is known to have: a source that has to work for them may leave them as they were otherwise.
     fn pods(&mut self, addresses: bool) -> Result<Vec<Known>>;
+    /// Has it noticed a change lately? Cheap: asked many times a second.
+    fn has_changed(&mut self) -> bool {
+        false
+    }
 }
 
 /// A source and what it said last.
@@ -113,27 +119,49 @@ pub struct SourceStatus {
     pub reason: String,
 }
 
-/// How often the sources are asked, if nobody asks for an unknown before.
-const REFRESH: Duration = Duration::from_secs(1);
-/// How often they may be asked for unknowns.
-const REFRESH_ON_DEMAND: Duration = Duration::from_millis(100);
+/// Why the sources are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// It is time.
+    Regularly,
+    /// They say that something has changed.
+    Changed,
+    /// Somebody is not known.
+    Unknown,
+    /// An address must be judged: the sources may have to work for the pods' addresses.
+    Addresses,
+}
+
+impl Ask {
+    /// How old the last answer must be.
+    const fn interval(self) -> Duration {
+        match self {
+            Self::Regularly => Duration::from_secs(1),
+            Self::Changed => Duration::ZERO,
+            Self::Unknown => Duration::from_millis(100),
+            Self::Addresses => Duration::from_millis(500),
+        }
+    }
+}
 
 /// How often the cgroups are walked: milliseconds of work on a large node.
 const WALK: Duration = Duration::from_secs(30);
 /// How often they may be walked for unknowns.
 const WALK_ON_DEMAND: Duration = Duration::from_secs(1);
 
+/// How long a cgroup that is gone is remembered; its id is not reused.
+const REMEMBER_CGROUPS: Duration = Duration::from_mins(10);
+
 /// Joins identities to owners.
 pub struct Resolver {
     sources: Vec<Consulted>,
     cgroup_mount: Option<PathBuf>,
-    cgroups: HashMap<u64, String>,
-    by_cookie: HashMap<u64, Arc<Owner>>,
-    by_inode: HashMap<u32, Arc<Owner>>,
-    by_cgroup: HashMap<String, Arc<Owner>>,
-    by_address: HashMap<IpAddr, Arc<Owner>>,
+    /// Paths by id, and when the walk last saw them.
+    cgroups: HashMap<u64, (String, Instant)>,
+    join: Join,
     host: Option<u64>,
     refreshed: Option<Instant>,
+    addresses_asked: Option<Instant>,
     walked: Option<Instant>,
 }
 
@@ -160,12 +188,10 @@ impl Resolver {
                 .collect(),
             cgroup_mount: cgroup::mount_point().ok(),
             cgroups: HashMap::new(),
-            by_cookie: HashMap::new(),
-            by_inode: HashMap::new(),
-            by_cgroup: HashMap::new(),
-            by_address: HashMap::new(),
+            join: Join::default(),
             host: None,
             refreshed: None,
+            addresses_asked: None,
             walked: None,
         })
     }
@@ -175,18 +201,26 @@ impl Resolver {
         self.host = Some(net_cookie);
     }
 
+    /// Has a source noticed that pods came or went? It answers so for a while after the change, for
+    /// a pod is not made in one step.
+    pub fn has_changed(&mut self) -> bool {
+        // All are asked: each remembers what it has seen.
+        self.sources
+            .iter_mut()
+            .fold(false, |changed, c| c.source.has_changed() | changed)
+    }
+
     /// Asks the sources again, if it is time. True if it was.
-    pub fn refresh(&mut self, on_demand: bool) -> bool {
-        let interval = if on_demand {
-            REFRESH_ON_DEMAND
-        } else {
-            REFRESH
+    pub fn refresh(&mut self, why: Ask) -> bool {
+        let last = match why {
+            Ask::Addresses => self.addresses_asked,
+            _ => self.refreshed,
         };
-        if self.refreshed.is_some_and(|at| at.elapsed() < interval) {
+        if last.is_some_and(|at| at.elapsed() < why.interval()) {
             return false;
         }
         for consulted in &mut self.sources {
-            match consulted.source.pods(on_demand) {
+            match consulted.source.pods(why == Ask::Addresses) {
                 Ok(known) => {
                     consulted.known = known;
                     consulted.answered = Some(Instant::now());
@@ -202,39 +236,17 @@ impl Resolver {
                 }
             }
         }
-        self.by_cookie.clear();
-        self.by_inode.clear();
-        self.by_cgroup.clear();
-        self.by_address.clear();
-        for known in self.sources.iter().flat_map(|c| &c.known) {
-            // The strongest source comes first and stays. An inode decides only where no cookie
-            // could be had: it is reused within a second, a cookie never.
-            match (known.net_cookie, known.netns) {
-                (Some(cookie), _) => {
-                    self.by_cookie
-                        .entry(cookie)
-                        .or_insert_with(|| known.owner.clone());
-                }
-                (None, Some(netns)) => {
-                    self.by_inode
-                        .entry(netns)
-                        .or_insert_with(|| known.owner.clone());
-                }
-                (None, None) => {}
-            }
-            for address in &known.addresses {
-                self.by_address
-                    .entry(*address)
-                    .or_insert_with(|| known.owner.clone());
-            }
-            if let Some(path) = &known.cgroup {
-                self.by_cgroup
-                    .entry(path.clone())
-                    .or_insert_with(|| known.owner.clone());
-            }
+        let now = Instant::now();
+        self.join
+            .update(self.sources.iter().flat_map(|c| &c.known), now);
+        self.walk_cgroups(match why {
+            Ask::Unknown => WALK_ON_DEMAND,
+            _ => WALK,
+        });
+        self.refreshed = Some(now);
+        if why == Ask::Addresses {
+            self.addresses_asked = Some(now);
         }
-        self.walk_cgroups(if on_demand { WALK_ON_DEMAND } else { WALK });
-        self.refreshed = Some(Instant::now());
         true
     }
 
@@ -246,11 +258,14 @@ impl Resolver {
         if self.walked.is_some_and(|at| at.elapsed() < interval) {
             return;
         }
-        self.cgroups.clear();
+        let now = Instant::now();
         cgroup::walk(mount, |id, path| {
-            self.cgroups.insert(id, path.to_owned());
+            self.cgroups.insert(id, (path.to_owned(), now));
         });
-        self.walked = Some(Instant::now());
+        // What a process did may be read after its cgroup is gone.
+        self.cgroups
+            .retain(|_, (_, seen)| now.duration_since(*seen) < REMEMBER_CGROUPS);
+        self.walked = Some(now);
     }
 
     /// The owner, or `None` where nothing known fits (yet).
@@ -260,20 +275,19 @@ impl Resolver {
     /// belong to the kernel.
     pub fn resolve(&self, identity: &Identity) -> Option<Arc<Owner>> {
         if let Some(source) = &identity.source {
-            return self.by_address.get(source).cloned();
+            return self.join.address(source).cloned();
         }
         if identity.net_cookie == 0 {
             return Some(Owner::other());
         }
-        let cgroup = identity.cgroup_id.and_then(|id| self.cgroups.get(&id));
-        if let Some(owner) = cgroup.and_then(|path| self.pod_of_cgroup(path)) {
-            return Some(owner);
+        let cgroup = identity
+            .cgroup_id
+            .and_then(|id| self.cgroups.get(&id))
+            .map(|(path, _)| path.as_str());
+        if let Some(owner) = cgroup.and_then(|path| self.join.cgroup(path)) {
+            return Some(owner.clone());
         }
-        let by_namespace = self
-            .by_cookie
-            .get(&identity.net_cookie)
-            .or_else(|| self.by_inode.get(&identity.netns));
-        if let Some(owner) = by_namespace {
+        if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns) {
             return Some(owner.clone());
         }
         if self.host == Some(identity.net_cookie) {
@@ -283,20 +297,6 @@ impl Resolver {
             };
         }
         None
-    }
-
-    /// The pod whose cgroup this is, or lies above it.
-    fn pod_of_cgroup(&self, path: &str) -> Option<Arc<Owner>> {
-        if self.by_cgroup.is_empty() {
-            return None;
-        }
-        let mut path = path;
-        loop {
-            if let Some(owner) = self.by_cgroup.get(path) {
-                return Some(owner.clone());
-            }
-            path = &path[..path.rfind('/')?];
-        }
     }
 
     /// Is there still such a pod, or is it no pod at all?
@@ -309,7 +309,9 @@ impl Resolver {
 
     /// Is there (still) such a cgroup?
     pub fn has_cgroup(&self, id: u64) -> bool {
-        self.cgroups.contains_key(&id)
+        self.cgroups
+            .get(&id)
+            .is_some_and(|(_, seen)| Some(*seen) == self.walked)
     }
 
     /// State of the sources.
@@ -361,10 +363,11 @@ mod tests {
         });
         resolver.cgroup_mount = None;
         resolver.set_host(1);
-        resolver.refresh(false);
+        resolver.refresh(Ask::Regularly);
+        let now = Instant::now();
         resolver.cgroups = HashMap::from([
-            (7, "/kubepods/podA/c1".to_owned()),
-            (8, "/system.slice/sshd.service".to_owned()),
+            (7, ("/kubepods/podA/c1".to_owned(), now)),
+            (8, ("/system.slice/sshd.service".to_owned(), now)),
         ]);
         resolver
     }
@@ -408,6 +411,34 @@ mod tests {
         assert_eq!(name(&r, None, 6, 50), "-");
         let r = resolver(vec![known("a", None, Some(50), None)]);
         assert_eq!(name(&r, None, 6, 50), "shop/a");
+    }
+
+    #[test]
+    fn what_a_pod_had_is_remembered_until_another_has_it() {
+        let mut first = known("first", Some(5), Some(50), None);
+        first.addresses = vec![[10, 0, 0, 2].into()];
+        let mut second = known("second", Some(6), Some(50), None);
+        let mut join = Join::default();
+        let now = Instant::now();
+        join.update([&first].into_iter(), now);
+        // The first is gone, its inode has a successor, its address not yet.
+        join.update([&second].into_iter(), now);
+        let of = |join: &Join| join.address(&[10, 0, 0, 2].into()).unwrap().pod.clone();
+        assert_eq!(join.namespace(5, 50).unwrap().pod, "first");
+        assert_eq!(join.namespace(6, 50).unwrap().pod, "second");
+        assert_eq!(of(&join), "first");
+        second.addresses = first.addresses.clone();
+        join.update([&second].into_iter(), now);
+        assert_eq!(of(&join), "second");
+    }
+
+    #[test]
+    fn an_inode_of_a_strong_source_beats_a_name_of_a_weak_one() {
+        let r = resolver(vec![
+            known("file", None, Some(50), None),
+            known("local", Some(5), Some(50), None),
+        ]);
+        assert_eq!(name(&r, None, 5, 50), "shop/file");
     }
 
     #[test]

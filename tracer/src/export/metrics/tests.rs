@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{kernel::load::mechanism, kernel::reasons::Reasons};
+use crate::kernel::load::mechanism;
 
 fn view_with(render_it: impl FnOnce(&View<'_>)) {
     let mut figures = Figures {
@@ -30,7 +30,6 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
         reason: String::new(),
         verified: Vec::new(),
     });
-    let reasons = Reasons::default();
     render_it(&View {
         node: "n1",
         picture: &picture,
@@ -52,7 +51,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
             age: Some(std::time::Duration::from_secs(1)),
             reason: String::new(),
         }],
-        reason_name: &|number| reasons.name(number),
+        reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,
         undecodable: 0,
     });
@@ -77,6 +76,7 @@ fn the_page_and_the_program_name_the_same_metrics() {
             .filter(|name| name.starts_with("tracer_"))
             .collect();
         assert_eq!(documented, exported);
+        assert!(text.contains("_until_full_seconds{node=\"n1\",family=\"ipv4\"} +Inf\n"));
     });
 }
 
