@@ -302,3 +302,40 @@ fn an_arp_request_that_a_full_table_leaves_unanswered_is_the_kernels_own_need() 
 fn a_solicitation_that_a_full_table_leaves_unanswered_is_the_kernels_own_need() {
     unreachable_for_new_peers(Family::V6);
 }
+
+/// It used to be charged to the pod that had the address before, for good.
+#[test]
+fn an_address_that_moved_is_its_new_owners() {
+    let (mut node, [old, new]) = Node::new(Wiring::Bridged, ["old", "new"]);
+    let family = Family::V4;
+    let (agent, before) = Point::begin(&[]);
+    let wanted = [1000..1100, 2000..2100].map(|range| node.beyond(family, range));
+    let address = old.address(family);
+    let limits = Thresholds::set(node.lab.lock(), [2, 4, 8]);
+    send(&old.netns, address, &wanted[0]);
+    let first = settled(&agent, &before);
+    old.netns
+        .ip(&format!("addr flush dev {DEVICE} to {address}"));
+    new.netns.ip(&format!("addr add {address}/32 dev {DEVICE}"));
+    send(&new.netns, address, &wanted[1]);
+    drop(limits);
+    let refused = wanted.each_ref().map(|to| node.refused(family, to));
+    let after = settled(&agent, &before);
+    assert!(
+        refused.iter().all(|n| *n >= 50),
+        "the lab failed: {refused:?}"
+    );
+    assert_eq!(
+        table_full(&first, &before, old.labels(), family),
+        refused[0]
+    );
+    assert_eq!(
+        table_full(&after, &before, old.labels(), family),
+        refused[0]
+    );
+    assert_eq!(
+        table_full(&after, &before, new.labels(), family),
+        refused[1]
+    );
+    agent.stop_cleanly();
+}

@@ -114,3 +114,49 @@ fn past_the_limit_pods_share_a_row() {
     });
     agent.stop_cleanly();
 }
+
+/// They used to be counted as `(unknown)`: forgotten before the counters were read.
+#[test]
+fn pods_that_live_for_a_moment_keep_their_counts() {
+    let lab = Lab::new();
+    let agent = Agent::start(&[]);
+    let mut names = Vec::new();
+    for index in 1..=8 {
+        let pod = lab.pod("moment", index, 1);
+        burst(&pod, Family::V4, FIRST_SILENT, 10);
+        // That is how long it lives. A name is noticed within 20 ms of its making.
+        std::thread::sleep(Duration::from_millis(150));
+        names.push(pod.netns.name().to_owned());
+    }
+    eventually(Duration::from_secs(5), || {
+        for name in &names {
+            let count = created(&agent, &[("namespace", "(netns)"), ("pod", name)]);
+            // The end of a namespace may take an entry more, to leave its multicast groups.
+            ensure((10..=12).contains(&count), || format!("{name} has {count}"))?;
+        }
+        Ok::<(), String>(())
+    });
+    agent.stop_cleanly();
+}
+
+/// The name of the namespace used to win: it came with a cookie, the inode without.
+#[test]
+fn a_file_names_a_pod_by_its_inode_though_its_namespace_has_a_name() {
+    let lab = Lab::new();
+    let pod = lab.pod("inode", 1, 1);
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let path = folder.path().join("pods.toml");
+    let text = format!(
+        "[[pod]]\nnamespace = \"shop\"\nname = \"by-inode\"\nnetns = {}\n",
+        pod.netns.inode()
+    );
+    fs::write(&path, text).expect("file can be written");
+    let agent = Agent::start(&["--pods", &format!("file:{}", path.display())]);
+    burst(&pod, Family::V4, FIRST_SILENT, 10);
+    eventually(Duration::from_secs(5), || {
+        let count = created(&agent, &[("namespace", "shop"), ("pod", "by-inode")]);
+        ensure(count == 10, || format!("shop/by-inode has {count}"))
+    });
+    assert_eq!(created(&agent, &[("pod", pod.netns.name())]), 0);
+    agent.stop_cleanly();
+}

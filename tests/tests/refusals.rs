@@ -40,6 +40,8 @@ fn without_root() {
         };
         let api = ["agent", "--api", "none", "--state-dir", "none"];
         nobody(&api).assert_refused(1, &["root"]);
+        // With its default sockets and folders too: what it lacks is said first.
+        nobody(&["agent"]).assert_refused(1, &["root"]);
         let doctor = nobody(&["doctor"]);
         assert_eq!(doctor.status.code(), Some(1), "{doctor:#?}");
         assert!(

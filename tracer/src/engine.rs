@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// How often the pod sources are asked whether anything has changed.
-const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often lookups past their deadline are looked for.
 const AGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the counters are read while nobody scrapes.
@@ -237,12 +237,12 @@ impl Engine {
         while !self.stop.is_cancelled() {
             thread::park_timeout(WATCH_INTERVAL);
             let changing = lock(&self.resolver).has_changed();
+            if changing {
+                lock(&self.resolver).refresh(Ask::Changed);
+            }
             if changing && !was_changing {
                 // What was counted until now belongs to those who were there until now.
                 self.collect(Duration::ZERO);
-            }
-            if changing {
-                lock(&self.resolver).refresh(Ask::Changed);
             }
             was_changing = changing;
             if aged.elapsed() < AGE_INTERVAL {

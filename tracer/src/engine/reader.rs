@@ -23,6 +23,8 @@ const HOLD: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
 /// How many may wait; then the oldest goes out without a name.
 const MAX_WAITING: usize = 10_000;
+/// How old the knowledge of addresses may be. Each asking enters every namespace.
+const ADDRESSES_AGE: Duration = Duration::from_millis(200);
 /// Records read before others get a turn on the runtime.
 const BATCH: usize = 256;
 
@@ -97,7 +99,11 @@ impl Reader {
 
     fn owner(&self, record: &Record) -> Option<Arc<Owner>> {
         let mut resolver = lock(&self.engine.resolver);
-        if record.identity.source.is_some() {
+        if record.identity.source.is_some()
+            && resolver
+                .age_of_addresses()
+                .is_none_or(|age| age > ADDRESSES_AGE)
+        {
             // An address may have moved.
             resolver.refresh(Ask::Addresses);
         }

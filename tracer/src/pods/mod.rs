@@ -137,9 +137,8 @@ impl Ask {
     const fn interval(self) -> Duration {
         match self {
             Self::Regularly => Duration::from_secs(1),
-            Self::Changed => Duration::ZERO,
+            Self::Changed | Self::Addresses => Duration::ZERO,
             Self::Unknown => Duration::from_millis(100),
-            Self::Addresses => Duration::from_millis(500),
         }
     }
 }
@@ -210,13 +209,17 @@ impl Resolver {
             .fold(false, |changed, c| c.source.has_changed() | changed)
     }
 
+    /// Since the sources were last asked for addresses.
+    pub fn age_of_addresses(&self) -> Option<Duration> {
+        self.addresses_asked.map(|at| at.elapsed())
+    }
+
     /// Asks the sources again, if it is time. True if it was.
     pub fn refresh(&mut self, why: Ask) -> bool {
-        let last = match why {
-            Ask::Addresses => self.addresses_asked,
-            _ => self.refreshed,
-        };
-        if last.is_some_and(|at| at.elapsed() < why.interval()) {
+        if self
+            .refreshed
+            .is_some_and(|at| at.elapsed() < why.interval())
+        {
             return false;
         }
         for consulted in &mut self.sources {
