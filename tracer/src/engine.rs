@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// How often the pod sources are asked whether anything has changed.
-const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// How often lookups past their deadline are looked for.
 const AGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the counters are read while nobody scrapes.
