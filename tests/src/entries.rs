@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::neigh::Family;
 use crate::netns::{DEVICE, Netns, Pod};
 use crate::process::check;
@@ -100,6 +102,25 @@ pub fn keep_reachable(netns: &Netns, device: &str) {
             "1000000",
         );
     }
+}
+
+/// A device's own address on the wire.
+pub fn mac(netns: &Netns, device: &str) -> String {
+    let output = Command::new("ip")
+        .args(["-n", netns.name(), "-json", "link", "show", device])
+        .output()
+        .expect("ip runs");
+    let links: Value = serde_json::from_slice(&output.stdout).expect("ip prints JSON");
+    let mac = links[0]["address"].as_str();
+    mac.expect("a link has one").to_owned()
+}
+
+/// Lets a namespace know its neighbour on a device for good; such an entry does not count against the
+/// limit.
+pub fn know(netns: &Netns, device: &str, neighbour: IpAddr, mac: &str) {
+    netns.ip(&format!(
+        "neigh replace {neighbour} lladdr {mac} dev {device} nud permanent"
+    ));
 }
 
 /// Removes a namespace's entries of one family, but for permanent and NOARP ones.

@@ -79,8 +79,14 @@ impl Events {
     /// The first event, of those seen and those to come, for which `wanted` holds; panics after
     /// `deadline`.
     pub fn wait(&mut self, deadline: Duration, wanted: impl Fn(&Event) -> bool) -> Event {
+        self.find(deadline, wanted)
+            .unwrap_or_else(|| panic!("no such event in {deadline:?}, but {}", self.summary()))
+    }
+
+    /// The same, or `None` after `deadline`.
+    pub fn find(&mut self, deadline: Duration, wanted: impl Fn(&Event) -> bool) -> Option<Event> {
         if let Some(event) = self.seen.iter().find(|event| wanted(event)) {
-            return event.clone();
+            return Some(event.clone());
         }
         let end = Instant::now() + deadline;
         loop {
@@ -89,15 +95,13 @@ impl Events {
                 Ok(event) => {
                     self.seen.push(event.clone());
                     if wanted(&event) {
-                        return event;
+                        return Some(event);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("tracer events ended; it had shown {}", self.summary())
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    panic!("no such event in {deadline:?}, but {}", self.summary())
-                }
+                Err(RecvTimeoutError::Timeout) => return None,
             }
         }
     }

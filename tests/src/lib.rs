@@ -9,14 +9,17 @@ pub mod agent;
 pub mod dns;
 pub mod entries;
 pub mod events;
+pub mod host;
 pub mod http;
 pub mod leftovers;
 pub mod metrics;
 pub mod neigh;
 pub mod netns;
+pub mod nft;
 pub mod point;
 pub mod process;
 pub mod router;
+pub mod snmp;
 pub mod wait;
 
 pub use agent::Agent;

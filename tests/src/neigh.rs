@@ -1,9 +1,9 @@
 //! The kernel's neighbour tables: limits, statistics, and how to make one overflow.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs;
 use std::net::{IpAddr, UdpSocket};
 
+use crate::host::{HostLock, Settings};
 use crate::netns::{Netns, Pod};
 
 /// Address family.
@@ -42,72 +42,6 @@ impl Family {
     }
 }
 
-/// The right to change what the whole host shares; one test at a time has it, over all processes.
-///
-/// The file also notes the thresholds while they are changed: a test process that was killed leaves
-/// them behind, and the next one that takes the lock puts them back.
-#[derive(Debug)]
-pub struct HostLock {
-    file: File,
-}
-
-const LOCK_PATH: &str = "/run/tracer-tests.lock";
-
-impl HostLock {
-    /// Waits for the lock.
-    pub fn take() -> Self {
-        require_host();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(LOCK_PATH)
-            .unwrap_or_else(|e| panic!("cannot open {LOCK_PATH}: {e}"));
-        file.lock()
-            .unwrap_or_else(|e| panic!("cannot lock {LOCK_PATH}: {e}"));
-        let mut lock = Self { file };
-        lock.restore_after_kill();
-        lock
-    }
-
-    fn restore_after_kill(&mut self) {
-        let mut noted = String::new();
-        self.file.rewind().expect("lock file can be read");
-        self.file
-            .read_to_string(&mut noted)
-            .expect("lock file can be read");
-        for line in noted.lines() {
-            if let Some((path, value)) = line.split_once(' ') {
-                eprintln!("a killed test left {path} changed; back to {value}");
-                write(path, value);
-            }
-        }
-        self.note("");
-    }
-
-    fn note(&mut self, text: &str) {
-        self.file.set_len(0).expect("lock file can be written");
-        self.file.rewind().expect("lock file can be written");
-        self.file
-            .write_all(text.as_bytes())
-            .expect("lock file can be written");
-    }
-}
-
-/// Panics with the reason where these tests cannot run.
-pub fn require_host() {
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "these tests make network namespaces and load eBPF programs: run them as root"
-    );
-    let path = Family::V4.threshold_path(3);
-    assert!(
-        fs::exists(&path).unwrap_or(false),
-        "{path} is missing: run these tests in the host's network namespace"
-    );
-}
-
 /// gc_thresh1, 2, 3 of one family.
 pub fn thresholds(family: Family) -> [u64; 3] {
     [1, 2, 3].map(|number| {
@@ -120,47 +54,21 @@ pub fn thresholds(family: Family) -> [u64; 3] {
 }
 
 /// Changed limits; the old ones come back on drop, also on panic.
-///
-/// It has the lab's lock for as long as it lives, hence one at a time.
 #[derive(Debug)]
 pub struct Thresholds<'a> {
-    lock: &'a mut HostLock,
-    old: [(Family, [u64; 3]); 2],
+    _settings: Settings<'a>,
 }
 
 impl<'a> Thresholds<'a> {
     /// Sets gc_thresh1, 2 and 3 of both families.
     pub fn set(lock: &'a mut HostLock, values: [u64; 3]) -> Self {
-        let old = Family::ALL.map(|family| (family, thresholds(family)));
-        let lines = old.iter().flat_map(|(family, values)| {
-            [1, 2, 3].map(|n| format!("{} {}\n", family.threshold_path(n), values[n - 1]))
+        let new = Family::ALL.into_iter().flat_map(|family| {
+            [1, 2, 3].map(|n| (family.threshold_path(n), values[n - 1].to_string()))
         });
-        lock.note(&lines.collect::<String>());
-        let guard = Self { lock, old };
-        for family in Family::ALL {
-            apply(family, values);
+        Self {
+            _settings: Settings::set(lock, new.collect()),
         }
-        guard
     }
-}
-
-impl Drop for Thresholds<'_> {
-    fn drop(&mut self) {
-        for (family, values) in self.old {
-            apply(family, values);
-        }
-        self.lock.note("");
-    }
-}
-
-fn apply(family: Family, values: [u64; 3]) {
-    for (index, value) in values.into_iter().enumerate() {
-        write(&family.threshold_path(index + 1), &value.to_string());
-    }
-}
-
-fn write(path: &str, value: &str) {
-    fs::write(path, value).unwrap_or_else(|e| panic!("cannot write {value} to {path}: {e}"));
 }
 
 /// The kernel's own counters of one table, since boot.

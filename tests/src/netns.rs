@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::neigh::{Family, HostLock};
+use crate::host::HostLock;
+use crate::neigh::Family;
 use crate::process::check;
 use crate::wait::{ensure, eventually};
 
@@ -168,7 +169,7 @@ fn enter(path: &PathBuf) {
 }
 
 /// A pod: a namespace with device [`DEVICE`] on a link to the hub, with addresses of both families.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pod {
     /// Its namespace.
     pub netns: Arc<Netns>,

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tests::host::HostLock;
 use tests::leftovers::{Leftovers, programs};
-use tests::neigh::HostLock;
 use tests::{Agent, Lab};
 
 const HOOKS: [&str; 3] = ["neigh", "dns", "drops"];

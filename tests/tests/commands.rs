@@ -196,7 +196,7 @@ fn top_once_shows_the_pod_and_its_failure() {
 
 #[test]
 fn doctor_says_that_this_node_will_do() {
-    let _lock = tests::neigh::HostLock::take();
+    let _lock = tests::host::HostLock::take();
     let before = tests::leftovers::Leftovers::now();
     let text = run(tracer().arg("doctor"), LIMIT);
     assert!(text.status.success(), "{text:#?}");
@@ -214,7 +214,7 @@ fn doctor_says_that_this_node_will_do() {
 
 #[test]
 fn the_api_is_served_over_tcp_when_asked() {
-    let _lock = tests::neigh::HostLock::take();
+    let _lock = tests::host::HostLock::take();
     let address: SocketAddr = tests::agent::free_address();
     let mut agent = Agent::launch(&[], &["--node", "lab", "--api", &address.to_string()]);
     agent.wait_ready();

@@ -2,12 +2,11 @@
 //! that sends is who suffers.
 
 use std::fs;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::entries::{add, entries, keep_reachable};
+use tests::entries::{add, entries, keep_reachable, mac};
 use tests::neigh::{Statistics, burst, send, statistics};
 use tests::netns::{DEVICE, Pod};
 use tests::point::{POD_CREATES, POD_ENTRIES, figure};
@@ -238,7 +237,7 @@ fn unreachable_for_new_peers(family: Family) {
     }
     // The kernel sends probes for no packet from a link-local address.
     hub.ip(&format!("address add fe80::1/64 dev {link} nodad"));
-    let mac = mac(&reached);
+    let mac = mac(&reached.netns, DEVICE);
     let replace = |state| {
         hub.ip(&format!(
             "neigh replace {target} lladdr {mac} dev {link} nud {state}"
@@ -274,18 +273,6 @@ fn unreachable_for_new_peers(family: Family) {
     let total = &snapshot["total"]["neighbour"][family.label()]["kernel_full"];
     assert!(total.as_u64() >= Some(kernel_full), "{total}");
     agent.stop_cleanly();
-}
-
-fn mac(pod: &Pod) -> String {
-    let output = Command::new("ip")
-        .args(["-n", pod.netns.name(), "-json", "link", "show", DEVICE])
-        .output()
-        .expect("ip runs");
-    let links: Value = serde_json::from_slice(&output.stdout).expect("ip prints JSON");
-    links[0]["address"]
-        .as_str()
-        .expect("a link has one")
-        .to_owned()
 }
 
 fn entry_count(family: Family) -> u16 {

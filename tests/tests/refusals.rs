@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tests::Agent;
 use tests::agent::run_refused;
+use tests::host::HostLock;
 use tests::leftovers::Leftovers;
-use tests::neigh::HostLock;
 use tests::process::{check, run, tracer_path, without_settings};
 
 /// Runs `f` alone on this host and panics if it leaves something in the kernel.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tests::Agent;
 use tests::agent::run_refused;
-use tests::neigh::HostLock;
+use tests::host::HostLock;
 use tests::process::{run, tracer};
 
 const LIMIT: Duration = Duration::from_secs(5);

@@ -251,7 +251,8 @@ impl Running {
     }
 }
 
-fn outcome(message: &Message) -> &'static str {
+/// The outcome that an answer means.
+pub(super) fn outcome(message: &Message) -> &'static str {
     match message.rcode {
         0 if message.truncated || message.answers > 0 => "noerror",
         0 => "nodata",

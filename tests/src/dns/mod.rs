@@ -2,10 +2,13 @@
 
 pub mod client;
 pub mod packet;
+pub mod programs;
+pub mod scene;
 pub mod server;
 pub mod truth;
 
 pub use client::{Client, Lookup, Tally};
+pub use scene::Scene;
 pub use server::Server;
 
 /// Type of an IPv4 address record.

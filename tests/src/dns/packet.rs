@@ -78,9 +78,13 @@ pub fn parse(bytes: &[u8]) -> Option<Message> {
     })
 }
 
-/// The answer to `query` with this response code, and one record if `record`.
+/// The answer to `query` with this response code, and one record if `record`. What the query has
+/// behind its question (EDNS) is left out.
 pub fn answer(query: &[u8], rcode: u8, truncated: bool, record: bool) -> Vec<u8> {
-    let mut bytes = query.to_vec();
+    let name = query[12..].iter().position(|byte| *byte == 0);
+    let end = 12 + name.expect("own queries are whole") + 1 + 4;
+    let mut bytes = query[..end].to_vec();
+    bytes[6..12].fill(0);
     let flags = QR | RD | u16::from(rcode) | if truncated { TC } else { 0 };
     bytes[2..4].copy_from_slice(&flags.to_be_bytes());
     if record {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::Tally;
 use crate::metrics::Metrics;
 use crate::netns::Pod;
@@ -10,6 +12,18 @@ use crate::wait::ensure;
 /// Outcomes of lookups, as the contract lists them.
 pub const OUTCOMES: [&str; 9] = [
     "noerror", "nodata", "nxdomain", "servfail", "refused", "formerr", "notimp", "other", "timeout",
+];
+/// Outcomes of the server's side, as the contract lists them.
+pub const SERVED: [&str; 9] = [
+    "noerror",
+    "nodata",
+    "nxdomain",
+    "servfail",
+    "refused",
+    "formerr",
+    "notimp",
+    "other",
+    "unanswered",
 ];
 /// Causes of failed lookups, as the contract lists them.
 pub const CAUSES: [&str; 10] = [
@@ -68,6 +82,34 @@ pub fn compare(
         None,
         tally.answered(),
     )
+}
+
+/// What a server is charged with is what it did: queries by outcome, in the metrics and in the API,
+/// and no lookups of its own for answering.
+pub fn compare_served(
+    metrics: &Metrics,
+    snapshot: &Value,
+    labels: [(&str, &str); 2],
+    served: &BTreeMap<&'static str, u64>,
+) -> Result<(), String> {
+    let pods = snapshot["pods"].as_array().expect("the snapshot has pods");
+    let shown = pods
+        .iter()
+        .find(|pod| labels.iter().all(|(label, value)| pod[label] == *value));
+    for outcome in SERVED {
+        let expected = served.get(outcome).copied().unwrap_or(0);
+        let all = [&labels[..], &[("outcome", outcome)]].concat();
+        let value = metrics.get("tracer_pod_dns_served_total", &all);
+        ensure(value == Some(expected as f64), || {
+            format!("served {all:?} is {value:?}, the server did {expected}")
+        })?;
+        let value = shown.map(|pod| &pod["dns"]["served"][outcome]);
+        ensure(
+            value.and_then(Value::as_u64).unwrap_or(0) == expected,
+            || format!("the API's served {all:?} is {value:?}, the server did {expected}"),
+        )?;
+    }
+    Ok(())
 }
 
 /// What must hold of the node at any moment.
