@@ -1,8 +1,10 @@
 //! Hook `dns`: lookups over UDP, how they ended, and why the failed ones failed.
 
+mod lookup;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::event::Header;
+pub use self::lookup::*;
 
 /// How a lookup ended. The number indexes [`Counts::outcomes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,6 +198,12 @@ pub struct Counts {
     pub unmatched: u64,
     /// Queries not followed, for want of room.
     pub untracked: u64,
+    /// The server's side: query packets that reached a server's socket.
+    pub received: u64,
+    /// Of those: answered, by [`Outcome`]; [`Outcome::Timeout`] stands for unanswered.
+    pub served: [u64; 9],
+    /// Of those: not followed, for want of room.
+    pub served_untracked: u64,
     /// Sum of the answered lookups' durations, nanoseconds.
     pub duration_ns: u64,
     /// Answered lookups by duration, as [`BUCKETS_NS`]; the last holds the rest.
@@ -210,203 +218,14 @@ pub struct Value {
     pub counts: Counts,
     /// Lookups of this key that wait for an answer.
     pub pending: u64,
+    /// Queries received by this key that wait for its answer.
+    pub serving: u64,
     /// Second of `CLOCK_MONOTONIC` in which this key last sent a record.
     pub event_second: u64,
     /// Inode of the namespace, for people.
     pub netns: u32,
     /// Keeps the layout free of padding.
     pub _pad: u32,
-}
-
-/// A lookup that waits: key of the map `PENDING`, and of `LATE` with slot 0.
-///
-/// Two slots let a new lookup start under the same socket and id while the program that ages has
-/// not taken the expired one away yet. Only that program deletes expired entries and only the
-/// packet programs delete live ones, so nobody deletes another's successor.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct LookupKey {
-    /// `bpf_get_socket_cookie` of the client's socket.
-    pub socket: u64,
-    /// Transaction id, host byte order.
-    pub id: u16,
-    /// 0 or 1.
-    pub slot: u16,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
-}
-
-/// Bytes of a question kept: 255 of name, 4 of type and class, rounded.
-pub const QUESTION_LEN: usize = 260;
-
-/// A server asked.
-#[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct Server {
-    /// Network byte order; IPv4 in the first word.
-    pub address: [u32; 4],
-    /// Host byte order.
-    pub port: u16,
-    /// `AF_INET` or `AF_INET6`.
-    pub family: u16,
-}
-
-/// Servers that one lookup remembers: musl asks all of resolv.conf (at most 3) at once.
-pub const MAX_SERVERS: usize = 3;
-
-/// Value of the map `PENDING`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Lookup {
-    /// Whose counters.
-    pub key: Key,
-    /// First query, `CLOCK_MONOTONIC` nanoseconds; 0 while the entry is being filled.
-    pub started_ns: u64,
-    /// When a fitting answer reached the socket's filter; 0 if none did, or it was dropped behind it.
-    pub answered_ns: u64,
-    /// Hash of the question, letter case folded; its length in the low 16 bits.
-    pub question_hash: u64,
-    /// Process (thread group) that asked.
-    pub pid: u32,
-    /// Inode of the socket's namespace.
-    pub netns: u32,
-    /// Its name, NUL-padded.
-    pub comm: [u8; 16],
-    /// Servers asked, the first first.
-    pub servers: [Server; MAX_SERVERS],
-    /// How many; more than [`MAX_SERVERS`] means that not all are remembered.
-    pub servers_len: u16,
-    /// Drop reason that counts, the kernel's number; 0 if no packet of this lookup was dropped.
-    pub drop_reason: u16,
-    /// [`Cause`] that it means.
-    pub drop_cause: u8,
-    /// Not 0: the dropped packet was an answer.
-    pub drop_of_answer: u8,
-    /// Not 0: an answer came after the deadline.
-    pub late: u8,
-    /// [`Outcome`] of the answer, valid if there is one.
-    pub outcome: u8,
-    /// The first question as on the wire: name, type, class.
-    pub question: [u8; QUESTION_LEN],
-}
-
-impl Lookup {
-    /// Is the deadline over?
-    #[inline(always)]
-    pub const fn expired(&self, now_ns: u64, timeout_ns: u64) -> bool {
-        now_ns > self.started_ns.saturating_add(timeout_ns)
-    }
-
-    /// Remembers a server asked.
-    #[inline(always)]
-    pub fn asked(&mut self, server: Server) {
-        if self.was_remembered(&server) {
-            return;
-        }
-        match self.servers_len {
-            0 => self.servers[0] = server,
-            1 => self.servers[1] = server,
-            2 => self.servers[2] = server,
-            _ => {}
-        }
-        if self.servers_len <= MAX_SERVERS as u16 {
-            self.servers_len += 1;
-        }
-    }
-
-    /// Can the answer come from there?
-    #[inline(always)]
-    pub const fn was_asked(&self, server: &Server) -> bool {
-        self.servers_len > MAX_SERVERS as u16 || self.was_remembered(server)
-    }
-
-    #[inline(always)]
-    const fn was_remembered(&self, server: &Server) -> bool {
-        (self.servers_len > 0 && self.servers[0].is(server))
-            || (self.servers_len > 1 && self.servers[1].is(server))
-            || (self.servers_len > 2 && self.servers[2].is(server))
-    }
-
-    /// Remembers that a packet of this lookup was dropped. An answer's drop goes before a query's,
-    /// the later before the earlier.
-    #[inline(always)]
-    pub const fn dropped(&mut self, of_answer: bool, reason: u16, cause: u8) {
-        if self.drop_of_answer == 0 || of_answer {
-            self.drop_of_answer = of_answer as u8;
-            self.drop_reason = reason;
-            self.drop_cause = cause;
-        }
-    }
-}
-
-impl Server {
-    /// Word by word: `==` would be a call to `bcmp`, which BPF does not have.
-    #[inline(always)]
-    const fn is(&self, other: &Self) -> bool {
-        self.address[0] == other.address[0]
-            && self.address[1] == other.address[1]
-            && self.address[2] == other.address[2]
-            && self.address[3] == other.address[3]
-            && self.port == other.port
-            && self.family == other.family
-    }
-}
-
-/// Value of the map `LATE`: lookups that ended as `timeout`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Expired {
-    /// The deadline, `CLOCK_MONOTONIC` nanoseconds.
-    pub deadline_ns: u64,
-    /// As [`Lookup::question_hash`].
-    pub question_hash: u64,
-}
-
-/// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
-/// that CPU may be its drop for a full receive buffer. Value of the per-CPU map `ANSWERED`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Answered {
-    /// The answer's `sk_buff`; 0 if none waits.
-    pub packet: u64,
-    /// The lookup that it answers.
-    pub key: LookupKey,
-}
-
-/// An answer that has not been dropped for this long has arrived. Nanoseconds.
-pub const ARRIVED_NS: u64 = 1_000_000;
-
-/// How long after the deadline an answer counts as late; then it is unmatched. Nanoseconds.
-pub const LATE_NS: u64 = 60_000_000_000;
-
-/// The program `dns_age` leaves an expired lookup alone for this long, so that a packet program that
-/// judged it alive just before the deadline is done with it. Nanoseconds.
-pub const AGE_MARGIN_NS: u64 = 50_000_000;
-
-/// A failed lookup: ring record of kind [`crate::event::KIND_DNS_FAILURE`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Failure {
-    /// Common part.
-    pub header: Header,
-    /// From the first query to the end, nanoseconds.
-    pub waited_ns: u64,
-    /// The server asked first.
-    pub server: Server,
-    /// Transaction id.
-    pub id: u16,
-    /// [`Outcome`].
-    pub outcome: u8,
-    /// [`Cause`].
-    pub cause: u8,
-    /// Drop reason that decided the cause, the kernel's number; 0 if none.
-    pub drop_reason: u16,
-    /// Valid bytes of `question`.
-    pub question_len: u16,
-    /// As [`Lookup::question`].
-    pub question: [u8; QUESTION_LEN],
 }
 
 /// Server ports followed, at most.
@@ -426,6 +245,11 @@ impl Counts {
         self.late += other.late;
         self.unmatched += other.unmatched;
         self.untracked += other.untracked;
+        self.received += other.received;
+        for (mine, theirs) in self.served.iter_mut().zip(&other.served) {
+            *mine += theirs;
+        }
+        self.served_untracked += other.served_untracked;
         self.duration_ns += other.duration_ns;
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
@@ -447,6 +271,11 @@ impl Counts {
         counts.late -= earlier.late;
         counts.unmatched -= earlier.unmatched;
         counts.untracked -= earlier.untracked;
+        counts.received -= earlier.received;
+        for (mine, theirs) in counts.served.iter_mut().zip(&earlier.served) {
+            *mine -= theirs;
+        }
+        counts.served_untracked -= earlier.served_untracked;
         counts.duration_ns -= earlier.duration_ns;
         for (mine, theirs) in counts.buckets.iter_mut().zip(&earlier.buckets) {
             *mine -= theirs;
@@ -457,6 +286,12 @@ impl Counts {
     /// Lookups ended.
     pub fn ended(&self) -> u64 {
         self.outcomes.iter().sum()
+    }
+
+    /// Queries received that wait for the server's answer.
+    pub fn serving(&self) -> u64 {
+        let ended = self.served.iter().sum::<u64>() + self.served_untracked;
+        self.received.saturating_sub(ended)
     }
 
     /// Lookups ended in failure.
@@ -505,12 +340,6 @@ mod user {
     unsafe impl aya::Pod for super::Counts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::LookupKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Lookup {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Answered {}
 }
 
 #[cfg(test)]

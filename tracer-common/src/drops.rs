@@ -24,8 +24,40 @@ pub struct Reason {
     pub ends_refusal: u8,
 }
 
+/// Datagrams lost in full receive buffers: key of the map `RECEIVE_DROPS`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ReceiverKey {
+    /// cgroup2 id of the socket.
+    pub cgroup_id: u64,
+    /// Cookie of its namespace. All 0: the rest key, charged when the map is full.
+    pub net_cookie: u64,
+    /// Port of the socket, host byte order, if it is one of `--dns-port`; 0 for all others.
+    pub port: u16,
+    /// Keeps the layout free of padding.
+    pub _pad: [u16; 3],
+}
+
+/// Value of the map `RECEIVE_DROPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReceiverValue {
+    /// Datagrams lost.
+    pub dropped: u64,
+    /// Inode of the namespace, for people.
+    pub netns: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
+}
+
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
     unsafe impl aya::Pod for super::Reason {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ReceiverKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ReceiverValue {}
 }

@@ -51,11 +51,15 @@ pub enum ClientMap {
     NeighForwarded = 2,
     /// Lookups that wait.
     Pending = 3,
+    /// Queries that wait for a server's answer.
+    Served = 4,
+    /// Datagrams lost in full receive buffers.
+    ReceiveDrops = 5,
 }
 
 impl ClientMap {
     /// How many there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 6;
 }
 
 /// Address family as the kernel numbers it (`include/linux/socket.h`).

@@ -150,6 +150,16 @@ pub struct Peak {
 /// Seconds that `NEIGH_PEAK` holds.
 pub const PEAK_SECONDS: u32 = 64;
 
+/// Who was solicited in vain: key of the map `UNSOLICITED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Target {
+    /// Cookie of the device's namespace.
+    pub net_cookie: u64,
+    /// Network byte order.
+    pub address: [u32; 4],
+}
+
 /// An entry that a forced collection threw out: key of the map `EVICTED`, with the time as value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

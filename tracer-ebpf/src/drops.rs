@@ -1,34 +1,38 @@
 //! Hook `drops`: packets that the kernel dropped, with its reason, joined to the lookup they
-//! belonged to.
+//! belonged to; and datagrams lost in full receive buffers.
 //!
 //! Raw tracepoint `kfree_skb`, with a reason since 5.17 (include/trace/events/skb.h):
 //! `TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason)`, and since 6.11 one
 //! more `struct sock *rx_sk`, which may be NULL and is not used. User space takes the reason's
 //! index from the prototype in BTF and the meaning of its numbers from the enum: both move.
 
+mod datagram;
+
 use aya_ebpf::{
-    EbpfContext as _, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    EbpfContext as _, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use tracer_common::{
-    AF_INET, AF_INET6,
-    dns::{Cause, LookupKey},
-    drops::MAX_REASONS,
+    AF_INET, AF_INET6, ClientMap,
+    dns::{Cause, Detail, Drop},
+    drops::{MAX_REASONS, ReceiverKey, ReceiverValue},
     family_index,
+    neigh::Target,
 };
 
+use self::datagram::Datagram;
 use crate::{
     dns,
     layout::*,
-    maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS},
+    maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
     neigh::{self, Wanted},
     packet::is_dns_port,
+    ring,
     util::{add, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
-const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
 const ND_SOLICITATION: u8 = 135;
 const ND_ADVERTISEMENT: u8 = 136;
@@ -36,6 +40,10 @@ const ND_ADVERTISEMENT: u8 = 136;
 /// How long after a refused neighbour entry a drop for want of one is put down to the full table.
 /// They follow each other on one CPU; softirqs may come between. Nanoseconds.
 const TABLE_FULL_NS: u64 = 1_000_000_000;
+
+/// How long after a solicitation that found the table full the packets that wait for its answer are
+/// put down to that. They are given up after three solicitations, one a second. Nanoseconds.
+const UNSOLICITED_NS: u64 = 5_000_000_000;
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
@@ -62,31 +70,39 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     {
         neigh::settle(wanted);
     }
-    let mut cause = meaning.cause;
+    let mut drop = Drop {
+        reason: reason as u16,
+        cause: meaning.cause,
+        detail: Detail::None as u8,
+    };
     if meaning.is_failure != 0 {
         // SAFETY: a per-CPU array's value, added to atomically.
         add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
-        if dns::take_back(skb, reason as u16, cause) {
+        if dns::take_back(skb, drop) {
             return None;
         }
     } else if meaning.is_unspecified != 0 {
-        // Most packets freed without a reason are no failure: only a query on its way is looked at.
+        // Most packets freed without a reason are no failure: only DNS on its way is looked at.
         PACKETS.get_ptr(skb)?;
-        cause = if was_neighbour(ctx.arg(1)) {
-            Cause::NeighbourUnresolved
-        } else {
-            Cause::Dropped
-        } as u8;
+        drop.cause = unspecified(ctx.arg(1)) as u8;
     } else {
         return None;
     }
 
     let datagram = Datagram::of(skb)?;
-    let mut key = datagram.lookup(skb)?;
-    if cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
+    if drop.cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
         // No entry, but not for a full table: no memory, or the device is going away.
-        cause = Cause::Dropped as u8;
+        drop.cause = Cause::Dropped as u8;
+    } else if drop.cause == Cause::NeighbourUnresolved as u8 && was_unsolicited(skb, &datagram) {
+        drop.cause = Cause::NeighbourTableFull as u8;
     }
+    let (mut key, found) = match datagram.by_packet(skb) {
+        Some(key) => (key, Found::ByPacket),
+        None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
+            (datagram.refused(skb)?, Found::ByPacket)
+        }
+        None => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
+    };
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
@@ -99,8 +115,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             if lookup.started_ns != 0
                 && lookup.answered_ns == 0
                 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
+                && (matches!(found, Found::ByPacket) || datagram.asks_as(lookup))
             {
-                lookup.dropped(datagram.is_answer, reason as u16, cause);
+                lookup.dropped(datagram.is_answer, drop);
             }
         }
         slot += 1;
@@ -108,12 +125,63 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     Some(())
 }
 
-/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees
-/// without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
+/// How a dropped packet's lookup was found.
+enum Found {
+    ByPacket,
+    ByEndpoint,
+}
+
+/// `udp_fail_queue_rcv_skb(int rc, struct sock *sk, ..)` (include/trace/events/udp.h): once for each
+/// datagram that a full receive buffer loses.
+#[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
+pub fn udp_fail_queue(ctx: RawTracePointContext) -> i32 {
+    let _ = try_udp_fail_queue(ctx.arg(1)); // a socket that cannot be read has no owner
+    0
+}
+
 #[inline(always)]
-fn was_neighbour(location: u64) -> bool {
-    (location >= NEIGH_INVALIDATE_START.load() && location < NEIGH_INVALIDATE_END.load())
-        || (location >= NDISC_ERROR_START.load() && location < NDISC_ERROR_END.load())
+fn try_udp_fail_queue(sk: u64) -> Option<()> {
+    let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+    let port = read::<u16>(sk, OFF_SOCK_NUM.load())?;
+    let key = ReceiverKey {
+        cgroup_id: dns::cgroup_id(sk),
+        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        port: if is_dns_port(port) { port } else { 0 },
+        _pad: [0; 3],
+    };
+    if RECEIVE_DROPS.get_ptr(key).is_none() {
+        let fresh = ReceiverValue {
+            dropped: 0,
+            netns: read(net, OFF_NET_NS_INUM.load())?,
+            _pad: 0,
+        };
+        // EEXIST: another CPU was faster, which is as good.
+        let _ = RECEIVE_DROPS.insert(key, fresh, BPF_NOEXIST as u64);
+    }
+    let value = match RECEIVE_DROPS.get_ptr_mut(key) {
+        Some(value) => value,
+        None => {
+            ring::count_full(ClientMap::ReceiveDrops);
+            RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())?
+        }
+    };
+    // SAFETY: entries are removed only long after their owner is gone.
+    add(unsafe { &mut (*value).dropped }, 1);
+    Some(())
+}
+
+/// What a packet freed without a reason died of, by where it was freed.
+#[inline(always)]
+fn unspecified(location: u64) -> Cause {
+    let within = |start: u64, end: u64| location >= start && location < end;
+    // IPv6 gives no reason when a neighbour does not answer: ndisc_error_report() frees, which may
+    // be inlined into neigh_invalidate().
+    if within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
+        || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
+    {
+        return Cause::NeighbourUnresolved;
+    }
+    Cause::Dropped
 }
 
 /// Who wanted the neighbour entry that this packet dies for; `None` if the packet is of another
@@ -131,13 +199,14 @@ fn wanted(skb: u64, family: u16) -> Option<Wanted> {
             Some(Wanted::Forwarded([read(head, network + 12)?, 0, 0, 0]))
         }
         ETH_P_IPV6 if family == AF_INET6 => {
-            if read::<u8>(head, network + 6)? == IPPROTO_ICMPV6
-                && matches!(
-                    read::<u8>(head, network + 40)?,
-                    ND_SOLICITATION | ND_ADVERTISEMENT
-                )
-            {
-                return Some(Wanted::Kernel);
+            if read::<u8>(head, network + 6)? == IPPROTO_ICMPV6 {
+                let kind = read::<u8>(head, network + 40)?;
+                if kind == ND_SOLICITATION {
+                    let _ = unsolicited(skb, read(head, network + 48)?); // nobody waits for it then
+                }
+                if matches!(kind, ND_SOLICITATION | ND_ADVERTISEMENT) {
+                    return Some(Wanted::Kernel);
+                }
             }
             if !forwarded {
                 return Some(Wanted::Local);
@@ -148,6 +217,54 @@ fn wanted(skb: u64, family: u16) -> Option<Wanted> {
     }
 }
 
+/// Cookie of the namespace of the packet's device.
+#[inline(always)]
+fn device_net_cookie(skb: u64) -> Option<u64> {
+    let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
+    let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
+    read(net, OFF_NET_NET_COOKIE.load())
+}
+
+/// Remembers that the solicitation of `address` found the table full.
+#[inline(always)]
+fn unsolicited(skb: u64, address: [u32; 4]) -> Option<()> {
+    let target = Target {
+        net_cookie: device_net_cookie(skb)?,
+        address,
+    };
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let _ = UNSOLICITED.insert(target, now_ns, 0); // full: the least recently used goes
+    Some(())
+}
+
+/// Did the solicitation of this packet's next hop find the table full?
+#[inline(always)]
+fn was_unsolicited(skb: u64, datagram: &Datagram) -> bool {
+    if datagram.family != AF_INET6 {
+        return false;
+    }
+    let last = || {
+        // The low two bits are flags (include/linux/skbuff.h, SKB_DST_PTRMASK).
+        let route = read::<u64>(skb, OFF_SK_BUFF_DST.load())? & !3;
+        let gateway = read::<[u32; 4]>(route, OFF_RT6_INFO_GATEWAY.load())?;
+        let address = if gateway[0] | gateway[1] | gateway[2] | gateway[3] == 0 {
+            datagram.address(true)?
+        } else {
+            gateway
+        };
+        let target = Target {
+            net_cookie: device_net_cookie(skb)?,
+            address,
+        };
+        // SAFETY: a map's value.
+        UNSOLICITED.get_ptr(target).map(|last| unsafe { *last })
+    };
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    last().is_some_and(|last| now_ns.wrapping_sub(last) < UNSOLICITED_NS)
+}
+
 #[inline(always)]
 fn table_was_full(family: u16) -> bool {
     let Some(last) = family_index(family).and_then(|index| NEIGH_LAST_FULL.get_ptr(index)) else {
@@ -156,68 +273,4 @@ fn table_was_full(family: u16) -> bool {
     // SAFETY: an array's value; the helper has no precondition.
     let (last, now) = unsafe { (*last, bpf_ktime_get_ns()) };
     last != 0 && now.wrapping_sub(last) < TABLE_FULL_NS
-}
-
-/// What a dropped packet says, read from kernel memory.
-struct Datagram {
-    family: u16,
-    id: u16,
-    is_answer: bool,
-}
-
-impl Datagram {
-    #[inline(always)]
-    fn of(skb: u64) -> Option<Self> {
-        let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
-        let network = read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u32;
-        let (family, udp) = match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
-            ETH_P_IP => {
-                let first = read::<u8>(head, network)?;
-                if first >> 4 != 4 || read::<u8>(head, network + 9)? != IPPROTO_UDP {
-                    return None;
-                }
-                (AF_INET, network + ((first & 0xf) as u32) * 4)
-            }
-            ETH_P_IPV6 => {
-                if read::<u8>(head, network + 6)? != IPPROTO_UDP {
-                    return None;
-                }
-                (AF_INET6, network + 40)
-            }
-            _ => return None,
-        };
-        let ports = read::<[u16; 2]>(head, udp)?;
-        let dns = read::<[u16; 2]>(head, udp + 8)?;
-        let is_answer = u16::from_be(dns[1]) & 0x8000 != 0;
-        let server_port = u16::from_be(if is_answer { ports[0] } else { ports[1] });
-        is_dns_port(server_port).then_some(Self {
-            family,
-            id: u16::from_be(dns[0]),
-            is_answer,
-        })
-    }
-
-    /// The lookup it belongs to. Wherever on the node a query dies, its `sk_buff` is the one that
-    /// left the socket; addresses are reused at once, so the id must fit. A packet that still has
-    /// its socket names the lookup itself.
-    #[inline(always)]
-    fn lookup(&self, skb: u64) -> Option<LookupKey> {
-        if !self.is_answer
-            && let Some(key) = PACKETS.get_ptr(skb)
-        {
-            // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
-            let key = unsafe { *key };
-            if key.id == self.id {
-                return Some(key);
-            }
-        }
-        let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
-        let socket = read::<u64>(sk, OFF_SOCK_COOKIE.load())?;
-        Some(LookupKey {
-            socket,
-            id: self.id,
-            slot: 0,
-            _pad: 0,
-        })
-    }
 }

@@ -84,9 +84,37 @@ pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max
 #[map]
 pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(1, 0);
 
-/// Query packets on their way through this node, by address of their `sk_buff`.
+/// DNS packets on their way through this node, by address of their `sk_buff`.
 #[map]
-pub static PACKETS: LruHashMap<u64, dns::LookupKey> = LruHashMap::with_max_entries(16_384, 0);
+pub static PACKETS: LruHashMap<u64, dns::Packet> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Lookups by what their packets say of the client.
+#[map]
+pub static ENDPOINTS: LruHashMap<dns::Endpoint, dns::LookupKey> =
+    LruHashMap::with_max_entries(65_536, 0);
+
+/// Queries that wait for a server's answer. Allocated as needed: full, keys and values take 7 MB.
+#[map]
+pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// When netfilter last refused a query before it left, `CLOCK_MONOTONIC` nanoseconds.
+#[map]
+pub static REFUSED_QUERY: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The question of the query that the hook `drops` is looking at.
+#[map]
+pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(1, 0);
+
+/// Targets whose solicitation found the neighbour table full, and when, `CLOCK_MONOTONIC`
+/// nanoseconds.
+#[map]
+pub static UNSOLICITED: LruHashMap<neigh::Target, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Datagrams lost in full receive buffers, by socket's owner and port.
+#[map]
+pub static RECEIVE_DROPS: HashMap<drops::ReceiverKey, drops::ReceiverValue> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
 
 /// What the kernel's drop reasons mean, by number.
 #[map]

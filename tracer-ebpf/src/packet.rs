@@ -80,9 +80,9 @@ pub fn is_dns_port(port: u16) -> bool {
     false
 }
 
-/// The datagram, if this packet is UDP and one of its ports is a DNS port.
+/// The datagram, if this packet is UDP.
 #[inline(always)]
-pub fn dns_datagram(ctx: &SkBuffContext) -> Option<Udp> {
+pub fn datagram(ctx: &SkBuffContext) -> Option<Udp> {
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: the verifier knows the context's fields; data begins with the IP header.
     let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
@@ -131,13 +131,12 @@ pub fn dns_datagram(ctx: &SkBuffContext) -> Option<Udp> {
         Some(ports) => ports,
         None => load::<4>(ctx, header as u32)?,
     };
-    let udp = Udp {
+    Some(Udp {
         family,
         source_port: u16::from_be_bytes([a, b]),
         destination_port: u16::from_be_bytes([c, d]),
         offset: header as u32,
-    };
-    (is_dns_port(udp.source_port) || is_dns_port(udp.destination_port)).then_some(udp)
+    })
 }
 
 #[inline(always)]

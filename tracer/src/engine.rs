@@ -152,7 +152,11 @@ impl Engine {
             loaded: Mutex::new(loaded),
             maps: Mutex::new(maps),
             resolver: Mutex::new(resolver),
-            aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
+            aggregate: Mutex::new(Aggregate::new(
+                config.window,
+                config.max_pods,
+                config.dns_ports.clone(),
+            )),
             collected: Mutex::default(),
             hub: Hub::default(),
             read_errors: AtomicU64::new(0),
@@ -371,6 +375,9 @@ impl Engine {
             }
             for key in leaving.dns {
                 maps.forget_dns(&key);
+            }
+            for key in leaving.receivers {
+                maps.forget_receiver(&key);
             }
             collected.retired = Some(now);
         }

@@ -25,6 +25,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("dns_ingress", "cgroup_skb/ingress"),
     ("dns_age", "raw_tp"),
     ("kfree_skb", "raw_tp"),
+    ("udp_fail_queue", "raw_tp"),
 ];
 
 /// Every map.
@@ -48,6 +49,12 @@ const MAPS: &[&str] = &[
     "LOOKUP_ZERO",
     "LATE",
     "PACKETS",
+    "ENDPOINTS",
+    "SERVED",
+    "REFUSED_QUERY",
+    "QUESTION",
+    "UNSOLICITED",
+    "RECEIVE_DROPS",
     "REASONS",
     "DROPS_NODE",
     "RING",

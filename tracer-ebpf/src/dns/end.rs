@@ -13,15 +13,16 @@ use aya_ebpf::{
 use tracer_common::{
     ClientMap, Hook,
     dns::{
-        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Expired, Failure, Key, Lookup, LookupKey,
-        Outcome, Value, bucket,
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Expired, Failure, Key, Lookup, LookupKey,
+        Outcome, Served, ServedKey, Value, bucket,
     },
     event,
 };
 
+use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, PENDING},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, PENDING, SERVED},
     ring,
     util::{add, sub},
 };
@@ -83,7 +84,7 @@ pub fn count_arrived() {
 /// The hook `drops` saw that a packet was dropped behind this hook, before its socket had it. True
 /// if it was the answer that this CPU saw last: then it is no answer.
 #[inline(always)]
-pub fn take_back(packet: u64, reason: u16, cause: u8) -> bool {
+pub fn take_back(packet: u64, drop: Drop) -> bool {
     let Some(answered) = ANSWERED.get_ptr_mut(0) else {
         return false;
     };
@@ -99,7 +100,7 @@ pub fn take_back(packet: u64, reason: u16, cause: u8) -> bool {
         let lookup = unsafe { &mut *lookup };
         if lookup.answered_ns != 0 {
             lookup.answered_ns = 0;
-            lookup.dropped(true, reason, cause);
+            lookup.dropped(true, drop);
         }
     }
     true
@@ -213,17 +214,17 @@ fn fill(
         (*record).id = key.id;
         (*record).outcome = outcome;
         (*record).cause = cause;
-        (*record).drop_reason = if outcome == Outcome::Timeout as u8 {
-            lookup.drop_reason
-        } else {
-            0
-        };
-        (*record).question_len = lookup.question_hash as u16;
+        let timeout = outcome == Outcome::Timeout as u8;
+        (*record).drop_reason = if timeout { lookup.drop_reason } else { 0 };
+        (*record).question_len = lookup.question_len;
+        (*record).drop_detail = if timeout { lookup.drop_detail } else { 0 };
+        (*record)._pad = [0; 7];
         (*record).question = lookup.question;
     }
 }
 
-/// Not attached: user space runs it (BPF_PROG_TEST_RUN) to end the lookups past their deadline.
+/// Not attached: user space runs it (BPF_PROG_TEST_RUN) to end the lookups past their deadline, and
+/// the queries that a server has not answered by then.
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn dns_age(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
@@ -243,6 +244,34 @@ pub fn dns_age(ctx: RawTracePointContext) -> i32 {
             0,
         )
     };
+    let map: *const c_void = (&raw const SERVED).cast();
+    let callback: unsafe extern "C" fn(
+        *mut c_void,
+        *const ServedKey,
+        *mut Served,
+        *mut c_void,
+    ) -> i64 = age_served;
+    // SAFETY: as above.
+    unsafe {
+        bpf_for_each_map_elem(
+            map.cast_mut(),
+            callback as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+    0
+}
+
+unsafe extern "C" fn age_served(
+    _map: *mut c_void,
+    key: *const ServedKey,
+    served: *mut Served,
+    _context: *mut c_void,
+) -> i64 {
+    // SAFETY: the helper has no precondition; the kernel calls with valid pointers.
+    let (now_ns, key, served) = unsafe { (bpf_ktime_get_ns(), *key, *served) };
+    let _ = served::age(&key, &served, now_ns); // not over yet, or somebody else ended it
     0
 }
 

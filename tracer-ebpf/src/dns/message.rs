@@ -5,7 +5,7 @@ use core::hint::black_box;
 use aya_ebpf::{
     bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, programs::SkBuffContext,
 };
-use tracer_common::dns::{Outcome, QUESTION_LEN};
+use tracer_common::dns::{Lookup, Outcome, QUESTION_LEN};
 
 use crate::packet::{self, Udp};
 
@@ -63,50 +63,103 @@ impl Header {
     }
 }
 
-/// Hash of the first question, letter case folded; its length in the low 16 bits. 0 without one.
+/// The bytes of a question, in words: what is hashed.
+pub type Words = [u64; QUESTION_WORDS];
+/// How many there are.
+pub const QUESTION_WORDS: usize = QUESTION_LEN.div_ceil(8);
+/// A name of 255 bytes has at most this many labels.
+const MAX_LABELS: u32 = 128;
+/// Longest label; a larger number is no length.
+const MAX_LABEL: u8 = 63;
+
+/// Hash of the first question, letter case folded. 0 without one.
 ///
 /// Out of line: the buffer is half the stack, and a per-CPU one would not do, for these programs
 /// are preempted and interrupted by each other.
 #[inline(never)]
 fn question(skb: *mut __sk_buff, start: u32, packet_len: u32) -> u64 {
-    let mut bytes = [0u8; QUESTION_LEN];
+    let mut words: Words = [0; QUESTION_WORDS];
     let len = bounded_len(start, packet_len);
     if len == 0 {
         return 0;
     }
-    // SAFETY: `bytes` has room for QUESTION_LEN bytes, and `len` is no more.
-    if unsafe { bpf_skb_load_bytes(skb.cast(), start, bytes.as_mut_ptr().cast(), len) } != 0 {
+    // SAFETY: `words` has room for QUESTION_LEN bytes, and `len` is no more.
+    if unsafe { bpf_skb_load_bytes(skb.cast(), start, words.as_mut_ptr().cast(), len) } != 0 {
         return 0;
     }
-    // Name: labels, each behind its length, until the one of length 0; then type and class.
+    hash_inline(&words, len)
+}
+
+/// The same of bytes that were read already, zero from `len` on.
+#[inline(never)]
+pub fn hash(words: &Words, len: u32) -> u64 {
+    hash_inline(words, len)
+}
+
+/// Notes how many of the first `len` bytes of a lookup's question are the question. Out of line, and
+/// the result only in memory: the verifier forgets how it came about.
+#[inline(never)]
+pub fn note_length(lookup: &mut Lookup, len: u32) -> u64 {
+    lookup.question_len = length(lookup.question.as_ptr(), len) as u16;
+    0
+}
+
+/// Label by label and word by word: the verifier walks through every round, and byte by byte it
+/// walks fifty times as long.
+#[inline(always)]
+fn hash_inline(words: &Words, len: u32) -> u64 {
+    let len = length(words.as_ptr().cast(), len);
     let mut hash = FNV_OFFSET;
-    let mut label = 0u8;
-    let mut tail = 0u8;
-    let mut i = 0usize;
-    while i < QUESTION_LEN {
-        let mut byte = bytes[i];
-        let mut last = false;
-        if tail > 0 {
-            tail -= 1;
-            last = tail == 0;
-        } else if label > 0 {
-            label -= 1;
-            if byte.is_ascii_uppercase() {
-                byte |= 0x20;
-            }
-        } else if byte == 0 {
-            tail = 4;
-        } else {
-            label = byte;
-        }
-        hash = (hash ^ byte as u64).wrapping_mul(FNV_PRIME);
-        i += 1;
-        if last {
+    let mut i = 0;
+    while i < QUESTION_WORDS {
+        let at = i as u32 * 8;
+        if at >= len {
             break;
         }
+        let left = len - at;
+        let mask = if left >= 8 { !0 } else { (1 << (left * 8)) - 1 };
+        hash = (hash ^ lower_case(words[i] & mask)).wrapping_mul(FNV_PRIME);
+        hash ^= hash >> 32; // a product carries upwards only
+        i += 1;
     }
-    let len = if (i as u32) < len { i as u32 } else { len };
-    hash & !0xffff | len as u64
+    // Mixed in, not put beside: a value of which the verifier knows nothing is one state to it.
+    hash.wrapping_mul(FNV_PRIME) ^ len as u64
+}
+
+/// Length of the first question in `len` bytes: labels, each behind its length, until the one of
+/// length 0; then type and class. All bytes, where it is cut off.
+#[inline(always)]
+fn length(bytes: *const u8, len: u32) -> u32 {
+    let mut end = 0u32;
+    let mut i = 0;
+    while i < MAX_LABELS {
+        // black_box: as in `bounded_len`.
+        let at = black_box(end);
+        if at >= QUESTION_LEN as u32 {
+            break;
+        }
+        // SAFETY: within QUESTION_LEN bytes.
+        let label = unsafe { *bytes.add(at as usize) };
+        end = at + 1 + label as u32;
+        if label == 0 || label > MAX_LABEL {
+            break;
+        }
+        i += 1;
+    }
+    let end = end + 4;
+    if end < len { end } else { len }
+}
+
+/// Bytes `A` to `Z` become `a` to `z`, eight at a time. (Lengths of labels are below them; a type or
+/// class may change too, which is as good for a hash.)
+#[inline(always)]
+fn lower_case(word: u64) -> u64 {
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let low = word & !HIGH;
+    let from_a = low + ONES * (0x80 - b'A' as u64);
+    let beyond_z = low + ONES * (0x80 - b'Z' as u64 - 1);
+    word | ((from_a & !beyond_z & !word & HIGH) >> 2)
 }
 
 /// How many bytes from `start` a question may take: at most [`QUESTION_LEN`].

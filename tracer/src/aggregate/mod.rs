@@ -11,7 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_common::{Hook, dns, event::RingStats, family_index, neigh};
+use tracer_common::{
+    Hook,
+    dns::{self, MAX_PORTS},
+    drops::ReceiverKey,
+    event::RingStats,
+    family_index, neigh,
+};
 
 use self::{
     ledger::{Ledger, Tally},
@@ -40,6 +46,27 @@ impl Tally for NeighCounts {
     }
 }
 
+/// Datagrams lost in full receive buffers: by port as in `--dns-port`, the last of all other ports.
+pub type ReceiveDrops = [u64; MAX_PORTS as usize + 1];
+
+impl Tally for ReceiveDrops {
+    fn plus(&mut self, other: &Self) {
+        for (mine, theirs) in self.iter_mut().zip(other) {
+            *mine += theirs;
+        }
+    }
+    fn since(&self, earlier: &Self) -> Self {
+        let mut counts = *self;
+        for (mine, theirs) in counts.iter_mut().zip(earlier) {
+            *mine -= theirs;
+        }
+        counts
+    }
+    fn events(&self) -> u64 {
+        self.iter().sum()
+    }
+}
+
 impl Tally for dns::Counts {
     fn plus(&mut self, other: &Self) {
         self.add(other);
@@ -48,7 +75,7 @@ impl Tally for dns::Counts {
         dns::Counts::since(self, earlier)
     }
     fn events(&self) -> u64 {
-        self.queries
+        self.queries + self.received
     }
 }
 
@@ -61,6 +88,8 @@ pub struct Figures {
     pub entries: [u32; 2],
     /// Lookups.
     pub dns: dns::Counts,
+    /// Datagrams lost in full receive buffers. Not of the node.
+    pub receive_drops: ReceiveDrops,
     /// Failures ÷ attempts over the window.
     pub dns_ratio: Option<f64>,
     /// Failures ÷ attempts over the window.
@@ -121,6 +150,8 @@ pub struct Leaving {
     pub forwarded: Vec<neigh::ForwardedKey>,
     /// Of the map `DNS`.
     pub dns: Vec<dns::Key>,
+    /// Of the map `RECEIVE_DROPS`.
+    pub receivers: Vec<ReceiverKey>,
 }
 
 /// The state between readings.
@@ -130,6 +161,8 @@ pub struct Aggregate {
     neigh: Ledger<u64, NeighCounts>,
     forwarded: Ledger<neigh::ForwardedKey, NeighCounts>,
     dns: Ledger<dns::Key, dns::Counts>,
+    receivers: Ledger<ReceiverKey, ReceiveDrops>,
+    dns_ports: Vec<u16>,
     admitted: HashSet<Arc<Owner>>,
     node: Windows,
     windows: HashMap<Arc<Owner>, Windows>,
@@ -138,14 +171,16 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
-    /// With the span of the ratios and the label sets kept.
-    pub fn new(window: Duration, max_pods: usize) -> Self {
+    /// With the span of the ratios, the label sets kept and the ports that have figures of their own.
+    pub fn new(window: Duration, max_pods: usize, dns_ports: Vec<u16>) -> Self {
         Self {
             window,
             max_pods,
             neigh: Ledger::default(),
             forwarded: Ledger::default(),
             dns: Ledger::default(),
+            receivers: Ledger::default(),
+            dns_ports,
             admitted: HashSet::new(),
             node: Windows::default(),
             windows: HashMap::new(),
@@ -170,6 +205,9 @@ impl Aggregate {
             }
         }
         for (key, value) in &reading.dns {
+            netns.insert(key.net_cookie, value.netns);
+        }
+        for (key, value) in &reading.receive_drops {
             netns.insert(key.net_cookie, value.netns);
         }
 
@@ -223,6 +261,19 @@ impl Aggregate {
             &mut admit,
         );
 
+        let dns_ports = &self.dns_ports;
+        self.receivers.update(
+            reading.receive_drops.iter().map(|(key, value)| {
+                let mut counts = ReceiveDrops::default();
+                let port = dns_ports.iter().position(|port| *port == key.port);
+                counts[port.unwrap_or(counts.len() - 1)] = value.dropped;
+                (*key, counts)
+            }),
+            now,
+            |key| resolver.resolve(&identity(key.net_cookie, Some(key.cgroup_id))),
+            &mut admit,
+        );
+
         let span = self.window.as_secs().max(1);
         let mut picture = Picture {
             drops: reading.drops_node.clone(),
@@ -231,6 +282,7 @@ impl Aggregate {
         };
         picture.pending[Hook::Neigh as usize] = self.neigh.pending() + self.forwarded.pending();
         picture.pending[Hook::Dns as usize] = self.dns.pending();
+        picture.pending[Hook::Drops as usize] = self.receivers.pending();
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
         self.node
@@ -264,6 +316,11 @@ impl Aggregate {
         for (owner, counts) in self.dns.totals() {
             if counts != dns::Counts::default() {
                 picture.owners.entry(owner).or_default().dns = counts;
+            }
+        }
+        for (owner, counts) in self.receivers.totals() {
+            if counts != ReceiveDrops::default() {
+                picture.owners.entry(owner).or_default().receive_drops = counts;
             }
         }
         self.windows
@@ -305,6 +362,16 @@ impl Aggregate {
                 ended,
             ),
             dns: self.dns.retire(
+                now,
+                |key, owner| {
+                    key.net_cookie != 0
+                        && (ended(owner)
+                            || is_unknown(owner)
+                            || !resolver.has_cgroup(key.cgroup_id))
+                },
+                ended,
+            ),
+            receivers: self.receivers.retire(
                 now,
                 |key, owner| {
                     key.net_cookie != 0

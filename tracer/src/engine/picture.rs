@@ -9,7 +9,7 @@ use super::{Engine, lock};
 use crate::{
     aggregate::Figures,
     export::{
-        metrics::{self, View},
+        metrics::{self, View, served},
         snapshot::{self, Snapshot},
     },
     hooks::FAMILY_NAMES,
@@ -23,6 +23,7 @@ impl Engine {
         let sources = lock(&self.resolver).sources();
         metrics::render(&View {
             node: &self.config.node,
+            dns_ports: &self.config.dns_ports,
             picture: &picture,
             tables: taken.tables,
             entries: taken.entries,
@@ -165,6 +166,11 @@ fn figures(of: &Figures, pending: u64) -> snapshot::Figures {
             late: dns.late,
             unmatched: dns.unmatched,
             untracked: dns.untracked,
+            received: dns.received,
+            served: served(dns)
+                .map(|(outcome, n)| (outcome.to_owned(), n))
+                .collect(),
+            serving: dns.serving(),
             answered: dns.answered(),
             duration_sum_seconds: dns.duration_ns as f64 / 1e9,
             p50_seconds: dns.quantile(0.5),

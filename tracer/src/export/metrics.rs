@@ -29,6 +29,8 @@ use crate::{
 pub struct View<'a> {
     /// The node's name.
     pub node: &'a str,
+    /// `--dns-port`.
+    pub dns_ports: &'a [u16],
     /// The figures.
     pub picture: &'a Picture,
     /// The tables by netlink.
@@ -60,7 +62,7 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
     let mut families = Families::new(view.node);
     node(&mut families, view);
     for (owner, figures) in &view.picture.owners {
-        pod(&mut families, owner, figures);
+        pod(&mut families, owner, figures, view.dns_ports);
     }
     own(&mut families, view);
     let mut families = families.finish();
@@ -253,7 +255,7 @@ fn node_dns(out: &mut Families, counts: &dns::Counts, pending: u64) {
     );
 }
 
-fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
+fn pod(out: &mut Families, owner: &Owner, figures: &Figures, dns_ports: &[u16]) {
     let pod = [
         ("namespace", owner.namespace.as_str()),
         ("pod", owner.pod.as_str()),
@@ -303,8 +305,29 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
         }
     }
     let dns = &figures.dns;
-    if *dns != dns::Counts::default() {
+    if dns.queries + dns.late + dns.unmatched > 0 {
         pod_dns(out, dns, pod);
+    }
+    if dns.received > 0 {
+        for (outcome, n) in served(dns) {
+            out.counter(
+                "pod_dns_served_total",
+                "Queries that reached a DNS port of the pod, by how it answered.",
+                &with("outcome", outcome),
+                n,
+            );
+        }
+    }
+    let [of_ports @ .., of_others] = &figures.receive_drops;
+    for (port, n) in dns_ports.iter().zip(of_ports) {
+        // With 0 for a server, so that its first loss is an increase.
+        if *n > 0 || dns.received > 0 {
+            let port = port.to_string();
+            receive_drops(out, &[pod[0], pod[1], ("port", &port)], *n);
+        }
+    }
+    if *of_others > 0 {
+        receive_drops(out, &with("port", "(other)"), *of_others);
     }
     for (signal, ratio) in [
         ("dns", figures.dns_ratio),
@@ -319,6 +342,26 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures) {
             );
         }
     }
+}
+
+/// What became of the queries that a server received.
+pub fn served(dns: &dns::Counts) -> impl Iterator<Item = (&'static str, u64)> {
+    let outcomes = Outcome::ALL.iter().map(|outcome| match outcome {
+        Outcome::Timeout => "unanswered",
+        answered => answered.name(),
+    });
+    outcomes
+        .zip(dns.served)
+        .chain([("untracked", dns.served_untracked)])
+}
+
+fn receive_drops(out: &mut Families, labels: &[(&str, &str)], n: u64) {
+    out.counter(
+        "pod_udp_receive_drops_total",
+        "Datagrams to the pod lost in a full receive buffer, by port; (other): not a DNS port.",
+        labels,
+        n,
+    );
 }
 
 fn pod_dns(out: &mut Families, dns: &dns::Counts, pod: [(&str, &str); 2]) {
@@ -420,8 +463,9 @@ fn own(out: &mut Families, view: &View<'_>) {
         let unknown = view.picture.owners.get(&Owner::unknown());
         let given_up = unknown.map_or(0, |figures| match hook {
             Hook::Neigh => figures.neigh.iter().map(neigh::Counts::attempts).sum(),
-            Hook::Dns => figures.dns.queries,
-            Hook::Drops | Hook::Gc => 0,
+            Hook::Dns => figures.dns.queries + figures.dns.received,
+            Hook::Drops => figures.receive_drops.iter().sum(),
+            Hook::Gc => 0,
         });
         out.counter(
             "unattributed_total",

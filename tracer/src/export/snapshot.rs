@@ -155,6 +155,13 @@ pub struct Dns {
     pub unmatched: u64,
     /// Queries not followed, for want of room.
     pub untracked: u64,
+    /// The server's side: query packets that reached a socket of this pod on a DNS port.
+    pub received: u64,
+    /// Of those, by what became of them: answered with an outcome as above, `unanswered` within the
+    /// timeout, or `untracked` for want of room.
+    pub served: BTreeMap<String, u64>,
+    /// Of those, the ones that still wait for the server's answer.
+    pub serving: u64,
     /// Answered lookups.
     pub answered: u64,
     /// Sum of their durations, seconds.

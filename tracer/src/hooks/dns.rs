@@ -4,7 +4,7 @@ use hickory_proto::{
     rr::{Name, RecordType},
     serialize::binary::{BinDecodable as _, BinDecoder},
 };
-use tracer_common::dns::{Cause, Failure, Outcome};
+use tracer_common::dns::{Cause, Detail, Failure, Outcome};
 
 use super::address;
 use crate::{export::events::Details, kernel::reasons::Reasons};
@@ -26,7 +26,10 @@ pub fn details(record: &Failure, reasons: &Reasons) -> Details {
         cause: Cause::ALL
             .get(usize::from(record.cause))
             .map_or("dropped", |cause| cause.name()),
-        drop_reason: (record.drop_reason != 0).then(|| reasons.name(record.drop_reason.into())),
+        drop_reason: (record.drop_reason != 0).then(|| {
+            Detail::name(record.drop_detail)
+                .map_or_else(|| reasons.name(record.drop_reason.into()), str::to_owned)
+        }),
         waited_seconds: record.waited_ns as f64 / 1e9,
     }
 }

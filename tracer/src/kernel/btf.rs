@@ -38,6 +38,14 @@ impl Btf {
         })
     }
 
+    /// The type information of a kernel module on top of this, where the module is loaded.
+    pub fn module(&self, name: &str) -> Result<Self> {
+        let path = Path::new("/sys/kernel/btf").join(name);
+        let btf = btf_rs::Btf::from_split_file(&path, &self.btf)
+            .with_context(|| format!("cannot read the module's BTF at {}", path.display()))?;
+        Ok(Self { btf, path })
+    }
+
     /// Byte offset of a member, such as `net`, `ns.inum`. Members of anonymous structures and
     /// unions are found as in C.
     pub fn offset(&self, structure: &str, path: &str) -> Result<u32> {

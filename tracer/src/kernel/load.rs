@@ -111,7 +111,7 @@ pub const fn mechanism(hook: Hook) -> &'static str {
     match hook {
         Hook::Neigh => "raw_tracepoint neigh_create",
         Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
-        Hook::Drops => "raw_tracepoint kfree_skb",
+        Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
         Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
     }
 }
@@ -120,7 +120,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
     match hook {
         Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
-        Hook::Drops => &["kfree_skb"],
+        Hook::Drops => &["kfree_skb", "udp_fail_queue"],
         Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
     }
 }
@@ -151,7 +151,11 @@ impl Loaded {
         // No program needs the kernel's BTF at load: the offsets are in the globals.
         loader
             .btf(None)
-            .verifier_log_level(VerifierLogLevel::STATS)
+            .verifier_log_level(if std::env::var_os("VDEBUG").is_some() {
+                VerifierLogLevel::DEBUG | VerifierLogLevel::STATS
+            } else {
+                VerifierLogLevel::STATS
+            })
             .override_global("EVENT_RATE", &parameters.event_rate, true)
             .override_global("DNS_PORTS", &ports, true)
             .override_global("DNS_TIMEOUT_NS", &timeout_ns, true);
@@ -295,7 +299,10 @@ impl Loaded {
         }
         match hook {
             Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
-            Hook::Drops => self.attach_tracepoint("kfree_skb", "kfree_skb"),
+            Hook::Drops => {
+                self.attach_tracepoint("kfree_skb", "kfree_skb")?;
+                self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
+            }
             Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
             Hook::Dns => {
                 let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;

@@ -5,7 +5,12 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
-use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops::MAX_REASONS, event::RingStats, neigh};
+use tracer_common::{
+    ClientMap, FAMILIES, Hook, dns,
+    drops::{MAX_REASONS, ReceiverKey, ReceiverValue},
+    event::RingStats,
+    neigh,
+};
 
 /// How many hooks there are.
 pub const HOOKS: usize = Hook::COUNT as usize;
@@ -37,7 +42,8 @@ pub struct Maps {
     walk: Array<MapData, neigh::Walk>,
     dns: HashMap<MapData, dns::Key, dns::Value>,
     dns_node: PerCpuArray<MapData, dns::Counts>,
-    max_entries: [u64; 4],
+    receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue>,
+    max_entries: [u64; 6],
     drops_node: PerCpuArray<MapData, u64>,
     ring_stats: PerCpuArray<MapData, RingStats>,
     full: PerCpuArray<MapData, u64>,
@@ -67,6 +73,8 @@ impl Maps {
             max_entries(ebpf, "DNS")?,
             max_entries(ebpf, "PENDING")?,
             max_entries(ebpf, "NEIGH_FORWARDED")?,
+            max_entries(ebpf, "SERVED")?,
+            max_entries(ebpf, "RECEIVE_DROPS")?,
         ];
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
@@ -74,6 +82,9 @@ impl Maps {
         }
         let mut dns: HashMap<MapData, dns::Key, dns::Value> = take(ebpf, "DNS")?;
         dns.insert(dns::Key::default(), dns::Value::default(), 0)?;
+        let mut receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue> =
+            take(ebpf, "RECEIVE_DROPS")?;
+        receive_drops.insert(ReceiverKey::default(), ReceiverValue::default(), 0)?;
         Ok(Self {
             neigh,
             neigh_node: take(ebpf, "NEIGH_NODE")?,
@@ -83,6 +94,7 @@ impl Maps {
             peak: take(ebpf, "NEIGH_PEAK")?,
             walk: take(ebpf, "WALK")?,
             dns,
+            receive_drops,
             dns_node: take(ebpf, "DNS_NODE")?,
             max_entries,
             drops_node: take(ebpf, "DROPS_NODE")?,
@@ -113,6 +125,8 @@ pub struct Reading {
     pub dns: Vec<(dns::Key, dns::Value)>,
     /// Lookups of the node.
     pub dns_node: dns::Counts,
+    /// Datagrams lost in full receive buffers, by socket's owner and port.
+    pub receive_drops: Vec<(ReceiverKey, ReceiverValue)>,
     /// Packets dropped on the node, by reason; only reasons that occurred.
     pub drops_node: Vec<(u32, u64)>,
     /// The ring's figures, by hook.
@@ -130,6 +144,8 @@ impl Maps {
                 .context("cannot read the eBPF map NEIGH_FORWARDED")?,
             walks: [self.walk.get(&0, 0)?, self.walk.get(&1, 0)?],
             dns: entries(&self.dns).context("cannot read the eBPF map DNS")?,
+            receive_drops: entries(&self.receive_drops)
+                .context("cannot read the eBPF map RECEIVE_DROPS")?,
             ..Reading::default()
         };
         for family in 0..FAMILIES {
@@ -163,10 +179,10 @@ impl Maps {
         Ok([self.tables.get(&0, 0)?, self.tables.get(&1, 0)?])
     }
 
-    /// Does any lookup wait, for its answer or to be counted?
+    /// Does any lookup wait, for its answer or to be counted, or any query for its server?
     pub fn dns_waiting(&self) -> Result<bool> {
         let node = self.dns_node()?;
-        Ok(node.started != node.ended())
+        Ok(node.started != node.ended() || node.serving() > 0)
     }
 
     fn dns_node(&self) -> Result<dns::Counts> {
@@ -237,10 +253,18 @@ impl Maps {
         }
     }
 
+    /// Removes a receiver that is gone for good.
+    pub fn forget_receiver(&mut self, key: &ReceiverKey) {
+        if let Err(error) = self.receive_drops.remove(key) {
+            tracing::debug!("receiver {key:?} is not in RECEIVE_DROPS: {error}");
+        }
+    }
+
     /// How full the maps are that can fill up. Lookups that wait are counted elsewhere, for
-    /// walking their map costs too much: `pending`.
-    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 4] {
-        let [neigh, dns, lookups, forwarded] = self.max_entries;
+    /// walking their map costs too much: `pending`; so are queries that wait for their server, of
+    /// which several may share an entry.
+    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 6] {
+        let [neigh, dns, lookups, forwarded, served, receivers] = self.max_entries;
         [
             Filling {
                 map: "NEIGH",
@@ -265,6 +289,18 @@ impl Maps {
                 entries: pending,
                 max_entries: lookups,
                 full: reading.full[ClientMap::Pending as usize],
+            },
+            Filling {
+                map: "SERVED",
+                entries: reading.dns_node.serving(),
+                max_entries: served,
+                full: reading.full[ClientMap::Served as usize],
+            },
+            Filling {
+                map: "RECEIVE_DROPS",
+                entries: reading.receive_drops.len() as u64,
+                max_entries: receivers,
+                full: reading.full[ClientMap::ReceiveDrops as usize],
             },
         ]
     }

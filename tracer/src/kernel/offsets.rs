@@ -61,7 +61,16 @@ const DROPS: &[Field] = &[
     ("OFF_SK_BUFF_HEAD", "sk_buff", "head"),
     ("OFF_SK_BUFF_NETWORK_HEADER", "sk_buff", "network_header"),
     ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
+    ("OFF_SK_BUFF_DEV", "sk_buff", "dev"),
+    ("OFF_SK_BUFF_DST", "sk_buff", "_skb_refdst"),
+    ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
     ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
+    ("OFF_SOCK_NUM", "sock", "__sk_common.skc_num"),
+    ("OFF_NET_DEVICE_ND_NET", "net_device", "nd_net"),
+    ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_NET_NS_INUM", "net", "ns.inum"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_COMM", "task_struct", "comm"),
 ];
 
 const GC: &[Field] = &[
@@ -76,8 +85,22 @@ const GC: &[Field] = &[
     ("OFF_NEIGHBOUR_PRIMARY_KEY", "neighbour", "primary_key"),
 ];
 
-/// Fields that a hook does without where they are missing: conntrack may not be built in.
-const OPTIONAL: &[Field] = &[("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct")];
+/// Fields that a hook does without where they are missing: cgroups, IPv6 and conntrack may not be
+/// built in.
+const OPTIONAL: &[Field] = &[
+    ("OFF_SOCK_CGROUP", "sock", "sk_cgrp_data.cgroup"),
+    ("OFF_CGROUP_KN", "cgroup", "kn"),
+    ("OFF_KERNFS_NODE_ID", "kernfs_node", "id"),
+    ("OFF_RT6_INFO_GATEWAY", "rt6_info", "rt6i_gateway"),
+    ("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct"),
+];
+
+/// Set by [`Offsets::conntrack`], all or none.
+const CONNTRACK: [&str; 3] = [
+    "OFF_NF_CONN_STATUS",
+    "OFF_NF_CONN_ORIGINAL_DESTINATION",
+    "OFF_NF_CONN_ORIGINAL_PORT",
+];
 
 /// What the kernel's BTF gave.
 #[derive(Debug, Default)]
@@ -111,6 +134,17 @@ impl Offsets {
         for (global, structure, path) in OPTIONAL {
             offsets.set(global, btf.offset(structure, path).unwrap_or(ABSENT));
         }
+        // Conntrack may be a module, whose types vmlinux does not have.
+        if offsets.conntrack(btf).is_err()
+            && let Err(why) = btf
+                .module("nf_conntrack")
+                .and_then(|module| offsets.conntrack(&module))
+        {
+            tracing::debug!("conntrack's types are not known: {why:#}");
+            for global in CONNTRACK {
+                offsets.set(global, ABSENT);
+            }
+        }
         if let Err(why) = offsets.hash_layout(btf) {
             offsets.missing.push((Hook::Neigh, format!("{why:#}")));
         }
@@ -125,6 +159,21 @@ impl Offsets {
             }
         }
         offsets
+    }
+
+    /// `struct nf_conn`: its state, and where the original direction leads.
+    fn conntrack(&mut self, btf: &Btf) -> anyhow::Result<()> {
+        let tuple = btf.offset("nf_conn", "tuplehash")? // [IP_CT_DIR_ORIGINAL], the first
+            + btf.offset("nf_conntrack_tuple_hash", "tuple")?;
+        let offsets = [
+            btf.offset("nf_conn", "status")?,
+            tuple + btf.offset("nf_conntrack_tuple", "dst.u3")?,
+            tuple + btf.offset("nf_conntrack_tuple", "dst.u")?,
+        ];
+        for (global, offset) in CONNTRACK.into_iter().zip(offsets) {
+            self.set(global, offset);
+        }
+        Ok(())
     }
 
     /// The hash table of neighbours: since 6.13 an array of hlist heads that runs through

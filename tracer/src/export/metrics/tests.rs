@@ -17,6 +17,8 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     figures.dns.outcomes[0] = 3;
     figures.dns.outcomes[8] = 1;
     figures.dns.buckets[2] = 3;
+    figures.dns.received = 1;
+    figures.dns.served[0] = 1;
     let mut picture = Picture {
         node: figures,
         drops: vec![(2, 1)],
@@ -32,6 +34,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     });
     render_it(&View {
         node: "n1",
+        dns_ports: &[53],
         picture: &picture,
         tables: [Some(NeighbourTable::default()); 2],
         entries: [Some(1); 2],

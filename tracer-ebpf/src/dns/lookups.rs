@@ -1,0 +1,191 @@
+//! How a query finds the lookup it belongs to, or begins one.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_task, bpf_ktime_get_ns},
+};
+use tracer_common::{
+    ClientMap,
+    dns::{LookupKey, Outcome, QUESTION_LEN, Server, Value},
+};
+
+use super::{
+    Socket,
+    end::{client, end, node},
+    message,
+};
+use crate::{
+    layout::*,
+    maps::{LOOKUP_ZERO, PENDING, REFUSED_QUERY},
+    ring,
+    util::{add, read},
+};
+
+const EEXIST: i32 = -17;
+
+/// What a query says.
+pub struct Query {
+    pub id: u16,
+    /// The server asked, before any translation.
+    pub server: Server,
+    /// Hash of the question.
+    pub question: u64,
+    /// Packets on the wire that it stands for (UDP_SEGMENT); 0 and 1 both mean one.
+    pub segments: u32,
+}
+
+/// Counts a query of a socket; gives the lookup that it belongs to. `copy` takes over the question's
+/// bytes where a lookup begins, and says how many there may be.
+#[inline(always)]
+pub fn follow(
+    socket: &Socket,
+    query: &Query,
+    copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
+) -> Option<LookupKey> {
+    let value = client(socket.key, socket.netns)?;
+    let node = node()?;
+    if query.segments > 1 {
+        // Only the first is followed.
+        let segments = query.segments as u64;
+        add(&mut value.counts.queries, segments);
+        add(&mut node.queries, segments);
+        add(&mut value.counts.untracked, segments - 1);
+        add(&mut node.untracked, segments - 1);
+    } else {
+        add(&mut value.counts.queries, 1);
+        add(&mut node.queries, 1);
+    }
+
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let mut key = LookupKey {
+        socket: if socket.cookie == 0 {
+            socket.sk
+        } else {
+            socket.cookie
+        },
+        id: query.id,
+        slot: 0,
+        _pad: 0,
+    };
+    let mut free = None;
+    let mut slot = 0;
+    while slot < 2 {
+        key.slot = slot;
+        match PENDING.get_ptr_mut(key) {
+            None => free = Some(slot),
+            Some(lookup) => {
+                // SAFETY: NO_PREALLOC elements outlive the program's RCU section; a reader at the
+                // same time may see a lookup that just ended, which the removal below settles.
+                let lookup = unsafe { &mut *lookup };
+                if lookup.answered_ns != 0 {
+                    // Answered; nobody has counted it yet.
+                    end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                    free = Some(slot);
+                } else if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
+                    if lookup.started_ns == 0 || lookup.question_hash == query.question {
+                        // Asked again, perhaps elsewhere: one more query, no new lookup.
+                        lookup.asked(query.server);
+                        return Some(key);
+                    }
+                    // Another question under the same id: nobody waits for the old one any more.
+                    end(&key, lookup, Outcome::Timeout as u8, now_ns);
+                    free = Some(slot);
+                }
+            }
+        }
+        slot += 1;
+    }
+
+    let Some(slot) = free else {
+        return untracked(value);
+    };
+    key.slot = slot;
+    if socket.cookie != 0 && refused_lately(now_ns) && moved(socket, query, &key, now_ns) {
+        return Some(key);
+    }
+    if value.pending >= DNS_PENDING_PER_CLIENT.load() {
+        return untracked(value);
+    }
+    let zero = LOOKUP_ZERO.get_ptr(0)?;
+    // SAFETY: an array's value that nobody writes.
+    match PENDING.insert(key, unsafe { &*zero }, BPF_NOEXIST as u64) {
+        Ok(()) => {}
+        // Another CPU just started the very same lookup.
+        Err(EEXIST) => return Some(key),
+        Err(_) => {
+            ring::count_full(ClientMap::Pending);
+            return untracked(value);
+        }
+    }
+    let lookup = PENDING.get_ptr_mut(key)?;
+    // SAFETY: as above; nobody touches an entry whose start is 0.
+    let lookup = unsafe { &mut *lookup };
+    lookup.key = socket.key;
+    lookup.question_hash = query.question;
+    if query.question != 0 {
+        let len = copy(&mut lookup.question);
+        message::note_length(lookup, len);
+    }
+    lookup.netns = socket.netns;
+    lookup.asked(query.server);
+    // A datagram leaves a socket in the context of the process that sends it.
+    // SAFETY: the helper has no precondition.
+    let task = unsafe { bpf_get_current_task() };
+    lookup.pid = read(task, OFF_TASK_TGID.load()).unwrap_or_default();
+    lookup.comm = read(task, OFF_TASK_COMM.load()).unwrap_or_default();
+    add(&mut value.counts.started, 1);
+    add(&mut node.started, 1);
+    add(&mut value.pending, 1);
+    let started: *mut u64 = &mut lookup.started_ns;
+    // SAFETY: a valid place; volatile, so that it is written last.
+    unsafe { started.write_volatile(now_ns) };
+    Some(key)
+}
+
+#[inline(always)]
+fn untracked(value: &mut Value) -> Option<LookupKey> {
+    add(&mut value.counts.untracked, 1);
+    add(&mut node()?.untracked, 1);
+    None
+}
+
+/// Has netfilter refused any query that may still wait?
+#[inline(always)]
+fn refused_lately(now_ns: u64) -> bool {
+    let Some(last) = REFUSED_QUERY.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: an array's value.
+    let last = unsafe { *last };
+    last != 0 && now_ns.wrapping_sub(last) < DNS_TIMEOUT_NS.load()
+}
+
+/// Sockets get their cookie when they first reach the hook: a lookup whose first query was refused
+/// waits under the socket's address. Now that it is asked again, it moves to `to`. Out of line: its
+/// stack is its own.
+#[inline(never)]
+fn moved(socket: &Socket, query: &Query, to: &LookupKey, now_ns: u64) -> bool {
+    let mut from = LookupKey {
+        socket: socket.sk,
+        ..*to
+    };
+    let mut slot = 0;
+    while slot < 2 {
+        from.slot = slot;
+        if let Some(lookup) = PENDING.get_ptr_mut(from) {
+            // SAFETY: as in `follow`.
+            let lookup = unsafe { &mut *lookup };
+            if lookup.started_ns != 0
+                && lookup.question_hash == query.question
+                && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
+            {
+                lookup.asked(query.server);
+                return PENDING.insert(*to, &*lookup, BPF_NOEXIST as u64).is_ok()
+                    && PENDING.remove(from).is_ok();
+            }
+        }
+        slot += 1;
+    }
+    false
+}

@@ -1,0 +1,93 @@
+//! Queries that netfilter refuses in OUTPUT or POSTROUTING: the hook on the way out is behind both
+//! and never sees them. The application gets EPERM.
+
+use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel as probe_read_kernel};
+use tracer_common::dns::{Key, LookupKey, QUESTION_LEN, Server};
+
+use super::{
+    Socket,
+    lookups::{self, Query},
+    message,
+};
+use crate::{
+    layout::*,
+    maps::{QUESTION, REFUSED_QUERY},
+    util::read,
+};
+
+/// The query in a dropped packet.
+pub struct Refused {
+    /// Address of the socket that sent it.
+    pub sk: u64,
+    pub id: u16,
+    pub server: Server,
+    /// Does it hold a question?
+    pub has_question: bool,
+    /// Where the question begins, an address.
+    pub start: u64,
+    /// Bytes from there to the end of the datagram.
+    pub len: u32,
+}
+
+/// One query, and one lookup unless the same is asked already. Gives the lookup.
+#[inline(always)]
+pub fn refused(refused: &Refused) -> Option<LookupKey> {
+    let net = read::<u64>(refused.sk, OFF_SOCK_NET.load())?;
+    let socket = Socket {
+        key: Key {
+            cgroup_id: cgroup_id(refused.sk),
+            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        },
+        netns: read(net, OFF_NET_NS_INUM.load())?,
+        cookie: read(refused.sk, OFF_SOCK_COOKIE.load())?,
+        sk: refused.sk,
+    };
+    // SAFETY: a per-CPU array's value. The kernel does not enter a tracing program twice on a CPU.
+    let words = unsafe { &mut *QUESTION.get_ptr_mut(0)? };
+    *words = [0; message::QUESTION_WORDS];
+    let len = message::bounded_len(0, refused.len);
+    let mut question = 0;
+    if refused.has_question && len > 0 {
+        // SAFETY: `words` has room for QUESTION_LEN bytes, and `len` is no more.
+        let read = unsafe {
+            probe_read_kernel(
+                words.as_mut_ptr().cast(),
+                len,
+                refused.start as *const core::ffi::c_void,
+            )
+        };
+        if read == 0 {
+            question = message::hash(words, len);
+        }
+    }
+    let query = Query {
+        id: refused.id,
+        server: refused.server,
+        question,
+        segments: 1,
+    };
+    if let Some(last) = REFUSED_QUERY.get_ptr_mut(0) {
+        // SAFETY: an array's value; the helper has no precondition.
+        unsafe { *last = bpf_ktime_get_ns() };
+    }
+    lookups::follow(&socket, &query, |to| {
+        // SAFETY: `to` has room for QUESTION_LEN bytes, and so has `words`.
+        unsafe {
+            probe_read_kernel(
+                to.as_mut_ptr().cast(),
+                QUESTION_LEN as u32,
+                words.as_ptr().cast(),
+            )
+        };
+        len
+    })
+}
+
+/// cgroup2 id of a socket's owner; 0 where it cannot be read.
+#[inline(always)]
+pub fn cgroup_id(sk: u64) -> u64 {
+    read::<u64>(sk, OFF_SOCK_CGROUP.load())
+        .and_then(|cgroup| read::<u64>(cgroup, OFF_CGROUP_KN.load()))
+        .and_then(|node| read(node, OFF_KERNFS_NODE_ID.load()))
+        .unwrap_or_default()
+}

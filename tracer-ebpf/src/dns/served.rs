@@ -1,0 +1,175 @@
+//! The server's side: queries that reach a socket on a DNS port, and what the server makes of them.
+
+use aya_ebpf::{
+    EbpfContext as _, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, programs::SkBuffContext,
+};
+use tracer_common::{
+    ClientMap,
+    dns::{AGE_MARGIN_NS, LookupKey, Outcome, Packet, Served, ServedKey, Server},
+};
+
+use super::{
+    Socket,
+    end::{client, node},
+    message::Header,
+};
+use crate::{
+    layout::{DNS_PENDING_PER_CLIENT, DNS_TIMEOUT_NS},
+    maps::{PACKETS, SERVED},
+    packet::Udp,
+    ring,
+    util::{add, sub},
+};
+
+const EEXIST: i32 = -17;
+
+/// A query reaches a server's socket. Out of line: its stack is its own.
+#[inline(never)]
+pub fn received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
+    let _ = try_received(ctx, udp, header); // what cannot be read is not followed
+    0
+}
+
+#[inline(always)]
+fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
+    let socket = Socket::of(ctx)?;
+    let key = ServedKey {
+        net_cookie: socket.key.net_cookie,
+        client: udp.address(ctx, false)?,
+        server: Server {
+            address: udp.address(ctx, true)?,
+            port: udp.destination_port,
+            family: udp.family,
+        },
+        client_port: udp.source_port,
+        id: header.id,
+    };
+    let value = client(socket.key, socket.netns)?;
+    let node = node()?;
+    add(&mut value.counts.received, 1);
+    add(&mut node.received, 1);
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if again(&key, now_ns) {
+        return Some(());
+    }
+    if value.serving >= DNS_PENDING_PER_CLIENT.load() {
+        add(&mut value.counts.served_untracked, 1);
+        add(&mut node.served_untracked, 1);
+        return Some(());
+    }
+    let served = Served {
+        key: socket.key,
+        received_ns: now_ns,
+        waiting: 1,
+        lookup: lookup(ctx.as_ptr() as u64, header.id),
+    };
+    match SERVED.insert(key, served, BPF_NOEXIST as u64) {
+        Ok(()) => add(&mut value.serving, 1),
+        // The same query again, on another CPU at the same time.
+        Err(EEXIST) if again(&key, now_ns) => {}
+        Err(_) => {
+            ring::count_full(ClientMap::Served);
+            add(&mut value.counts.served_untracked, 1);
+            add(&mut node.served_untracked, 1);
+        }
+    }
+    Some(())
+}
+
+/// The same query again while the server is at it: it gets one more answer.
+#[inline(always)]
+fn again(key: &ServedKey, now_ns: u64) -> bool {
+    let Some(served) = SERVED.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: NO_PREALLOC elements outlive the program's RCU section.
+    let served = unsafe { &mut *served };
+    served.received_ns = now_ns;
+    add(&mut served.waiting, 1);
+    true
+}
+
+/// The lookup of a query that comes from this node: its packet is the one that left the client.
+#[inline(always)]
+fn lookup(packet: u64, id: u16) -> LookupKey {
+    if let Some(known) = PACKETS.get_ptr(packet) {
+        // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
+        let known = unsafe { *known };
+        if known.is_answer == 0 && known.lookup.id == id {
+            return known.lookup;
+        }
+    }
+    LookupKey {
+        socket: 0,
+        id: 0,
+        slot: 0,
+        _pad: 0,
+    }
+}
+
+/// An answer leaves a server's socket. Out of line: its stack is its own.
+#[inline(never)]
+pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
+    let _ = try_answered(ctx, udp, header); // what cannot be read is not followed
+    0
+}
+
+#[inline(always)]
+fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
+    let socket = Socket::of(ctx)?;
+    let key = ServedKey {
+        net_cookie: socket.key.net_cookie,
+        client: udp.address(ctx, true)?,
+        server: Server {
+            address: udp.address(ctx, false)?,
+            port: udp.source_port,
+            family: udp.family,
+        },
+        client_port: udp.destination_port,
+        id: header.id,
+    };
+    // An answer to nothing received is none: the client will call it unmatched.
+    let served = SERVED.get_ptr_mut(&key)?;
+    // SAFETY: as in `again`.
+    let served = unsafe { &mut *served };
+    if served.lookup.socket != 0 {
+        let packet = Packet {
+            lookup: served.lookup,
+            is_answer: 1,
+        };
+        let _ = PACKETS.insert(ctx.as_ptr() as u64, packet, 0); // full: the least recently used goes
+    }
+    let value = client(served.key, socket.netns)?;
+    let node = node()?;
+    if served.waiting > 1 {
+        sub(&mut served.waiting, 1);
+    } else {
+        SERVED.remove(&key).ok()?; // whoever removes it counts it
+        sub(&mut value.serving, 1);
+    }
+    // black_box: LLVM checks one register and indexes with another.
+    let outcome = core::hint::black_box(header.outcome() as usize);
+    if outcome < Outcome::ALL.len() {
+        add(&mut value.counts.served[outcome], 1);
+        add(&mut node.served[outcome], 1);
+    }
+    Some(())
+}
+
+/// Ends what the server has let lie: for the program `dns_age`.
+#[inline(always)]
+pub fn age(key: &ServedKey, served: &Served, now_ns: u64) -> Option<()> {
+    let over_ns = served.received_ns + DNS_TIMEOUT_NS.load() + AGE_MARGIN_NS;
+    if now_ns < over_ns {
+        return None;
+    }
+    let (whose, waiting) = (served.key, served.waiting);
+    let value = client(whose, 0)?;
+    let node = node()?;
+    SERVED.remove(key).ok()?;
+    sub(&mut value.serving, 1);
+    add(&mut value.counts.served[Outcome::Timeout as usize], waiting);
+    add(&mut node.served[Outcome::Timeout as usize], waiting);
+    Some(())
+}

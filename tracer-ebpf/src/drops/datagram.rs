@@ -1,0 +1,199 @@
+//! What a dropped packet says, read from kernel memory, and the lookup it belongs to.
+
+use tracer_common::{
+    AF_INET, AF_INET6,
+    dns::{Endpoint, Lookup, LookupKey, Server},
+};
+
+use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
+use crate::{
+    conntrack,
+    dns::{self, Refused},
+    layout::*,
+    maps::{ENDPOINTS, PACKETS},
+    packet::is_dns_port,
+    util::read,
+};
+
+const IPPROTO_UDP: u8 = 17;
+const UDP_HEADER: u32 = 8;
+const DNS_HEADER: u32 = 12;
+/// Bytes of a question that are compared.
+const COMPARED: u64 = 16;
+
+/// A dropped datagram, read as DNS: any other has no lookup that fits.
+pub struct Datagram {
+    pub family: u16,
+    pub is_answer: bool,
+    id: u16,
+    source_port: u16,
+    destination_port: u16,
+    /// Addresses in kernel memory.
+    network: u64,
+    udp: u64,
+}
+
+impl Datagram {
+    #[inline(always)]
+    pub fn of(skb: u64) -> Option<Self> {
+        let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
+        let network = head + read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u64;
+        let (family, udp) = match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
+            ETH_P_IP => {
+                let first = read::<u8>(network, 0)?;
+                if first >> 4 != 4 || read::<u8>(network, 9)? != IPPROTO_UDP {
+                    return None;
+                }
+                // A later fragment has no UDP header.
+                if u16::from_be(read(network, 6)?) & 0x1fff != 0 {
+                    return None;
+                }
+                (AF_INET, network + ((first & 0xf) as u64) * 4)
+            }
+            ETH_P_IPV6 => {
+                if read::<u8>(network, 6)? != IPPROTO_UDP {
+                    return None;
+                }
+                (AF_INET6, network + 40)
+            }
+            _ => return None,
+        };
+        let [source, destination] = read::<[u16; 2]>(udp, 0)?;
+        let [id, flags] = read::<[u16; 2]>(udp, UDP_HEADER)?;
+        Some(Self {
+            family,
+            is_answer: u16::from_be(flags) & 0x8000 != 0,
+            id: u16::from_be(id),
+            source_port: u16::from_be(source),
+            destination_port: u16::from_be(destination),
+            network,
+            udp,
+        })
+    }
+
+    /// Source or destination address, network byte order; IPv4 in the first word.
+    #[inline(always)]
+    pub fn address(&self, destination: bool) -> Option<[u32; 4]> {
+        match (self.family, destination) {
+            (AF_INET, false) => Some([read(self.network, 12)?, 0, 0, 0]),
+            (AF_INET, true) => Some([read(self.network, 16)?, 0, 0, 0]),
+            (AF_INET6, false) => read(self.network, 8),
+            (AF_INET6, true) => read(self.network, 24),
+            _ => None,
+        }
+    }
+
+    /// The lookup of that very packet, wherever on the node it dies and whatever was translated: a
+    /// query's `sk_buff` is the one that left the client, an answer's the one that left the server.
+    /// Addresses are reused at once, so id and direction must fit.
+    #[inline(always)]
+    pub fn by_packet(&self, skb: u64) -> Option<LookupKey> {
+        // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
+        let packet = unsafe { *PACKETS.get_ptr(skb)? };
+        (packet.lookup.id == self.id && (packet.is_answer != 0) == self.is_answer)
+            .then_some(packet.lookup)
+    }
+
+    /// The lookup that the packet's client, port and id name: of a packet that was copied on its
+    /// way, and of an answer from a server elsewhere. [`Self::asks_as`] must agree.
+    #[inline(always)]
+    pub fn by_endpoint(&self, skb: u64) -> Option<LookupKey> {
+        let address = self.address(self.is_answer)?;
+        let endpoint = Endpoint {
+            net_cookie: if Endpoint::is_loopback(self.family, &address) {
+                device_net_cookie(skb)?
+            } else {
+                0
+            },
+            address,
+            port: if self.is_answer {
+                self.destination_port
+            } else {
+                self.source_port
+            },
+            id: self.id,
+            _pad: 0,
+        };
+        // SAFETY: a map's value; a torn read names a lookup that does not fit.
+        ENDPOINTS.get_ptr(endpoint).map(|key| unsafe { *key })
+    }
+
+    /// Does its question begin as the lookup's? Two namespaces may have the same address.
+    #[inline(always)]
+    pub fn asks_as(&self, lookup: &Lookup) -> bool {
+        let length = lookup.question_len as u64;
+        let question = &raw const lookup.question as u64;
+        let Some(ours) = read::<[u64; 2]>(question, 0) else {
+            return false;
+        };
+        let Some(theirs) = read::<[u64; 2]>(self.udp, UDP_HEADER + DNS_HEADER) else {
+            return false;
+        };
+        let length = if length < COMPARED { length } else { COMPARED };
+        let (first, second) = if length > 8 {
+            (8, length - 8)
+        } else {
+            (length, 0)
+        };
+        length > 0
+            && (ours[0] ^ theirs[0]) & low_bytes(first) == 0
+            && (ours[1] ^ theirs[1]) & low_bytes(second) == 0
+    }
+
+    /// Is it a query that was refused in its own namespace, in front of the hook on the way out?
+    #[inline(always)]
+    pub fn never_left(&self, skb: u64) -> bool {
+        let Some(sk) = read::<u64>(skb, OFF_SK_BUFF_SK.load()) else {
+            return false;
+        };
+        if sk == 0 || self.is_answer {
+            return false;
+        }
+        // In OUTPUT the packet may have no device yet.
+        let own = read::<u64>(sk, OFF_SOCK_NET.load())
+            .and_then(|net| read::<u64>(net, OFF_NET_NET_COOKIE.load()));
+        match device_net_cookie(skb) {
+            Some(device) => own == Some(device),
+            None => own.is_some(),
+        }
+    }
+
+    /// Counts such a query, if it is one to a DNS port; gives its lookup.
+    #[inline(always)]
+    pub fn refused(&self, skb: u64) -> Option<LookupKey> {
+        let asked = conntrack::asked(skb, self.family);
+        if !is_dns_port(self.destination_port)
+            && !asked.is_some_and(|server| is_dns_port(server.port))
+        {
+            return None;
+        }
+        let length = u16::from_be(read(self.udp, 4)?) as u32;
+        let [flags, questions] = read::<[u16; 2]>(self.udp, UDP_HEADER + 2)?;
+        // Opcode QUERY only.
+        if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
+            return None;
+        }
+        let server = match asked {
+            Some(server) => server,
+            None => Server {
+                address: self.address(true)?,
+                port: self.destination_port,
+                family: self.family,
+            },
+        };
+        dns::refused(&Refused {
+            sk: read(skb, OFF_SK_BUFF_SK.load())?,
+            id: self.id,
+            server,
+            has_question: questions != 0,
+            start: self.udp + (UDP_HEADER + DNS_HEADER) as u64,
+            len: length - UDP_HEADER - DNS_HEADER,
+        })
+    }
+}
+
+/// A mask of the first `n` bytes in memory, at most 8.
+#[inline(always)]
+fn low_bytes(n: u64) -> u64 {
+    if n >= 8 { !0 } else { (1 << (8 * n)) - 1 }
+}
