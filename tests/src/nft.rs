@@ -6,25 +6,44 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::host::HostLock;
 use crate::netns::Netns;
-
-/// Name of the lab's table; a namespace has one at a time.
-const TABLE: &str = "inet lab";
 
 /// Loaded rules; they go on drop.
 #[derive(Debug)]
 pub struct Rules {
-    netns: Arc<Netns>,
+    netns: Option<Arc<Netns>>,
+    table: &'static str,
 }
 
 impl Rules {
     /// Loads a table with these chains, as nftables writes them. What its counter named `hit` counts,
     /// [`Rules::hits`] tells.
     pub fn load(netns: &Arc<Netns>, chains: &str) -> Self {
-        let text = format!("table {TABLE} {{\n counter hit {{ }}\n{chains}\n}}\n");
-        feed(netns, &text);
-        Self {
-            netns: Arc::clone(netns),
+        Self::named(netns, "lab", chains)
+    }
+
+    /// The same under a name of its own: a namespace has one table of a name at a time.
+    pub fn named(netns: &Arc<Netns>, table: &'static str, chains: &str) -> Self {
+        Self::start(Some(Arc::clone(netns)), table, chains)
+    }
+
+    /// Rules in the host's own namespace, for who has its lock.
+    pub fn host(_lock: &HostLock, chains: &str) -> Self {
+        Self::start(None, "tracer_lab", chains)
+    }
+
+    fn start(netns: Option<Arc<Netns>>, table: &'static str, chains: &str) -> Self {
+        let rules = Self { netns, table };
+        let text = format!("table inet {table} {{\n counter hit {{ }}\n{chains}\n}}\n");
+        rules.inside(|| feed(&text));
+        rules
+    }
+
+    fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        match &self.netns {
+            Some(netns) => netns.run(f),
+            None => f(),
         }
     }
 
@@ -47,7 +66,7 @@ impl Rules {
 
     /// Ground truth: packets that the counter `hit` counted.
     pub fn hits(&self) -> u64 {
-        let output = self.netns.run(|| {
+        let output = self.inside(|| {
             Command::new("nft")
                 .args(["-j", "list", "counters"])
                 .output()
@@ -55,7 +74,10 @@ impl Rules {
         });
         let listed: Value = serde_json::from_slice(&output.stdout).expect("nft prints JSON");
         let all = listed["nftables"].as_array().expect("nft lists objects");
-        let hit = all.iter().find(|object| object["counter"]["name"] == "hit");
+        let hit = all.iter().find(|object| {
+            let counter = &object["counter"];
+            counter["name"] == "hit" && counter["table"] == self.table
+        });
         hit.and_then(|object| object["counter"]["packets"].as_u64())
             .expect("the table has the counter")
     }
@@ -63,33 +85,31 @@ impl Rules {
 
 impl Drop for Rules {
     fn drop(&mut self) {
-        let deleted = self.netns.run(|| {
+        let deleted = self.inside(|| {
             Command::new("nft")
-                .args(["delete", "table"])
-                .args(TABLE.split(' '))
+                .args(["delete", "table", "inet", self.table])
                 .status()
         });
         if !deleted.is_ok_and(|status| status.success()) {
-            eprintln!("cannot delete the rules of {}", self.netns.name());
+            eprintln!("cannot delete table {} of {:?}", self.table, self.netns);
         }
     }
 }
 
-fn feed(netns: &Netns, text: &str) {
-    let output = netns.run(|| {
-        let mut child = Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("cannot run nft: {e}; the tests need nftables"));
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        stdin
-            .write_all(text.as_bytes())
-            .expect("nft reads its commands");
-        drop(stdin);
-        child.wait_with_output().expect("nft ends")
-    });
+fn feed(text: &str) {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot run nft: {e}; the tests need nftables"));
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    stdin
+        .write_all(text.as_bytes())
+        .expect("nft reads its commands");
+    drop(stdin);
+    let output = child.wait_with_output().expect("nft ends");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "nft refused this: {said}\n{text}");
+    let shown: String = text.chars().take(1000).collect();
+    assert!(output.status.success(), "nft refused this: {said}\n{shown}");
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use tests::dns::programs::Dnsmasq;
-use tests::dns::scene::lookups;
+use tests::dns::scene::{lookups, pod};
 use tests::dns::truth::{check_node, compare, compare_served};
 use tests::dns::{A, Lookup, Scene, Tally};
 use tests::netns::Pod;
@@ -15,18 +15,6 @@ use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A pod more on the node, which reaches all others.
-fn pod(lab: &Lab, name: &str, index: u8) -> Pod {
-    let pod = lab.pod(name, index, 1);
-    let address = format!("address add fe80::1/64 dev {} nodad", pod.link());
-    lab.hub.ip(&address);
-    for family in Family::ALL {
-        let hub = pod.hub(family);
-        pod.netns.ip(&format!("route add default via {hub}"));
-    }
-    pod
-}
 
 fn await_served(agent: &Agent, labels: [(&str, &str); 2], served: &BTreeMap<&'static str, u64>) {
     eventually(Duration::from_secs(5), || {

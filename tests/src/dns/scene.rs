@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::truth::{check_node, compare};
 use super::{A, AAAA, Client, Lookup, Server, Tally};
 use crate::agent::Agent;
-use crate::events::Events;
+use crate::events::{Event, Events};
 use crate::neigh::Family;
 use crate::netns::{DEVICE, Lab, Netns, Pod};
 use crate::router::{Node, Wiring};
@@ -148,6 +148,27 @@ impl Scene {
         }
     }
 
+    /// The client's failures told in events so far, by cause and drop reason; waits for as many as it
+    /// had, for two seconds.
+    pub fn told(&mut self, pod: &Pod, failures: u64) -> BTreeMap<(String, String), u64> {
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            let of_pod = |event: &&Event| event.is("dns_failure", pod.netns.name());
+            let mut told = BTreeMap::new();
+            for event in self.events.seen.iter().filter(of_pod) {
+                let key = (
+                    event.text("cause").to_owned(),
+                    event.text("drop_reason").to_owned(),
+                );
+                *told.entry(key).or_default() += 1;
+            }
+            if told.values().sum::<u64>() >= failures || Instant::now() >= end {
+                return told;
+            }
+            self.events.listen(Duration::from_millis(50));
+        }
+    }
+
     /// Notes what tracer did wrong; [`Scene::settle`] tells all of it.
     pub fn fault(&mut self, what: &str) {
         eprintln!("{what}");
@@ -168,6 +189,19 @@ impl Scene {
         assert_eq!(self.faults, 0, "they are told above");
         self.agent.stop_cleanly();
     }
+}
+
+/// A pod more on a node that forwards, which reaches all others.
+pub fn pod(lab: &Lab, name: &str, index: u8) -> Pod {
+    let pod = lab.pod(name, index, 1);
+    let link = pod.link();
+    lab.hub
+        .ip(&format!("address add fe80::1/64 dev {link} nodad"));
+    for family in Family::ALL {
+        let hub = pod.hub(family);
+        pod.netns.ip(&format!("route add default via {hub}"));
+    }
+    pod
 }
 
 /// Each script asked of each server: by a socket that is connected and one that is not.
