@@ -24,6 +24,41 @@ pub struct Reason {
     pub ends_refusal: u8,
 }
 
+/// Where a CPU keeps its copy of per-CPU data: value of the per-CPU map `THIS_CPU`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ThisCpu {
+    /// From the address that stands for all copies to this CPU's.
+    pub offset: u64,
+    /// Not 0: it is known, and so is what conntrack had refused before.
+    pub ready: u64,
+    /// Address of this value.
+    pub own: u64,
+    /// Address of the map.
+    pub map: u64,
+}
+
+/// Key of the map `CONNTRACK_REFUSALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RefusalsKey {
+    /// Cookie of the namespace.
+    pub net_cookie: u64,
+    /// The CPU's number.
+    pub cpu: u64,
+}
+
+/// What conntrack refused in a namespace on one CPU (`struct ip_conntrack_stat`): value of the map
+/// `CONNTRACK_REFUSALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Refusals {
+    /// `drop`: packets.
+    pub dropped: u32,
+    /// `insert_failed`: entries; a lost race counts as both.
+    pub insert_failed: u32,
+}
+
 /// Datagrams lost in full receive buffers: key of the map `RECEIVE_DROPS`.
 #[repr(C)]
 #[derive(

@@ -22,7 +22,7 @@ use tracer_common::{
 
 use self::datagram::Datagram;
 use crate::{
-    dns,
+    conntrack, dns,
     layout::*,
     maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
     neigh::{self, Wanted},
@@ -80,6 +80,11 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
         if dns::take_back(skb, drop) {
             return None;
+        }
+        if meaning.cause == Cause::Netfilter as u8
+            && let Some(detail) = net(skb).and_then(conntrack::why_refused)
+        {
+            drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
         // Most packets freed without a reason are no failure: only DNS on its way is looked at.
@@ -214,6 +219,15 @@ fn wanted(skb: u64, family: u16) -> Option<Wanted> {
             Some(Wanted::Forwarded(read(head, network + 8)?))
         }
         _ => None,
+    }
+}
+
+/// The namespace that the packet is in: its device's, or its socket's where it has no device yet.
+#[inline(always)]
+fn net(skb: u64) -> Option<u64> {
+    match read::<u64>(skb, OFF_SK_BUFF_DEV.load())? {
+        0 => read(read(skb, OFF_SK_BUFF_SK.load())?, OFF_SOCK_NET.load()),
+        device => read(device, OFF_NET_DEVICE_ND_NET.load()),
     }
 }
 

@@ -111,6 +111,15 @@ pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entr
 #[map]
 pub static UNSOLICITED: LruHashMap<neigh::Target, u64> = LruHashMap::with_max_entries(8192, 0);
 
+/// Where this CPU keeps its copy of per-CPU data.
+#[map]
+pub static THIS_CPU: PerCpuArray<drops::ThisCpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// What conntrack had refused when a CPU last dropped a packet for it, by namespace and CPU.
+#[map]
+pub static CONNTRACK_REFUSALS: LruHashMap<drops::RefusalsKey, drops::Refusals> =
+    LruHashMap::with_max_entries(8192, 0);
+
 /// Datagrams lost in full receive buffers, by socket's owner and port.
 #[map]
 pub static RECEIVE_DROPS: HashMap<drops::ReceiverKey, drops::ReceiverValue> =

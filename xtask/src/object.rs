@@ -26,6 +26,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("dns_age", "raw_tp"),
     ("kfree_skb", "raw_tp"),
     ("udp_fail_queue", "raw_tp"),
+    ("conntrack_begin", "raw_tp"),
 ];
 
 /// Every map.
@@ -55,6 +56,8 @@ const MAPS: &[&str] = &[
     "QUESTION",
     "UNSOLICITED",
     "RECEIVE_DROPS",
+    "THIS_CPU",
+    "CONNTRACK_REFUSALS",
     "REASONS",
     "DROPS_NODE",
     "RING",

@@ -17,6 +17,7 @@ use aya::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
         RawTracePointRunOptions, TestRun as _,
     },
+    util::online_cpus,
 };
 use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason};
 
@@ -120,7 +121,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
     match hook {
         Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
-        Hook::Drops => &["kfree_skb", "udp_fail_queue"],
+        Hook::Drops => &["kfree_skb", "udp_fail_queue", "conntrack_begin"],
         Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
     }
 }
@@ -300,6 +301,9 @@ impl Loaded {
         match hook {
             Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
             Hook::Drops => {
+                for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
+                    self.run_on("conntrack_begin", Some(cpu))?;
+                }
                 self.attach_tracepoint("kfree_skb", "kfree_skb")?;
                 self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
             }

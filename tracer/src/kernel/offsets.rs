@@ -71,6 +71,8 @@ const DROPS: &[Field] = &[
     ("OFF_NET_NS_INUM", "net", "ns.inum"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
     ("OFF_TASK_COMM", "task_struct", "comm"),
+    ("OFF_TASK_NSPROXY", "task_struct", "nsproxy"),
+    ("OFF_NSPROXY_NET_NS", "nsproxy", "net_ns"),
 ];
 
 const GC: &[Field] = &[
@@ -93,10 +95,15 @@ const OPTIONAL: &[Field] = &[
     ("OFF_KERNFS_NODE_ID", "kernfs_node", "id"),
     ("OFF_RT6_INFO_GATEWAY", "rt6_info", "rt6i_gateway"),
     ("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct"),
+    ("OFF_NET_LIST", "net", "list"),
+    ("OFF_BPF_ARRAY_PPTRS", "bpf_array", "pptrs"),
 ];
 
 /// Set by [`Offsets::conntrack`], all or none.
-const CONNTRACK: [&str; 3] = [
+const CONNTRACK: [&str; 6] = [
+    "OFF_NET_CT_STAT",
+    "OFF_CONNTRACK_STAT_DROP",
+    "OFF_CONNTRACK_STAT_INSERT_FAILED",
     "OFF_NF_CONN_STATUS",
     "OFF_NF_CONN_ORIGINAL_DESTINATION",
     "OFF_NF_CONN_ORIGINAL_PORT",
@@ -161,11 +168,15 @@ impl Offsets {
         offsets
     }
 
-    /// `struct nf_conn`: its state, and where the original direction leads.
+    /// Conntrack: its figures, and of `struct nf_conn` the state and where the original direction
+    /// leads.
     fn conntrack(&mut self, btf: &Btf) -> anyhow::Result<()> {
         let tuple = btf.offset("nf_conn", "tuplehash")? // [IP_CT_DIR_ORIGINAL], the first
             + btf.offset("nf_conntrack_tuple_hash", "tuple")?;
         let offsets = [
+            btf.offset("net", "ct.stat")?,
+            btf.offset("ip_conntrack_stat", "drop")?,
+            btf.offset("ip_conntrack_stat", "insert_failed")?,
             btf.offset("nf_conn", "status")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u3")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u")?,
