@@ -92,24 +92,28 @@ pub fn compare_served(
     labels: [(&str, &str); 2],
     served: &BTreeMap<&'static str, u64>,
 ) -> Result<(), String> {
+    const NAME: &str = "tracer_pod_dns_served_total";
     let pods = snapshot["pods"].as_array().expect("the snapshot has pods");
     let shown = pods
         .iter()
         .find(|pod| labels.iter().all(|(label, value)| pod[label] == *value));
-    for outcome in SERVED {
-        let expected = served.get(outcome).copied().unwrap_or(0);
-        let all = [&labels[..], &[("outcome", outcome)]].concat();
-        let value = metrics.get("tracer_pod_dns_served_total", &all);
-        ensure(value == Some(expected as f64), || {
-            format!("served {all:?} is {value:?}, the server did {expected}")
-        })?;
-        let value = shown.map(|pod| &pod["dns"]["served"][outcome]);
-        ensure(
-            value.and_then(Value::as_u64).unwrap_or(0) == expected,
-            || format!("the API's served {all:?} is {value:?}, the server did {expected}"),
-        )?;
-    }
-    Ok(())
+    let named = |outcome| (outcome, [&labels[..], &[("outcome", outcome)]].concat());
+    let counted: BTreeMap<&str, f64> = SERVED
+        .map(named)
+        .into_iter()
+        .filter_map(|(outcome, all)| Some((outcome, metrics.get(NAME, &all)?)))
+        .collect();
+    let did: BTreeMap<&str, f64> = SERVED
+        .map(|outcome| (outcome, served.get(outcome).copied().unwrap_or(0) as f64))
+        .into();
+    ensure(counted == did, || {
+        format!("{NAME} of {labels:?}: {counted:?}, the server did {did:?}")
+    })?;
+    let figure = |outcome| shown?["dns"]["served"][outcome].as_f64();
+    let told = SERVED.map(|outcome| (outcome, figure(outcome).unwrap_or(0.0)));
+    ensure(BTreeMap::from(told) == did, || {
+        format!("the API's served of {labels:?}: {told:?}, the server did {did:?}")
+    })
 }
 
 /// What must hold of the node at any moment.
