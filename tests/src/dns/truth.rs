@@ -116,7 +116,7 @@ pub fn compare_served(
     })
 }
 
-/// What must hold of the node at any moment.
+/// What must hold of the node when nothing is under way: it is the sum of its pods, too.
 pub fn check_node(metrics: &Metrics) -> Result<(), String> {
     for outcome in OUTCOMES {
         let labels = [("outcome", outcome)];
@@ -134,6 +134,11 @@ pub fn check_node(metrics: &Metrics) -> Result<(), String> {
             format!("{cause}: node {node}, pods {pods}")
         })?;
     }
+    check_sums(metrics)
+}
+
+/// What must hold of the node at any moment.
+pub fn check_sums(metrics: &Metrics) -> Result<(), String> {
     let ended = metrics.count("tracer_node_dns_lookups_total", &[]);
     let timeouts = metrics.count("tracer_node_dns_lookups_total", &[("outcome", "timeout")]);
     let started = metrics.count("tracer_node_dns_lookups_started_total", &[]);
