@@ -78,9 +78,6 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     if meaning.is_failure != 0 {
         // SAFETY: a per-CPU array's value, added to atomically.
         add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
-        if dns::take_back(skb, drop) {
-            return None;
-        }
         if meaning.cause == Cause::Netfilter as u8
             && let Some(detail) = net(skb).and_then(conntrack::why_refused)
         {
@@ -95,6 +92,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     }
 
     let datagram = Datagram::of(skb)?;
+    if datagram.is_answer && dns::take_back(skb, datagram.id, drop) {
+        return None;
+    }
     if drop.cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
         // No entry, but not for a full table: no memory, or the device is going away.
         drop.cause = Cause::Dropped as u8;
@@ -104,7 +104,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let (mut key, found) = match datagram.by_packet(skb) {
         Some(key) => (key, Found::ByPacket),
         None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
-            (datagram.refused(skb)?, Found::ByPacket)
+            let key = if datagram.is_answer {
+                datagram.by_server(skb)?
+            } else {
+                datagram.refused(skb)?
+            };
+            (key, Found::ByPacket)
         }
         None => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
     };

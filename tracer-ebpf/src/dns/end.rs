@@ -81,16 +81,21 @@ pub fn count_arrived() {
     }
 }
 
-/// The hook `drops` saw that a packet was dropped behind this hook, before its socket had it. True
-/// if it was the answer that this CPU saw last: then it is no answer.
+/// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
+/// socket's filter, and the socket did not get it: then it is no answer.
 #[inline(always)]
-pub fn take_back(packet: u64, drop: Drop) -> bool {
+pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
+    // Behind the filter come the checksum, the socket's own filter and its receive buffer.
+    if !matches!(drop.cause, SOCKET_BUFFER_FULL | DROPPED) {
+        return false;
+    }
     let Some(answered) = ANSWERED.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: as in `answer`.
     let answered = unsafe { &mut *answered };
-    if answered.packet != packet {
+    // Addresses are reused at once: the answer may have been read, and its place be another's.
+    if answered.packet != packet || answered.key.id != id {
         return false;
     }
     answered.packet = 0;
@@ -182,6 +187,8 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     Some(())
 }
 
+const SOCKET_BUFFER_FULL: u8 = Cause::SocketBufferFull as u8;
+const DROPPED: u8 = Cause::Dropped as u8;
 const OK: u8 = Outcome::NoError as u8;
 const NO_DATA: u8 = Outcome::NoData as u8;
 const NX_DOMAIN: u8 = Outcome::NxDomain as u8;

@@ -14,6 +14,7 @@ use super::{
     message::Header,
 };
 use crate::{
+    conntrack,
     layout::{DNS_PENDING_PER_CLIENT, DNS_TIMEOUT_NS},
     maps::{PACKETS, SERVED},
     packet::Udp,
@@ -118,15 +119,26 @@ pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 #[inline(always)]
 fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     let socket = Socket::of(ctx)?;
+    let (client_end, server) = match conntrack::answering(ctx.as_ptr() as u64, udp.family) {
+        Some(ends) => ends,
+        None => (
+            Server {
+                address: udp.address(ctx, true)?,
+                port: udp.destination_port,
+                family: udp.family,
+            },
+            Server {
+                address: udp.address(ctx, false)?,
+                port: udp.source_port,
+                family: udp.family,
+            },
+        ),
+    };
     let key = ServedKey {
         net_cookie: socket.key.net_cookie,
-        client: udp.address(ctx, true)?,
-        server: Server {
-            address: udp.address(ctx, false)?,
-            port: udp.source_port,
-            family: udp.family,
-        },
-        client_port: udp.destination_port,
+        client: client_end.address,
+        server,
+        client_port: client_end.port,
         id: header.id,
     };
     // An answer to nothing received is none: the client will call it unmatched.
