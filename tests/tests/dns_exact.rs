@@ -78,7 +78,7 @@ fn mixed(scene: &Scene, client: usize, count: usize, rate: u32) -> Load {
         let family = Family::ALL[n % 2];
         let name = |script: &str| format!("{script}-{client}-{n}.exact.test");
         let turn = n / 2;
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             let (number, cause) = KILLERS[turn / 3 % KILLERS.len()];
             (name("ok"), server(scene, family, number), Some(cause))
         } else {

@@ -56,7 +56,8 @@ fn glibc_asks_pairs_and_walks_the_search_path() {
 
 /// A program that asks musl's resolver, linked in whole.
 fn musl_client(resolver: &Resolver) -> PathBuf {
-    const SOURCE: &str = r#"
+    const SOURCE: &str = r"
+#include <sys/socket.h>
 #include <netdb.h>
 int main(int argc, char **argv) {
     struct addrinfo *found = 0, hints = {.ai_socktype = SOCK_DGRAM};
@@ -66,9 +67,9 @@ int main(int argc, char **argv) {
     }
     return 0;
 }
-"#;
+";
     let (source, program) = (resolver.path("client.c"), resolver.path("client"));
-    fs::write(&source, format!("#include <sys/socket.h>\n{SOURCE}")).expect("file can be written");
+    fs::write(&source, SOURCE).expect("file can be written");
     check(
         Command::new("musl-gcc")
             .args(["-static", "-o"])
@@ -227,10 +228,10 @@ fn dnsperf_at_2000_a_second_and_tracer_say_the_same() {
     let scripts = [
         "ok", "ok", "ok", "nx", "servfail", "refused", "ok", "ok", "ok", "drop",
     ];
-    let lines: String = (0..6000)
+    let lines: Vec<String> = (0..6000)
         .map(|n| format!("{}-{n}.perf.test A\n", scripts[n % 10]))
         .collect();
-    let counts = dnsperf(&scene.client, scene.address(Family::V4), &lines);
+    let counts = dnsperf(&scene.client, scene.address(Family::V4), &lines.concat());
     let count = |name: &str| counts[name];
     assert!(count("timeout") >= 600, "the lab failed: {counts:?}");
     scene.tally.add(&ended(
@@ -252,10 +253,10 @@ fn dnsperf_at_2000_a_second_and_tracer_say_the_same() {
     let to = resolver.address(Family::V6);
     let options = ["--address=/ok.test/10.1.2.3", "--local=/nx.test/"];
     let _dnsmasq = Dnsmasq::start(&resolver.netns, &[to], &options);
-    let lines: String = (0..6000)
+    let lines: Vec<String> = (0..6000)
         .map(|n| format!("n{n}.{}.test A\n", if n % 3 == 0 { "nx" } else { "ok" }))
         .collect();
-    let counts = dnsperf(&asker, to, &lines);
+    let counts = dnsperf(&asker, to, &lines.concat());
     let outcomes = [
         ("noerror", counts["noerror"]),
         ("nxdomain", counts["nxdomain"]),
@@ -282,11 +283,11 @@ fn dnsperf_at_2000_a_second_and_tracer_say_the_same() {
 fn a_resolver_on_the_loopback_of_a_pod() {
     let (_lab, mut scene) = Scene::new(Wiring::Routed);
     let stub: IpAddr = [127, 0, 0, 53].into();
-    let server = Server::start(&scene.client.netns, &[stub]);
+    let stub_server = Server::start(&scene.client.netns, &[stub]);
     let tally = scene.ask(&lookups(&["ok", "nx", "servfail", "drop"], &[stub]));
     assert_eq!(tally.outcome("noerror"), 2, "the lab failed: {tally:?}");
     scene.causes = [("server", 2), ("no_answer", 2)].into();
-    let served = server.served(Duration::from_secs(1));
+    let served = stub_server.served(Duration::from_secs(1));
     eventually(Duration::from_secs(5), || {
         let metrics = scene.agent.metrics();
         compare_served(

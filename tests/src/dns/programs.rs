@@ -105,7 +105,7 @@ impl Resolver {
 /// Runs a program of the lab in a namespace to its end, which must come within a minute and be good,
 /// and gives what it printed.
 pub fn run_in(netns: &Netns, command: &mut Command) -> String {
-    let ended = netns.run(|| run(command, Duration::from_secs(60)));
+    let ended = netns.run(|| run(command, Duration::from_mins(1)));
     assert!(ended.status.success(), "the lab failed: {ended:#?}");
     ended.stdout
 }
