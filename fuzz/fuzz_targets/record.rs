@@ -14,6 +14,10 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let json = serde_json::to_string(&record.details).expect("details are JSON");
     for text in [record.comm, json] {
-        assert!(text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{text:?}");
+        assert!(
+            text.bytes()
+                .all(|byte| byte == b' ' || byte.is_ascii_graphic()),
+            "{text:?}"
+        );
     }
 });
