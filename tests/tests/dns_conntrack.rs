@@ -58,7 +58,7 @@ fn a_full_table_is_told_from_a_rule() {
 
     let before = conntrack(Some(&router)).drop;
     let full = entries(&router);
-    let limit = Settings::set(lab.lock(), vec![(LIMIT.to_owned(), full.to_string())]);
+    let limit = Settings::set(lab.lock(), &[(LIMIT.to_owned(), full.to_string())]);
     let asked: Vec<Lookup> = (0..40)
         .map(|n| Lookup::new(format!("ok-{n}.test"), A, open[n % 2]))
         .collect();

@@ -1,5 +1,7 @@
 //! The question of a DNS message as text: what pods put on the wire, hostile ones included.
 
+use std::fmt::Write as _;
+
 use hickory_proto::{
     rr::{Name, RecordType},
     serialize::binary::{BinDecodable as _, BinDecoder},
@@ -17,7 +19,7 @@ pub fn decode(bytes: &[u8]) -> (String, String) {
         return (text, String::new());
     };
     // Not the library's own text: that has escapes in octal, where the format has decimal.
-    for label in name.iter() {
+    for label in &name {
         if !text.is_empty() {
             text.push('.');
         }
@@ -44,7 +46,9 @@ fn escape(bytes: &[u8], text: &mut String) {
                 text.push(char::from(*byte));
             }
             byte if byte.is_ascii_graphic() => text.push(char::from(*byte)),
-            byte => text.push_str(&format!("\\{byte:03}")),
+            byte => {
+                write!(text, "\\{byte:03}").expect("a String takes every text");
+            }
         }
     }
 }
