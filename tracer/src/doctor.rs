@@ -1,6 +1,8 @@
 //! `tracer doctor`: what this node supports, and why not where it does not. It loads every program
 //! for real, attaches none, and leaves nothing behind.
 
+mod conntrack;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
@@ -41,6 +43,8 @@ pub struct Report {
     pub hooks: Vec<HookReport>,
     /// The neighbour tables.
     pub tables: Vec<Table>,
+    /// Connection tracking; `None` where the kernel has none.
+    pub conntrack: Option<conntrack::Report>,
     /// What tracer does not see, wherever it runs.
     pub not_seen: &'static [&'static str],
 }
@@ -116,9 +120,11 @@ pub struct Advice {
 }
 
 const NOT_SEEN: &[&str] = &[
-    "DNS over TCP, TLS and HTTPS",
-    "queries of raw and packet sockets",
+    "lookups over TCP, TLS (DoT), HTTPS (DoH) and QUIC (DoQ)",
+    "what raw and packet sockets send and receive",
     "datagrams behind IPv6 extension headers",
+    "sends that fail before IP output, such as without a route in the pod: the application has the \
+     error (ENETUNREACH)",
 ];
 
 /// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.
@@ -162,6 +168,7 @@ pub fn examine(agent: Option<&Snapshot>) -> Report {
         capabilities,
         hooks,
         tables: tables(entries, agent),
+        conntrack: conntrack::examine(),
         not_seen: NOT_SEEN,
     }
 }
@@ -342,7 +349,16 @@ impl fmt::Display for Report {
             )?;
             table.details(f)?;
         }
-        writeln!(f, "not seen: {}", self.not_seen.join("; "))?;
+        if let Some(conntrack) = &self.conntrack {
+            write!(
+                f,
+                "connection tracking (of this network namespace)\n{conntrack}"
+            )?;
+        }
+        writeln!(f, "not seen")?;
+        for thing in self.not_seen {
+            writeln!(f, "      {thing}")?;
+        }
         if self.main_job_can_run {
             writeln!(f, "the agent can do its main job on this node")
         } else {

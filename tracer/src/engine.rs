@@ -30,6 +30,7 @@ use crate::{
     kernel::{
         self,
         btf::{self, Btf},
+        conntrack::{self, Conntrack},
         load::{HookStatus, Loaded, Parameters},
         maps::{Filling, Maps},
         neighbour_tables::{self, NeighbourTable},
@@ -88,6 +89,8 @@ struct Collected {
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
     pressures: [Pressure; 2],
+    conntrack: Option<Conntrack>,
+    conntrack_reader: conntrack::Reader,
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
     retired: Option<Instant>,
@@ -101,6 +104,7 @@ struct Taken {
     highest: [u32; 2],
     seconds_until_full: [f64; 2],
     pressures: [PressureState; 2],
+    conntrack: Option<Conntrack>,
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
 }
@@ -311,6 +315,10 @@ impl Engine {
         if collected.at.is_some_and(|at| at.elapsed() < age) {
             return;
         }
+        match collected.conntrack_reader.read() {
+            Ok(figures) => collected.conntrack = figures,
+            Err(error) => self.failed(&error),
+        }
         if let Err(error) = self.try_collect(&mut collected) {
             self.failed(&error);
         }
@@ -452,6 +460,7 @@ impl Engine {
             highest: collected.highest,
             seconds_until_full: collected.seconds_until_full,
             pressures: [0, 1].map(|family| collected.pressures[family].state()),
+            conntrack: collected.conntrack,
             fillings: collected.fillings.clone(),
             misses: collected.misses.clone(),
         };

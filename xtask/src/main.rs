@@ -1,6 +1,7 @@
 //! What a developer runs: `cargo xtask VERB`, one file a verb.
 
 mod apt;
+mod bench;
 mod build;
 mod object;
 mod run;
@@ -36,6 +37,13 @@ enum Verb {
         /// Run only the tests whose name contains one of these, without format check and lints
         filters: Vec<String>,
     },
+    /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
+    Bench {
+        #[arg(default_value = "dns")]
+        subject: bench::Subject,
+        #[arg(long, default_value = "text")]
+        output: bench::Output,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
         Verb::Test { filters } => test::run(&filters),
+        Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

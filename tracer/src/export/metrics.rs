@@ -1,11 +1,11 @@
 //! Prometheus metrics: built at each scrape from one picture of the figures, never kept beside it.
 
+mod conntrack;
 mod families;
 
 use prometheus::{
     Encoder as _, TextEncoder,
-    core::Collector as _,
-    proto::{Bucket, Histogram, MetricFamily, MetricType, Summary},
+    proto::{Bucket, Histogram, MetricType, Summary},
 };
 use tracer_common::{
     Hook,
@@ -13,11 +13,12 @@ use tracer_common::{
     neigh::{self, Gc},
 };
 
-use self::families::{Families, pair};
+use self::families::{Families, infinities, process};
 use crate::{
     aggregate::{Figures, Picture},
     hooks::FAMILY_NAMES,
     kernel::{
+        conntrack::Conntrack,
         load::{HookStatus, State},
         maps::Filling,
         neighbour_tables::NeighbourTable,
@@ -41,6 +42,8 @@ pub struct View<'a> {
     pub peaks: [u32; 2],
     /// Forecasts.
     pub seconds_until_full: [f64; 2],
+    /// Connection tracking, where there is any.
+    pub conntrack: Option<Conntrack>,
     /// The hooks.
     pub hooks: &'a [HookStatus],
     /// Runs that the kernel skipped, by hook.
@@ -70,23 +73,6 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
     Ok(infinities(text))
-}
-
-/// The encoder writes `inf`; Prometheus' format has `+Inf`. No label ends a line.
-fn infinities(text: Vec<u8>) -> Vec<u8> {
-    match String::from_utf8(text) {
-        Ok(text) => text.replace(" inf\n", " +Inf\n").into_bytes(),
-        Err(error) => error.into_bytes(),
-    }
-}
-
-/// The usual `process_*`, with the node as on every series.
-fn process(node: &str) -> Vec<MetricFamily> {
-    let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
-    for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
-        metric.set_label(vec![pair("node", node)]);
-    }
-    families
 }
 
 fn node(out: &mut Families, view: &View<'_>) {
@@ -136,6 +122,9 @@ fn node(out: &mut Families, view: &View<'_>) {
                 runs,
             );
         }
+    }
+    if let Some(figures) = view.conntrack {
+        conntrack::add(out, figures);
     }
     let attached = |hook| {
         view.hooks
