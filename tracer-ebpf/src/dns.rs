@@ -7,6 +7,7 @@
 mod end;
 mod lookups;
 mod message;
+pub mod packets;
 mod refused;
 mod served;
 
@@ -19,7 +20,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Packet, Server};
+use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
 
 pub use self::{
     end::take_back,
@@ -34,7 +35,7 @@ use self::{
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, ENDPOINTS, LATE, PACKETS, PENDING},
+    maps::{ANSWERED, ENDPOINTS, LATE, PENDING},
     packet::{self, Udp},
     util::{add, read},
 };
@@ -132,7 +133,6 @@ impl Socket {
 /// A query leaves a socket.
 #[inline(always)]
 fn query(ctx: &SkBuffContext, udp: &Udp, header: &Header, asked: Option<Server>) -> Option<()> {
-    let socket = Socket::of(ctx)?;
     let sent_to = Server {
         address: udp.address(ctx, true)?,
         port: udp.destination_port,
@@ -145,14 +145,17 @@ fn query(ctx: &SkBuffContext, udp: &Udp, header: &Header, asked: Option<Server>)
         // SAFETY: the verifier knows the context's fields.
         segments: unsafe { (*ctx.skb.skb).gso_segs },
     };
-    ask(ctx, udp, &socket, &query);
+    ask(ctx, udp, &query);
     Some(())
 }
 
 /// Out of line: the question's hash is made in a frame beside this one, not on top.
 #[inline(never)]
-fn ask(ctx: &SkBuffContext, udp: &Udp, socket: &Socket, query: &Query) -> u64 {
-    let key = lookups::follow(socket, query, |question| {
+fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
+    let Some(socket) = Socket::of(ctx) else {
+        return 0;
+    };
+    let key = lookups::follow(&socket, query, |question| {
         let start = udp.payload() + HEADER;
         let len = bounded_len(start, ctx.len());
         if len > 0 {
@@ -173,12 +176,7 @@ fn ask(ctx: &SkBuffContext, udp: &Udp, socket: &Socket, query: &Query) -> u64 {
 /// own.
 #[inline(never)]
 fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64 {
-    let packet = Packet {
-        lookup: *key,
-        is_answer: 0,
-    };
-    // Full, of these and of those: the least recently used goes.
-    let _ = PACKETS.insert(ctx.as_ptr() as u64, packet, 0);
+    packets::note(packets::address(ctx), key, false);
     let Some(address) = udp.address(ctx, false) else {
         return 0;
     };
@@ -201,6 +199,20 @@ fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64
 #[inline(always)]
 fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     count_arrived();
+    let question = header.question(ctx, udp);
+    take(ctx, udp, header, question);
+    Some(())
+}
+
+/// Out of line, as `ask`.
+#[inline(never)]
+fn take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> u64 {
+    let _ = try_take(ctx, udp, header, question); // what cannot be read is no answer
+    0
+}
+
+#[inline(always)]
+fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> Option<()> {
     let socket = Socket::of(ctx)?;
     let packet = ctx.as_ptr() as u64;
     let server = Server {
@@ -208,7 +220,6 @@ fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         port: udp.source_port,
         family: udp.family,
     };
-    let question = header.question(ctx, udp);
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = LookupKey {

@@ -24,7 +24,7 @@ use self::datagram::Datagram;
 use crate::{
     conntrack, dns,
     layout::*,
-    maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
+    maps::{DROPS_NODE, NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
     neigh::{self, Wanted},
     packet::is_dns_port,
     ring,
@@ -85,7 +85,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         }
     } else if meaning.is_unspecified != 0 {
         // Most packets freed without a reason are no failure: only DNS on its way is looked at.
-        PACKETS.get_ptr(skb)?;
+        if !dns::packets::is_known(skb) {
+            return None;
+        }
         drop.cause = unspecified(ctx.arg(1)) as u8;
     } else {
         return None;

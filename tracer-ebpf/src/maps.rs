@@ -84,9 +84,9 @@ pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max
 #[map]
 pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(1, 0);
 
-/// DNS packets on their way through this node, by address of their `sk_buff`.
+/// DNS packets on their way through this node, by a hash of their `sk_buff`'s address.
 #[map]
-pub static PACKETS: LruHashMap<u64, dns::Packet> = LruHashMap::with_max_entries(16_384, 0);
+pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LEN, 0);
 
 /// Lookups by what their packets say of the client.
 #[map]

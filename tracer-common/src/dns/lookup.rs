@@ -245,10 +245,15 @@ impl Detail {
     }
 }
 
-/// A DNS packet on its way: value of the map `PACKETS`, by the address of its `sk_buff`.
+/// Places in the map `PACKETS`.
+pub const PACKETS_LEN: u32 = 1 << 15;
+
+/// A DNS packet on its way: value of the map `PACKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Packet {
+    /// Address of its `sk_buff`.
+    pub address: u64,
     /// The lookup it belongs to.
     pub lookup: LookupKey,
     /// Not 0: the answer, else the query.

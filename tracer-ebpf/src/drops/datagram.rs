@@ -10,7 +10,7 @@ use crate::{
     conntrack,
     dns::{self, Refused},
     layout::*,
-    maps::{ENDPOINTS, PACKETS, SERVED},
+    maps::{ENDPOINTS, SERVED},
     packet::is_dns_port,
     util::read,
 };
@@ -85,13 +85,9 @@ impl Datagram {
 
     /// The lookup of that very packet, wherever on the node it dies and whatever was translated: a
     /// query's `sk_buff` is the one that left the client, an answer's the one that left the server.
-    /// Addresses are reused at once, so id and direction must fit.
     #[inline(always)]
     pub fn by_packet(&self, skb: u64) -> Option<LookupKey> {
-        // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
-        let packet = unsafe { *PACKETS.get_ptr(skb)? };
-        (packet.lookup.id == self.id && (packet.is_answer != 0) == self.is_answer)
-            .then_some(packet.lookup)
+        dns::packets::lookup(skb, self.id, self.is_answer)
     }
 
     /// The lookup that the packet's client, port and id name: of a packet that was copied on its
