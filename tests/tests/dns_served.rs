@@ -9,6 +9,7 @@ use tests::dns::scene::{lookups, pod};
 use tests::dns::truth::{check_node, compare, compare_served};
 use tests::dns::{A, Lookup, Scene, Tally};
 use tests::netns::Pod;
+use tests::nft::Rules;
 use tests::router::Wiring;
 use tests::snmp::receive_buffer_errors;
 use tests::wait::ensure;
@@ -73,6 +74,37 @@ fn a_server_is_charged_with_what_it_answered() {
     let by_client = metrics.count("tracer_pod_dns_served_total", &scene.client.labels());
     assert_eq!(by_client, 0, "asking is no serving");
     check_node(&metrics).unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// Queries translated in the server's own namespace are its own all the same, and a query sent again
+/// is served once for each answer.
+#[test]
+fn a_server_behind_its_own_translation_is_charged_too() {
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let [asked4, asked6] = Family::ALL.map(|family| scene.nth(family, 3));
+    let [v4, v6] = Family::ALL.map(|family| scene.address(family));
+    let chain = format!(
+        " chain own {{ type nat hook prerouting priority -100; \
+         ip daddr {asked4} udp dport 53 counter name hit dnat ip to {v4}; \
+         ip6 daddr {asked6} udp dport 53 counter name hit dnat ip6 to {v6}; }}\n"
+    );
+    let rules = Rules::load(&scene.far.netns, &chain);
+    let asked = lookups(&["ok", "nx", "servfail", "drop"], &[asked4, asked6]);
+    let tally = scene.ask(&asked);
+    assert_eq!(tally.outcome("noerror"), 4, "the lab failed: {tally:?}");
+    assert_eq!(rules.hits(), 16, "the lab failed");
+    *scene.causes.entry("server").or_default() += tally.errors();
+    *scene.causes.entry("no_answer").or_default() += tally.outcome("timeout");
+    // The first of these two queries is never answered, the second is.
+    let mut twice = Lookup::new("second.test", A, asked4);
+    twice.again_after = Some(Duration::from_millis(200));
+    assert_eq!(scene.ask(&[twice]).outcome("noerror"), 1, "the lab failed");
+    await_served(
+        &scene.agent,
+        scene.far.labels(),
+        &scene.server.served(TIMEOUT),
+    );
+    scene.settle();
 }
 
 /// A forwarder serves its clients and asks its upstream, and is charged with each.
