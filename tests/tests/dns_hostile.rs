@@ -149,8 +149,6 @@ fn hostile_bytes_break_nothing() {
     eventually(Duration::from_secs(8), || {
         let metrics = scene.agent.metrics();
         check_node(&metrics)?;
-        let pending = metrics.count("tracer_node_dns_pending", &[]);
-        ensure(pending == 0, || format!("{pending} are pending"))?;
         for pod in [&attacker, &scene.client] {
             let count = |name: &str| metrics.count(name, &pod.labels());
             let queries = count("tracer_pod_dns_queries_total");

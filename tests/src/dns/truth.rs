@@ -116,7 +116,8 @@ pub fn compare_served(
     })
 }
 
-/// What must hold of the node when nothing is under way: it is the sum of its pods, too.
+/// What must come to hold of the node when nothing is asked any more: it is the sum of its pods, and
+/// no lookup waits for its end, which might be one too many.
 pub fn check_node(metrics: &Metrics) -> Result<(), String> {
     // Lookups of others on the host, in namespaces that no source knows, wait for a name.
     let held = metrics.count("tracer_unattributed_pending", &[("hook", "dns")]);
@@ -134,6 +135,8 @@ pub fn check_node(metrics: &Metrics) -> Result<(), String> {
     for cause in CAUSES {
         same("cause", cause, "failures")?;
     }
+    let pending = metrics.count("tracer_node_dns_pending", &[]);
+    ensure(pending == 0, || format!("{pending} are pending"))?;
     check_sums(metrics)
 }
 
