@@ -36,10 +36,15 @@ const SRC_NAT: u64 = 1 << 4;
 /// `IPS_DST_NAT`: the original direction's destination is translated (nf_conntrack_common.h).
 const DST_NAT: u64 = 1 << 5;
 
-/// The destination that a packet had when it left its socket, if it was translated since: DNAT in
-/// OUTPUT comes before the hook, its reversal before the hook on the way in.
+/// Gives the destination that a packet had when it left its socket, if it was translated since: DNAT
+/// in OUTPUT comes before the hook, its reversal before the hook on the way in.
 #[inline(always)]
-pub fn asked(packet: u64, family: u16) -> Option<Server> {
+pub fn asked(packet: u64, family: u16, server: &mut Server) -> bool {
+    try_asked(packet, family, server).is_some()
+}
+
+#[inline(always)]
+fn try_asked(packet: u64, family: u16, server: &mut Server) -> Option<()> {
     if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
         return None;
     }
@@ -51,12 +56,11 @@ pub fn asked(packet: u64, family: u16) -> Option<Server> {
     if read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & DST_NAT == 0 {
         return None;
     }
-    Some(Server {
-        // The tuple is all zero but for what is set: IPv4 has the first word.
-        address: read(connection, OFF_NF_CONN_ORIGINAL_DESTINATION.load())?,
-        port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?),
-        family,
-    })
+    // The tuple is all zero but for what is set: IPv4 has the first word.
+    server.address = read(connection, OFF_NF_CONN_ORIGINAL_DESTINATION.load())?;
+    server.port = u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?);
+    server.family = family;
+    Some(())
 }
 
 /// Client and server of an answer that is translated on its way out, as the server knows them.

@@ -58,21 +58,30 @@ pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
+    let mut query = Query::default();
     // A redirected query goes to any port; an answer is translated back before this hook.
-    let asked = conntrack::asked(ctx.as_ptr() as u64, udp.family);
+    let redirected = conntrack::asked(ctx.as_ptr() as u64, udp.family, &mut query.server);
     let to_server = packet::is_dns_port(udp.destination_port)
-        || asked.is_some_and(|server| packet::is_dns_port(server.port));
+        || (redirected && packet::is_dns_port(query.server.port));
     let from_server = packet::is_dns_port(udp.source_port);
     if !to_server && !from_server {
         return None;
     }
     let header = Header::load(ctx, udp)?;
     if !header.is_response() {
-        return if to_server {
-            query(ctx, udp, &header, asked)
-        } else {
-            None
-        };
+        if to_server {
+            if !redirected {
+                query.server.address = udp.address(ctx, true)?;
+                query.server.port = udp.destination_port;
+                query.server.family = udp.family;
+            }
+            query.id = header.id;
+            query.question = header.question(ctx, udp);
+            // SAFETY: the verifier knows the context's fields.
+            query.segments = unsafe { (*ctx.skb.skb).gso_segs };
+            ask(ctx, udp, &query);
+        }
+        return None;
     }
     if from_server {
         served::answered(ctx, udp, &header);
@@ -130,32 +139,14 @@ impl Socket {
     }
 }
 
-/// A query leaves a socket.
-#[inline(always)]
-fn query(ctx: &SkBuffContext, udp: &Udp, header: &Header, asked: Option<Server>) -> Option<()> {
-    let sent_to = Server {
-        address: udp.address(ctx, true)?,
-        port: udp.destination_port,
-        family: udp.family,
-    };
-    let query = Query {
-        id: header.id,
-        server: asked.unwrap_or(sent_to),
-        question: header.question(ctx, udp),
-        // SAFETY: the verifier knows the context's fields.
-        segments: unsafe { (*ctx.skb.skb).gso_segs },
-    };
-    ask(ctx, udp, &query);
-    Some(())
-}
-
-/// Out of line: the question's hash is made in a frame beside this one, not on top.
+/// A query leaves a socket. Out of line: the question's hash is made in a frame beside this one, not
+/// on top.
 #[inline(never)]
 fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
     let Some(socket) = Socket::of(ctx) else {
         return 0;
     };
-    let key = lookups::follow(&socket, query, |question| {
+    let key = lookups::follow::<true>(&socket, query, |question| {
         let start = udp.payload() + HEADER;
         let len = bounded_len(start, ctx.len());
         if len > 0 {

@@ -63,6 +63,11 @@ pub static DNS: HashMap<dns::Key, dns::Value> =
 #[map]
 pub static DNS_NODE: PerCpuArray<dns::Counts> = PerCpuArray::with_max_entries(1, 0);
 
+/// Failed lookups by the server asked first. The rest key is always there.
+#[map]
+pub static DNS_PEERS: HashMap<dns::PeerKey, u64> =
+    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
 /// One all-zero value: what a new entry of `DNS` is made of (too large for the stack).
 #[map]
 pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);

@@ -45,6 +45,7 @@ const MAPS: &[&str] = &[
     "TABLES",
     "DNS",
     "DNS_NODE",
+    "DNS_PEERS",
     "DNS_ZERO",
     "PENDING",
     "LOOKUP_ZERO",

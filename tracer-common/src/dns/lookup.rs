@@ -11,7 +11,9 @@ use crate::event::Header;
 /// not taken the expired one away yet. Only that program deletes expired entries and only the
 /// packet programs delete live ones, so nobody deletes another's successor.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct LookupKey {
     /// `bpf_get_socket_cookie` of the client's socket. A socket whose first query netfilter refused
     /// has none yet: then its address in the kernel, which no cookie is as large as.
@@ -206,6 +208,18 @@ pub struct Failure {
     pub _pad: [u8; 7],
     /// As [`Lookup::question`].
     pub question: [u8; QUESTION_LEN],
+}
+
+/// Whom failed lookups asked first: key of the map `DNS_PEERS`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PeerKey {
+    /// Network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// `AF_INET` or `AF_INET6`. 0: the rest key, charged when the map is full.
+    pub family: u32,
 }
 
 /// Why a packet was dropped.

@@ -14,7 +14,7 @@ use tracer_common::{
     ClientMap, Hook,
     dns::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Expired, Failure, Key, Lookup, LookupKey,
-        Outcome, Served, ServedKey, Value, bucket,
+        Outcome, PeerKey, Served, ServedKey, Value, bucket,
     },
     event,
 };
@@ -22,7 +22,7 @@ use tracer_common::{
 use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, PENDING, SERVED},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, LATE, PENDING, SERVED},
     ring,
     util::{add, sub},
 };
@@ -135,6 +135,10 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
     let value = client(lookup.key, lookup.netns)?;
     let node = node()?;
+    let peer = PeerKey {
+        address: lookup.servers[0].address,
+        family: lookup.servers[0].family as u32,
+    };
 
     if failed {
         let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
@@ -173,6 +177,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     if failed && cause < Cause::ALL.len() {
         add(&mut value.counts.causes[cause], 1);
         add(&mut node.causes[cause], 1);
+        count_peer(&peer);
     }
     if !timeout {
         let bucket = bucket(waited_ns);
@@ -185,6 +190,26 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     }
     sub(&mut value.pending, 1);
     Some(())
+}
+
+#[inline(always)]
+fn count_peer(key: &PeerKey) {
+    if DNS_PEERS.get_ptr(key).is_none() {
+        // EEXIST: another CPU was faster, which is as good.
+        let _ = DNS_PEERS.insert(key, 0, BPF_NOEXIST as u64);
+    }
+    let failed = match DNS_PEERS.get_ptr_mut(key) {
+        Some(failed) => failed,
+        None => {
+            ring::count_full(ClientMap::DnsPeers);
+            match DNS_PEERS.get_ptr_mut(PeerKey::default()) {
+                Some(failed) => failed,
+                None => return,
+            }
+        }
+    };
+    // SAFETY: entries are never removed.
+    add(unsafe { &mut *failed }, 1);
 }
 
 const SOCKET_BUFFER_FULL: u8 = Cause::SocketBufferFull as u8;

@@ -24,6 +24,7 @@ use crate::{
 const EEXIST: i32 = -17;
 
 /// What a query says.
+#[derive(Default)]
 pub struct Query {
     pub id: u16,
     /// The server asked, before any translation.
@@ -36,8 +37,11 @@ pub struct Query {
 
 /// Counts a query of a socket; gives the lookup that it belongs to. `copy` takes over the question's
 /// bytes where a lookup begins, and says how many there may be.
+///
+/// Without `MAY_END`, for programs that have no stack left for it, lookups in the way stay until
+/// `dns_age` ends them.
 #[inline(always)]
-pub fn follow(
+pub fn follow<const MAY_END: bool>(
     socket: &Socket,
     query: &Query,
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
@@ -79,18 +83,22 @@ pub fn follow(
                 // same time may see a lookup that just ended, which the removal below settles.
                 let lookup = unsafe { &mut *lookup };
                 if lookup.answered_ns != 0 {
-                    // Answered; nobody has counted it yet.
-                    end(&key, lookup, lookup.outcome, lookup.answered_ns);
-                    free = Some(slot);
+                    if MAY_END {
+                        // Answered; nobody has counted it yet.
+                        end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                        free = Some(slot);
+                    }
                 } else if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
                     if lookup.started_ns == 0 || lookup.question_hash == query.question {
                         // Asked again, perhaps elsewhere: one more query, no new lookup.
                         lookup.asked(query.server);
                         return Some(key);
                     }
-                    // Another question under the same id: nobody waits for the old one any more.
-                    end(&key, lookup, Outcome::Timeout as u8, now_ns);
-                    free = Some(slot);
+                    if MAY_END {
+                        // Another question under the same id: nobody waits for the old one any more.
+                        end(&key, lookup, Outcome::Timeout as u8, now_ns);
+                        free = Some(slot);
+                    }
                 }
             }
         }

@@ -181,11 +181,15 @@ impl Datagram {
     /// Counts a query that never left, if it is one to a DNS port; gives its lookup.
     #[inline(always)]
     pub fn refused(&self, skb: u64) -> Option<LookupKey> {
-        let asked = conntrack::asked(skb, self.family);
-        if !is_dns_port(self.destination_port)
-            && !asked.is_some_and(|server| is_dns_port(server.port))
-        {
+        let mut server = Server::default();
+        let redirected = conntrack::asked(skb, self.family, &mut server);
+        if !is_dns_port(self.destination_port) && !(redirected && is_dns_port(server.port)) {
             return None;
+        }
+        if !redirected {
+            server.address = self.address(true)?;
+            server.port = self.destination_port;
+            server.family = self.family;
         }
         let length = u16::from_be(read(self.udp, 4)?) as u32;
         let [flags, questions] = read::<[u16; 2]>(self.udp, UDP_HEADER + 2)?;
@@ -193,14 +197,6 @@ impl Datagram {
         if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
             return None;
         }
-        let server = match asked {
-            Some(server) => server,
-            None => Server {
-                address: self.address(true)?,
-                port: self.destination_port,
-                family: self.family,
-            },
-        };
         dns::refused(&Refused {
             sk: read(skb, OFF_SK_BUFF_SK.load())?,
             id: self.id,
