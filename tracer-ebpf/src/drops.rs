@@ -88,7 +88,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         if !dns::packets::is_known(skb) {
             return None;
         }
-        drop.cause = unspecified(ctx.arg(1)) as u8;
+        drop.cause = unspecified(skb, ctx.arg(1)) as u8;
     } else {
         return None;
     }
@@ -182,9 +182,14 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
     Some(())
 }
 
-/// What a packet freed without a reason died of, by where it was freed.
+/// What a packet freed without a reason died of, by its route and where it was freed.
 #[inline(always)]
-fn unspecified(location: u64) -> Cause {
+fn unspecified(skb: u64, location: u64) -> Cause {
+    // Routes of the kinds unreachable, prohibit and blackhole carry an error.
+    let error = route(skb).and_then(|route| read::<u16>(route, OFF_DST_ENTRY_ERROR.load()));
+    if error.is_some_and(|error| error != 0) {
+        return Cause::NoRoute;
+    }
     let within = |start: u64, end: u64| location >= start && location < end;
     // IPv6 gives no reason when a neighbour does not answer: ndisc_error_report() frees, which may
     // be inlined into neigh_invalidate().
@@ -238,6 +243,13 @@ fn net(skb: u64) -> Option<u64> {
     }
 }
 
+/// The packet's route: a `struct dst_entry`, the beginning of a `struct rt6_info` for IPv6.
+#[inline(always)]
+fn route(skb: u64) -> Option<u64> {
+    // The low two bits are flags (include/linux/skbuff.h, SKB_DST_PTRMASK).
+    Some(read::<u64>(skb, OFF_SK_BUFF_DST.load())? & !3)
+}
+
 /// Cookie of the namespace of the packet's device.
 #[inline(always)]
 fn device_net_cookie(skb: u64) -> Option<u64> {
@@ -266,9 +278,7 @@ fn was_unsolicited(skb: u64, datagram: &Datagram) -> bool {
         return false;
     }
     let last = || {
-        // The low two bits are flags (include/linux/skbuff.h, SKB_DST_PTRMASK).
-        let route = read::<u64>(skb, OFF_SK_BUFF_DST.load())? & !3;
-        let gateway = read::<[u32; 4]>(route, OFF_RT6_INFO_GATEWAY.load())?;
+        let gateway = read::<[u32; 4]>(route(skb)?, OFF_RT6_INFO_GATEWAY.load())?;
         let address = if gateway[0] | gateway[1] | gateway[2] | gateway[3] == 0 {
             datagram.address(true)?
         } else {

@@ -63,6 +63,7 @@ const DROPS: &[Field] = &[
     ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
     ("OFF_SK_BUFF_DEV", "sk_buff", "dev"),
     ("OFF_SK_BUFF_DST", "sk_buff", "_skb_refdst"),
+    ("OFF_DST_ENTRY_ERROR", "dst_entry", "error"),
     ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
     ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
     ("OFF_SOCK_NUM", "sock", "__sk_common.skc_num"),
