@@ -64,11 +64,14 @@ pub fn compare(
     let causes: BTreeMap<&str, u64> = causes.iter().copied().collect();
     for cause in CAUSES {
         let expected = causes.get(cause).copied().unwrap_or(0);
-        check(
-            "tracer_pod_dns_failures_total",
-            Some(("cause", cause)),
-            expected,
-        )?;
+        let metric = "tracer_pod_dns_failures_total";
+        check(metric, Some(("cause", cause)), expected).map_err(|why| {
+            let all = CAUSES.map(|cause| {
+                let labels = [namespace, name, ("cause", cause)];
+                (cause, metrics.sum(metric, &labels))
+            });
+            format!("{why}; all: {all:?}; the lab's: {causes:?}")
+        })?;
     }
     check("tracer_pod_dns_late_responses_total", None, tally.late)?;
     check(
