@@ -28,14 +28,14 @@ pub use self::{
     refused::{Refused, cgroup_id, refused},
 };
 use self::{
-    end::{client, count_arrived, end, node},
+    end::{client, count_arrived, end_answered, node},
     lookups::Query,
     message::{HEADER, Header, bounded_len},
 };
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, ENDPOINTS, LATE, PENDING},
+    maps::{ANSWERED, ENDED, ENDPOINTS, PENDING},
     packet::{self, Udp},
     util::{add, read},
 };
@@ -231,7 +231,7 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
                 && (lookup.was_asked(&server) || conntrack::may_be_translated(packet));
             if lookup.answered_ns != 0 {
                 // Answered before; this one is to nothing asked, unless it fits the other slot.
-                end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                end_answered(&key, lookup);
             } else if fits {
                 if !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
                     // It counts when it has not been dropped behind this hook: see `count_arrived`.
@@ -253,11 +253,13 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
         slot += 1;
     }
     key.slot = 0;
-    if let Some(expired) = LATE.get_ptr(key) {
+    if let Some(ended) = ENDED.get_ptr(key) {
         // SAFETY: a map's value; torn reads of an evicted entry would make one answer unmatched.
-        let expired = unsafe { *expired };
-        let fits = header.questions == 0 || expired.question_hash == question;
-        if fits && now_ns < expired.deadline_ns + LATE_NS && LATE.remove(key).is_ok() {
+        let ended = unsafe { *ended };
+        let fits = ended.answered == 0
+            && (header.questions == 0 || ended.question_hash == question)
+            && now_ns < ended.deadline_ns + LATE_NS;
+        if fits && ENDED.remove(key).is_ok() {
             return late(&socket);
         }
     }

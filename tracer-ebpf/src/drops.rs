@@ -84,11 +84,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        // Most packets freed without a reason are no failure: only DNS on its way is looked at.
-        if !dns::packets::is_known(skb) {
-            return None;
-        }
-        drop.cause = unspecified(skb, ctx.arg(1)) as u8;
+        drop.cause = if was_neighbour(ctx.arg(1)) {
+            Cause::NeighbourUnresolved
+        } else if dns::packets::is_known(skb) {
+            unspecified(skb)
+        } else {
+            return None; // most packets freed without a reason are no failure
+        } as u8;
     } else {
         return None;
     }
@@ -182,21 +184,22 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
     Some(())
 }
 
-/// What a packet freed without a reason died of, by its route and where it was freed.
+/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees
+/// without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
 #[inline(always)]
-fn unspecified(skb: u64, location: u64) -> Cause {
+fn was_neighbour(location: u64) -> bool {
+    let within = |start: u64, end: u64| location >= start && location < end;
+    within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
+        || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
+}
+
+/// What a packet freed without a reason died of.
+#[inline(always)]
+fn unspecified(skb: u64) -> Cause {
     // Routes of the kinds unreachable, prohibit and blackhole carry an error.
     let error = route(skb).and_then(|route| read::<u16>(route, OFF_DST_ENTRY_ERROR.load()));
     if error.is_some_and(|error| error != 0) {
         return Cause::NoRoute;
-    }
-    let within = |start: u64, end: u64| location >= start && location < end;
-    // IPv6 gives no reason when a neighbour does not answer: ndisc_error_report() frees, which may
-    // be inlined into neigh_invalidate().
-    if within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
-        || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
-    {
-        return Cause::NeighbourUnresolved;
     }
     Cause::Dropped
 }

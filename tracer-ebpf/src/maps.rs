@@ -81,9 +81,10 @@ pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
 #[map]
 pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
 
-/// Lookups that ended as `timeout`, so that a late answer is told from one to nothing asked.
+/// Lookups that ended: a late answer is told from one to nothing asked, and a question asked again
+/// after its answer from a new one.
 #[map]
-pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max_entries(16_384, 0);
+pub static ENDED: LruHashMap<dns::LookupKey, dns::Ended> = LruHashMap::with_max_entries(65_536, 0);
 
 /// The answer that reached a socket's filter last on this CPU.
 #[map]

@@ -49,7 +49,7 @@ const MAPS: &[&str] = &[
     "DNS_ZERO",
     "PENDING",
     "LOOKUP_ZERO",
-    "LATE",
+    "ENDED",
     "PACKETS",
     "ENDPOINTS",
     "SERVED",

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Key;
 use crate::event::Header;
 
-/// A lookup that waits: key of the map `PENDING`, and of `LATE` with slot 0.
+/// A lookup that waits: key of the map `PENDING`, and of `ENDED` with slot 0.
 ///
 /// Two slots let a new lookup start under the same socket and id while the program that ages has
 /// not taken the expired one away yet. Only that program deletes expired entries and only the
@@ -151,14 +151,17 @@ impl Server {
     }
 }
 
-/// Value of the map `LATE`: lookups that ended as `timeout`.
+/// Value of the map `ENDED`, by key with slot 0: the lookup that ended last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Expired {
+pub struct Ended {
     /// The deadline, `CLOCK_MONOTONIC` nanoseconds.
     pub deadline_ns: u64,
     /// As [`Lookup::question_hash`].
     pub question_hash: u64,
+    /// Not 0: it was answered, and until the deadline the same question again is no new lookup.
+    /// Else it timed out, and an answer to it is late.
+    pub answered: u64,
 }
 
 /// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
@@ -260,7 +263,7 @@ impl Detail {
 }
 
 /// Places in the map `PACKETS`.
-pub const PACKETS_LEN: u32 = 1 << 15;
+pub const PACKETS_LEN: u32 = 1 << 16;
 
 /// A DNS packet on its way: value of the map `PACKETS`.
 #[repr(C)]

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use tracer_common::{
     ClientMap, Hook,
     dns::{
-        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Expired, Failure, Key, Lookup, LookupKey,
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
         Outcome, PeerKey, Served, ServedKey, Value, bucket,
     },
     event,
@@ -22,7 +22,7 @@ use tracer_common::{
 use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, LATE, PENDING, SERVED},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, ENDED, PENDING, SERVED},
     ring,
     util::{add, sub},
 };
@@ -76,9 +76,30 @@ pub fn count_arrived() {
         // SAFETY: as in `query`.
         let lookup = unsafe { &mut *lookup };
         if lookup.answered_ns != 0 {
-            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+            end_answered(&key, lookup);
         }
     }
+}
+
+/// Ends a lookup whose answer has arrived.
+#[inline(always)]
+pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
+    remember(key, lookup, 1);
+    end(key, lookup, lookup.outcome, lookup.answered_ns);
+}
+
+/// Remembers a lookup that is about to end. Out of line: its stack is its own.
+#[inline(never)]
+fn remember(key: &LookupKey, lookup: &Lookup, answered: u64) -> u64 {
+    let ended = Ended {
+        deadline_ns: lookup.started_ns + DNS_TIMEOUT_NS.load(),
+        question_hash: lookup.question_hash,
+        answered,
+    };
+    // Full: the least recently used goes. A late answer to that one counts as unmatched, the same
+    // question again as a new lookup.
+    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended, 0);
+    0
 }
 
 /// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
@@ -320,7 +341,7 @@ unsafe extern "C" fn age(
     let timeout_ns = DNS_TIMEOUT_NS.load();
     if lookup.answered_ns != 0 {
         if now_ns.wrapping_sub(lookup.answered_ns) > ARRIVED_NS {
-            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+            end_answered(&key, lookup);
         }
         return 0;
     }
@@ -328,12 +349,7 @@ unsafe extern "C" fn age(
         return 0;
     }
     if lookup.late == 0 {
-        let expired = Expired {
-            deadline_ns: lookup.started_ns + timeout_ns,
-            question_hash: lookup.question_hash,
-        };
-        // Full: the least recently used goes; a late answer to that one counts as unmatched.
-        let _ = LATE.insert(LookupKey { slot: 0, ..key }, expired, 0);
+        remember(&key, lookup, 0);
     }
     end(&key, lookup, Outcome::Timeout as u8, now_ns);
     0
