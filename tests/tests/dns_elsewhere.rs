@@ -1,0 +1,100 @@
+//! Hook `dns` with hook `drops`: answers that no socket of this node's resolvers sent, as of a server
+//! elsewhere. Nothing but what they say leads to their lookup.
+
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::fd::OwnedFd;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketType, bind, ipproto, recv, sendto, socket, sockopt,
+};
+use tests::Family;
+use tests::dns::packet::answer;
+use tests::dns::scene::lookups;
+use tests::dns::{A, Lookup, Scene};
+use tests::nft::Rules;
+use tests::router::Wiring;
+
+const UDP_HEADER: usize = 8;
+
+/// Answers so many queries to `address` by a raw socket, of which the hook knows no query. (The
+/// kernel says "port unreachable" too, for it has no other socket there.)
+fn serve(scene: &Scene, address: IpAddr, queries: usize) -> JoinHandle<()> {
+    let IpAddr::V4(address) = address else {
+        panic!("raw answers are IPv4");
+    };
+    let raw = scene.far.netns.run(|| {
+        let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::UDP));
+        let raw: OwnedFd = raw.expect("raw sockets can be made");
+        bind(&raw, &SocketAddrV4::new(address, 0)).expect("the server's address can be bound");
+        let patience = std::time::Duration::from_secs(5);
+        sockopt::set_socket_timeout(&raw, sockopt::Timeout::Recv, Some(patience))
+            .expect("a timeout");
+        raw
+    });
+    std::thread::spawn(move || {
+        for _ in 0..queries {
+            let mut packet = [MaybeUninit::uninit(); 2048];
+            let ((packet, _), _) =
+                recv(&raw, &mut packet, RecvFlags::empty()).expect("the lab failed: no query came");
+            let header = usize::from(packet[0] & 0xf) * 4;
+            let source: [u8; 4] = packet[12..16].try_into().expect("four bytes");
+            let (udp, query) = packet[header..].split_at(UDP_HEADER);
+            let message = answer(query, 0, false, true);
+            let length = u16::try_from(UDP_HEADER + message.len()).expect("answers are short");
+            // From 53 to the client's port; a checksum of 0 is none.
+            let mut datagram = vec![0, 53, udp[0], udp[1]];
+            datagram.extend(length.to_be_bytes());
+            datagram.extend([0, 0]);
+            datagram.extend(message);
+            let client = SocketAddrV4::new(source.into(), 0);
+            sendto(&raw, &datagram, SendFlags::empty(), &client).expect("the answer can be sent");
+        }
+    })
+}
+
+fn asked(address: IpAddr, script: &str, count: usize) -> Vec<Lookup> {
+    (0..count)
+        .map(|n| Lookup::new(format!("{script}-{n}.test"), A, address))
+        .collect()
+}
+
+#[test]
+fn answers_of_a_server_elsewhere_are_joined_by_what_they_say() {
+    for wiring in [Wiring::Routed, Wiring::Bridged] {
+        let (_lab, mut scene) = Scene::new(wiring);
+        // An address of the server's pod where no server listens.
+        let address = scene.nth(Family::V4, tests::dns::scene::SERVERS + 2);
+        scene
+            .far
+            .netns
+            .ip(&format!("address add {address}/32 dev lo"));
+        let route = format!("route add {address}/32 via {}", scene.address(Family::V4));
+        scene.router.ip(&route);
+
+        let server = serve(&scene, address, 4);
+        let tally = scene.ask(&asked(address, "free", 4));
+        assert_eq!(tally.answered(), 4, "the lab failed: {tally:?}");
+        server.join().expect("the server ends well");
+
+        for (what, netns, hook) in [
+            ("the node's FORWARD", &scene.router, "forward"),
+            ("the pod's INPUT", &scene.client.netns, "input"),
+        ]
+        .map(|(what, netns, hook)| (what, Arc::clone(netns), hook))
+        {
+            let rules = Rules::drop(&netns, hook, "udp sport 53");
+            let lookups = asked(address, "lost", 4);
+            let server = serve(&scene, address, lookups.len());
+            // An answer's drop goes before the query's, which found no other socket.
+            scene.fail(what, &lookups, "netfilter", &["netfilter_drop"]);
+            assert_eq!(rules.hits(), 4, "the lab failed, {what}");
+            server.join().expect("the server ends well");
+        }
+        let to = Family::ALL.map(|family| scene.address(family));
+        scene.ask(&lookups(&["ok-after"], &to));
+        scene.settle();
+    }
+}
