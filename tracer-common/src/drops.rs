@@ -16,8 +16,7 @@ pub struct Reason {
     pub is_failure: u8,
     /// [`crate::dns::Cause`] of a lookup whose packet died of it.
     pub cause: u8,
-    /// Not 0: the reason says nothing by itself, but a query freed for it is lost; where it was
-    /// freed says why.
+    /// Not 0: the reason means no failure by itself, but a DNS packet freed for it is lost.
     pub is_unspecified: u8,
     /// Not 0: a packet that finds no neighbour entry is dropped for this reason, so it says who
     /// wanted the entry that was refused just before.

@@ -35,7 +35,7 @@ use self::{
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, ENDED, ENDPOINTS, PENDING},
+    maps::{ANSWERED, ENDPOINTS, EXPIRED, PENDING},
     packet::{self, Udp},
     util::{add, read},
 };
@@ -120,10 +120,35 @@ pub struct Socket {
     pub sk: u64,
 }
 
+/// `SOCK_DGRAM` (include/linux/net.h).
+const SOCK_DGRAM: u16 = 2;
+
+/// The socket's own port. Out of line, as `is_datagram`: their stack is their own.
+#[inline(never)]
+fn port(sk: u64) -> u64 {
+    read::<u16>(sk, OFF_SOCK_NUM.load()).unwrap_or_default() as u64
+}
+
+/// Is it no raw socket? Those get a copy of what another is meant to get.
+#[inline(never)]
+fn is_datagram(sk: u64) -> bool {
+    read(sk, OFF_SOCK_TYPE.load()) == Some(SOCK_DGRAM)
+}
+
 impl Socket {
+    /// Stands for it while it has no cookie: where it is, with its port in the low bits, for the memory
+    /// is another socket's soon, with another port.
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        self.sk ^ port(self.sk)
+    }
+
     #[inline(always)]
     fn of(ctx: &SkBuffContext) -> Option<Self> {
         let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
+        if !is_datagram(sk) {
+            return None;
+        }
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         Some(Self {
             key: Key {
@@ -219,11 +244,14 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
         slot: 0,
         _pad: 0,
     };
+    // A lookup that is over may not have been taken away yet, in either place: the one that lives
+    // goes first.
+    let mut over = None;
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
         if let Some(lookup) = PENDING.get_ptr_mut(key) {
-            // SAFETY: as in `query`.
+            // SAFETY: as in `lookups::follow`.
             let lookup = unsafe { &mut *lookup };
             // Some servers answer FORMERR without the question.
             let fits = lookup.started_ns != 0
@@ -232,34 +260,33 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
             if lookup.answered_ns != 0 {
                 // Answered before; this one is to nothing asked, unless it fits the other slot.
                 end_answered(&key, lookup);
-            } else if fits {
-                if !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
-                    // It counts when it has not been dropped behind this hook: see `count_arrived`.
-                    lookup.outcome = header.outcome() as u8;
-                    lookup.answered_ns = now_ns;
-                    // SAFETY: a per-CPU array's value; answers come in softirqs, which do not
-                    // interrupt each other.
-                    let answered = unsafe { &mut *ANSWERED.get_ptr_mut(0)? };
-                    answered.key = key;
-                    answered.packet = packet;
-                    return Some(());
-                }
-                if lookup.late == 0 {
-                    lookup.late = 1;
-                    return late(&socket);
-                }
+            } else if fits && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
+                // It counts when it has not been dropped behind this hook: see `count_arrived`.
+                lookup.outcome = header.outcome() as u8;
+                lookup.answered_ns = now_ns;
+                // SAFETY: a per-CPU array's value; answers come in softirqs, which do not
+                // interrupt each other.
+                let answered = unsafe { &mut *ANSWERED.get_ptr_mut(0)? };
+                answered.key = key;
+                answered.packet = packet;
+                return Some(());
+            } else if fits && lookup.late == 0 {
+                over = Some(lookup);
             }
         }
         slot += 1;
     }
+    if let Some(lookup) = over {
+        lookup.late = 1;
+        return late(&socket);
+    }
     key.slot = 0;
-    if let Some(ended) = ENDED.get_ptr(key) {
+    if let Some(expired) = EXPIRED.get_ptr(key) {
         // SAFETY: a map's value; torn reads of an evicted entry would make one answer unmatched.
-        let ended = unsafe { *ended };
-        let fits = ended.answered == 0
-            && (header.questions == 0 || ended.question_hash == question)
-            && now_ns < ended.deadline_ns + LATE_NS;
-        if fits && ENDED.remove(key).is_ok() {
+        let expired = unsafe { *expired };
+        let fits = (header.questions == 0 || expired.question_hash == question)
+            && now_ns < expired.deadline_ns + LATE_NS;
+        if fits && EXPIRED.remove(key).is_ok() {
             return late(&socket);
         }
     }

@@ -102,6 +102,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     if drop.cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
         // No entry, but not for a full table: no memory, or the device is going away.
         drop.cause = Cause::Dropped as u8;
+    } else if drop.cause == Cause::PortUnreachable as u8 && datagram.is_answer {
+        // The client's own port: it has given up.
+        drop.cause = Cause::Dropped as u8;
     } else if drop.cause == Cause::NeighbourUnresolved as u8 && was_unsolicited(skb, &datagram) {
         drop.cause = Cause::NeighbourTableFull as u8;
     }

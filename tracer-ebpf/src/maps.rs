@@ -81,8 +81,12 @@ pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
 #[map]
 pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
 
-/// Lookups that ended: a late answer is told from one to nothing asked, and a question asked again
-/// after its answer from a new one.
+/// Lookups that ended as `timeout`, so that a late answer is told from one to nothing asked.
+#[map]
+pub static EXPIRED: LruHashMap<dns::LookupKey, dns::Ended> =
+    LruHashMap::with_max_entries(16_384, 0);
+
+/// Lookups that were answered, so that the same question again is told from a new one.
 #[map]
 pub static ENDED: LruHashMap<dns::LookupKey, dns::Ended> = LruHashMap::with_max_entries(65_536, 0);
 

@@ -50,6 +50,7 @@ const MAPS: &[&str] = &[
     "PENDING",
     "LOOKUP_ZERO",
     "ENDED",
+    "EXPIRED",
     "PACKETS",
     "ENDPOINTS",
     "SERVED",

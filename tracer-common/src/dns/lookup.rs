@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Key;
 use crate::event::Header;
 
-/// A lookup that waits: key of the map `PENDING`, and of `ENDED` with slot 0.
+/// A lookup that waits: key of the map `PENDING`, and of `ENDED` and
+/// `EXPIRED` with slot 0.
 ///
 /// Two slots let a new lookup start under the same socket and id while the program that ages has
 /// not taken the expired one away yet. Only that program deletes expired entries and only the
@@ -16,7 +17,7 @@ use crate::event::Header;
 )]
 pub struct LookupKey {
     /// `bpf_get_socket_cookie` of the client's socket. A socket whose first query netfilter refused
-    /// has none yet: then its address in the kernel, which no cookie is as large as.
+    /// has none yet: then its address in the kernel and its port, which no cookie is as large as.
     pub socket: u64,
     /// Transaction id, host byte order.
     pub id: u16,
@@ -151,7 +152,8 @@ impl Server {
     }
 }
 
-/// Value of the map `ENDED`, by key with slot 0: the lookup that ended last.
+/// Value of the maps `ENDED` (answered) and `EXPIRED`, by key with slot 0: the lookup that ended so
+/// last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ended {
@@ -159,9 +161,6 @@ pub struct Ended {
     pub deadline_ns: u64,
     /// As [`Lookup::question_hash`].
     pub question_hash: u64,
-    /// Not 0: it was answered, and until the deadline the same question again is no new lookup.
-    /// Else it timed out, and an answer to it is late.
-    pub answered: u64,
 }
 
 /// An answer at the socket's filter is not in the socket yet: the very next thing that happens on

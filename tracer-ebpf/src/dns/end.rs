@@ -22,7 +22,7 @@ use tracer_common::{
 use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, ENDED, PENDING, SERVED},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, ENDED, EXPIRED, PENDING, SERVED},
     ring,
     util::{add, sub},
 };
@@ -84,22 +84,24 @@ pub fn count_arrived() {
 /// Ends a lookup whose answer has arrived.
 #[inline(always)]
 pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
-    remember(key, lookup, 1);
+    remember(key, lookup);
     end(key, lookup, lookup.outcome, lookup.answered_ns);
 }
 
-/// Remembers a lookup that is about to end. Out of line: its stack is its own.
+/// Remembers a lookup that was answered. Out of line: its stack is its own.
 #[inline(never)]
-fn remember(key: &LookupKey, lookup: &Lookup, answered: u64) -> u64 {
-    let ended = Ended {
+fn remember(key: &LookupKey, lookup: &Lookup) -> u64 {
+    // Full: the least recently used goes; the same question again is a new lookup then.
+    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended(lookup), 0);
+    0
+}
+
+#[inline(always)]
+fn ended(lookup: &Lookup) -> Ended {
+    Ended {
         deadline_ns: lookup.started_ns + DNS_TIMEOUT_NS.load(),
         question_hash: lookup.question_hash,
-        answered,
-    };
-    // Full: the least recently used goes. A late answer to that one counts as unmatched, the same
-    // question again as a new lookup.
-    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended, 0);
-    0
+    }
 }
 
 /// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
@@ -349,7 +351,8 @@ unsafe extern "C" fn age(
         return 0;
     }
     if lookup.late == 0 {
-        remember(&key, lookup, 0);
+        // Full: the least recently used goes; a late answer to that one counts as unmatched.
+        let _ = EXPIRED.insert(LookupKey { slot: 0, ..key }, ended(lookup), 0);
     }
     end(&key, lookup, Outcome::Timeout as u8, now_ns);
     0

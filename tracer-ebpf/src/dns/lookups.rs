@@ -64,7 +64,7 @@ pub fn follow<const MAY_END: bool>(
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = LookupKey {
         socket: if socket.cookie == 0 {
-            socket.sk
+            socket.address()
         } else {
             socket.cookie
         },
@@ -116,7 +116,8 @@ pub fn follow<const MAY_END: bool>(
     if asked_again(&key, query.question, now_ns) {
         return None;
     }
-    if socket.cookie != 0 && refused_lately(now_ns) && moved(socket, query, &key, now_ns) {
+    if socket.cookie != 0 && refused_lately(now_ns) && moved(socket.address(), query, &key, now_ns)
+    {
         return Some(key);
     }
     if value.pending >= DNS_PENDING_PER_CLIENT.load() {
@@ -166,15 +167,16 @@ fn untracked(value: &mut Value) -> Option<LookupKey> {
 }
 
 /// Was this question answered under the same socket and id, before the deadline? Then it is one more
-/// query and no lookup: musl asks all servers, and may have one's answer before it asks the next.
-#[inline(always)]
+/// query and no lookup: musl asks all servers, and may have one's answer before it asks the next. Out
+/// of line: its stack is its own.
+#[inline(never)]
 fn asked_again(key: &LookupKey, question: u64, now_ns: u64) -> bool {
     let Some(ended) = ENDED.get_ptr(LookupKey { slot: 0, ..*key }) else {
         return false;
     };
     // SAFETY: a map's value; torn reads of an evicted entry would make one lookup too many.
     let ended = unsafe { *ended };
-    ended.answered != 0 && ended.question_hash == question && now_ns <= ended.deadline_ns
+    ended.question_hash == question && now_ns <= ended.deadline_ns
 }
 
 /// Has netfilter refused any query that may still wait?
@@ -192,9 +194,9 @@ fn refused_lately(now_ns: u64) -> bool {
 /// waits under the socket's address. Now that it is asked again, it moves to `to`. Out of line: its
 /// stack is its own.
 #[inline(never)]
-fn moved(socket: &Socket, query: &Query, to: &LookupKey, now_ns: u64) -> bool {
+fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64) -> bool {
     let mut from = LookupKey {
-        socket: socket.sk,
+        socket: address,
         ..*to
     };
     let mut slot = 0;

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel as pr
 use tracer_common::dns::{Key, LookupKey, QUESTION_LEN, Server};
 
 use super::{
-    Socket,
+    Socket, is_datagram,
     lookups::{self, Query},
     message,
 };
@@ -50,6 +50,9 @@ fn follow(refused: &Refused, key: &mut LookupKey) -> u64 {
 
 #[inline(always)]
 fn try_follow(refused: &Refused) -> Option<LookupKey> {
+    if !is_datagram(refused.sk) {
+        return None;
+    }
     let net = read::<u64>(refused.sk, OFF_SOCK_NET.load())?;
     let socket = Socket {
         key: Key {

@@ -22,6 +22,7 @@ const DNS_HEADER: u32 = 12;
 const COMPARED: u64 = 16;
 
 /// A dropped datagram, read as DNS: any other has no lookup that fits.
+#[derive(Default)]
 pub struct Datagram {
     pub family: u16,
     pub is_answer: bool,
@@ -34,11 +35,44 @@ pub struct Datagram {
 }
 
 impl Datagram {
+    /// What the packet says; in a tunnel (VXLAN, IPIP, GRE) what the packet inside says, where it is
+    /// known to be DNS.
     #[inline(always)]
     pub fn of(skb: u64) -> Option<Self> {
+        let mut datagram = Self::default();
+        let found = datagram.fill(skb, false);
+        if dns::packets::is_known(skb)
+            && (found == 0 || datagram.by_packet(skb).is_none())
+            && datagram.fill(skb, true) == 0
+        {
+            return None;
+        }
+        (datagram.udp != 0).then_some(datagram)
+    }
+
+    /// 0 where there is no datagram. Out of line: its stack is its own.
+    #[inline(never)]
+    fn fill(&mut self, skb: u64, inner: bool) -> u64 {
+        self.udp = 0;
+        self.try_fill(skb, inner).map_or(0, |()| 1)
+    }
+
+    #[inline(always)]
+    fn try_fill(&mut self, skb: u64, inner: bool) -> Option<()> {
+        let (header, protocol) = if inner {
+            (
+                OFF_SK_BUFF_INNER_NETWORK_HEADER.load(),
+                OFF_SK_BUFF_INNER_PROTOCOL.load(),
+            )
+        } else {
+            (
+                OFF_SK_BUFF_NETWORK_HEADER.load(),
+                OFF_SK_BUFF_PROTOCOL.load(),
+            )
+        };
         let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
-        let network = head + read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u64;
-        let (family, udp) = match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
+        let network = head + read::<u16>(skb, header)? as u64;
+        let udp = match u16::from_be(read(skb, protocol)?) {
             ETH_P_IP => {
                 let first = read::<u8>(network, 0)?;
                 if first >> 4 != 4 || read::<u8>(network, 9)? != IPPROTO_UDP {
@@ -48,27 +82,32 @@ impl Datagram {
                 if u16::from_be(read(network, 6)?) & 0x1fff != 0 {
                     return None;
                 }
-                (AF_INET, network + ((first & 0xf) as u64) * 4)
+                self.family = AF_INET;
+                network + ((first & 0xf) as u64) * 4
             }
             ETH_P_IPV6 => {
                 if read::<u8>(network, 6)? != IPPROTO_UDP {
                     return None;
                 }
-                (AF_INET6, network + 40)
+                self.family = AF_INET6;
+                network + 40
             }
             _ => return None,
         };
+        // What lies in page fragments is somewhere else.
+        let end = head + read::<u32>(skb, OFF_SK_BUFF_TAIL.load())? as u64;
+        if udp + (UDP_HEADER + DNS_HEADER) as u64 > end {
+            return None;
+        }
         let [source, destination] = read::<[u16; 2]>(udp, 0)?;
         let [id, flags] = read::<[u16; 2]>(udp, UDP_HEADER)?;
-        Some(Self {
-            family,
-            is_answer: u16::from_be(flags) & 0x8000 != 0,
-            id: u16::from_be(id),
-            source_port: u16::from_be(source),
-            destination_port: u16::from_be(destination),
-            network,
-            udp,
-        })
+        self.is_answer = u16::from_be(flags) & 0x8000 != 0;
+        self.id = u16::from_be(id);
+        self.source_port = u16::from_be(source);
+        self.destination_port = u16::from_be(destination);
+        self.network = network;
+        self.udp = udp;
+        Some(())
     }
 
     /// Source or destination address, network byte order; IPv4 in the first word.
@@ -87,7 +126,16 @@ impl Datagram {
     /// query's `sk_buff` is the one that left the client, an answer's the one that left the server.
     #[inline(always)]
     pub fn by_packet(&self, skb: u64) -> Option<LookupKey> {
-        dns::packets::lookup(skb, self.id, self.is_answer)
+        let key = dns::packets::lookup(skb, self.id, self.is_answer)?;
+        // The place may be that of a packet that was there before, of another socket.
+        if !self.is_answer
+            && self.never_left(skb)
+            && let Some(sk) = read::<u64>(skb, OFF_SK_BUFF_SK.load())
+            && read(sk, OFF_SOCK_COOKIE.load()) != Some(key.socket)
+        {
+            return None;
+        }
+        Some(key)
     }
 
     /// The lookup that the packet's client, port and id name: of a packet that was copied on its
@@ -136,13 +184,19 @@ impl Datagram {
             && (ours[1] ^ theirs[1]) & low_bytes(second) == 0
     }
 
-    /// Was it refused in its socket's own namespace, in front of the hook on the way out?
+    /// Is it in the namespace of the socket that sent it? Refused there, it never reached the hook on
+    /// the way out, which is behind netfilter.
     #[inline(always)]
     pub fn never_left(&self, skb: u64) -> bool {
         let Some(sk) = read::<u64>(skb, OFF_SK_BUFF_SK.load()) else {
             return false;
         };
         if sk == 0 {
+            return false;
+        }
+        // On the way in a packet may have the receiver's already (udp_v4_early_demux).
+        let own = read::<u16>(sk, OFF_SOCK_NUM.load());
+        if own == Some(self.destination_port) && own != Some(self.source_port) {
             return false;
         }
         // In OUTPUT the packet may have no device yet.

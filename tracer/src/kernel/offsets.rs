@@ -54,6 +54,8 @@ const DNS: &[Field] = &[
     ("OFF_TASK_COMM", "task_struct", "comm"),
     ("OFF_SK_BUFF_SK", "sk_buff", "sk"),
     ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
+    ("OFF_SOCK_NUM", "sock", "__sk_common.skc_num"),
+    ("OFF_SOCK_TYPE", "sock", "sk_type"),
 ];
 
 const DROPS: &[Field] = &[
@@ -62,6 +64,14 @@ const DROPS: &[Field] = &[
     ("OFF_SK_BUFF_NETWORK_HEADER", "sk_buff", "network_header"),
     ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
     ("OFF_SK_BUFF_DEV", "sk_buff", "dev"),
+    ("OFF_SK_BUFF_TAIL", "sk_buff", "tail"),
+    (
+        "OFF_SK_BUFF_INNER_NETWORK_HEADER",
+        "sk_buff",
+        "inner_network_header",
+    ),
+    ("OFF_SK_BUFF_INNER_PROTOCOL", "sk_buff", "inner_protocol"),
+    ("OFF_SOCK_TYPE", "sock", "sk_type"),
     ("OFF_SK_BUFF_DST", "sk_buff", "_skb_refdst"),
     ("OFF_DST_ENTRY_ERROR", "dst_entry", "error"),
     ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),

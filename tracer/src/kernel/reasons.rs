@@ -48,6 +48,9 @@ const FAILURES: &[(&str, Cause)] = &[
     ("DEV_READY", Cause::Dropped),
 ];
 
+/// No drops at all.
+const CONSUMED: &[&str] = &["NOT_DROPPED_YET", "CONSUMED", "MAX", "SUBSYS_MASK"];
+
 impl Reasons {
     /// From the kernel's `enum skb_drop_reason`.
     pub fn resolve(btf: &Btf) -> Result<Self> {
@@ -80,10 +83,11 @@ impl Reasons {
     pub fn meanings(&self) -> impl Iterator<Item = (u32, Reason)> {
         self.names.iter().filter_map(|(&number, name)| {
             let failure = FAILURES.iter().find(|(failure, _)| failure == name);
-            let is_unspecified = name == "NOT_SPECIFIED";
-            if number >= MAX_REASONS || (failure.is_none() && !is_unspecified) {
+            // The last stands for all beyond; what is consumed is not dropped.
+            if number >= MAX_REASONS - 1 || CONSUMED.contains(&name.as_str()) {
                 return None;
             }
+            let is_unspecified = failure.is_none();
             Some((
                 number,
                 Reason {
@@ -91,7 +95,7 @@ impl Reasons {
                     cause: failure.map_or(Cause::Dropped, |(_, cause)| *cause) as u8,
                     is_unspecified: is_unspecified.into(),
                     // A BPF datapath (bpf_redirect_neigh) frees without a reason.
-                    ends_refusal: (name == "NEIGH_CREATEFAIL" || is_unspecified).into(),
+                    ends_refusal: (name == "NEIGH_CREATEFAIL" || name == "NOT_SPECIFIED").into(),
                 },
             ))
         })
