@@ -40,42 +40,40 @@ impl Datagram {
     #[inline(always)]
     pub fn of(skb: u64) -> Option<Self> {
         let mut datagram = Self::default();
-        let found = datagram.fill(skb, false);
-        if dns::packets::is_known(skb)
-            && (found == 0 || datagram.by_packet(skb).is_none())
-            && datagram.fill(skb, true) == 0
-        {
-            return None;
+        let mut found = datagram.fill(skb, false);
+        if dns::packets::is_known(skb) && (found == 0 || datagram.by_packet(skb).is_none()) {
+            found = datagram.fill(skb, true);
+            if found == 0 || datagram.by_packet(skb).is_none() {
+                found = datagram.fill(skb, false); // its place is that of a packet before it
+            }
         }
-        (datagram.udp != 0).then_some(datagram)
+        (found != 0).then_some(datagram)
     }
 
     /// 0 where there is no datagram. Out of line: its stack is its own.
     #[inline(never)]
     fn fill(&mut self, skb: u64, inner: bool) -> u64 {
-        self.udp = 0;
         self.try_fill(skb, inner).map_or(0, |()| 1)
     }
 
     #[inline(always)]
     fn try_fill(&mut self, skb: u64, inner: bool) -> Option<()> {
-        let (header, protocol) = if inner {
-            (
-                OFF_SK_BUFF_INNER_NETWORK_HEADER.load(),
-                OFF_SK_BUFF_INNER_PROTOCOL.load(),
-            )
+        let header = if inner {
+            OFF_SK_BUFF_INNER_NETWORK_HEADER.load()
         } else {
-            (
-                OFF_SK_BUFF_NETWORK_HEADER.load(),
-                OFF_SK_BUFF_PROTOCOL.load(),
-            )
+            OFF_SK_BUFF_NETWORK_HEADER.load()
         };
         let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
         let network = head + read::<u16>(skb, header)? as u64;
-        let udp = match u16::from_be(read(skb, protocol)?) {
-            ETH_P_IP => {
-                let first = read::<u8>(network, 0)?;
-                if first >> 4 != 4 || read::<u8>(network, 9)? != IPPROTO_UDP {
+        // In a tunnel the packet's protocol may be Ethernet.
+        let protocol = u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?);
+        if !inner && protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
+            return None;
+        }
+        let first = read::<u8>(network, 0)?;
+        let udp = match first >> 4 {
+            4 => {
+                if read::<u8>(network, 9)? != IPPROTO_UDP {
                     return None;
                 }
                 // A later fragment has no UDP header.
@@ -85,7 +83,7 @@ impl Datagram {
                 self.family = AF_INET;
                 network + ((first & 0xf) as u64) * 4
             }
-            ETH_P_IPV6 => {
+            6 => {
                 if read::<u8>(network, 6)? != IPPROTO_UDP {
                     return None;
                 }

@@ -70,7 +70,6 @@ const DROPS: &[Field] = &[
         "sk_buff",
         "inner_network_header",
     ),
-    ("OFF_SK_BUFF_INNER_PROTOCOL", "sk_buff", "inner_protocol"),
     ("OFF_SOCK_TYPE", "sock", "sk_type"),
     ("OFF_SK_BUFF_DST", "sk_buff", "_skb_refdst"),
     ("OFF_DST_ENTRY_ERROR", "dst_entry", "error"),
