@@ -226,7 +226,9 @@ fn dialogue(
 #[test]
 fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     let lab = Lab::new();
-    let pods = ["retry", "after", "other", "all", "quick", "closed"];
+    let pods = [
+        "retry", "after", "other", "all", "quick", "closed", "thrice",
+    ];
     let mut index = 0;
     let pods = pods.map(|label| {
         index += 1;
@@ -238,7 +240,7 @@ fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     });
     let agent = start_agent();
     let at = Duration::from_millis;
-    let [retry, after, other, all, quick, closed] = &pods;
+    let [retry, after, other, all, quick, closed, thrice] = &pods;
     let server = |pod: &Pod| pod.hub(Family::V4);
     let ended = |queries, outcomes: &[(&'static str, u64)], unmatched| Tally {
         queries,
@@ -262,6 +264,10 @@ fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     ];
     assert_eq!(dialogue(after, 1, &queries, listen), ["second.test"]);
     tallies.push((after, ended(2, &[("noerror", 1), ("timeout", 1)], 0)));
+    // As glibc with three attempts: each just after the one before is over, the last is answered.
+    let queries = [0, 1010, 2020].map(|ms| (at(ms), "third.test", server(thrice)));
+    assert_eq!(dialogue(thrice, 1, &queries, listen), ["third.test"]);
+    tallies.push((thrice, ended(3, &[("noerror", 1), ("timeout", 2)], 0)));
     // Another question under the same id: the first is given up.
     let queries = [
         (at(0), "drop.test", server(other)),

@@ -5,17 +5,19 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketType, bind, ipproto, recv, sendto, socket, sockopt,
 };
-use tests::Family;
 use tests::dns::packet::answer;
 use tests::dns::scene::lookups;
-use tests::dns::{A, Lookup, Scene};
+use tests::dns::{A, Lookup, Scene, Server};
 use tests::nft::Rules;
 use tests::router::Wiring;
+use tests::wait::ensure;
+use tests::{Family, eventually};
 
 const UDP_HEADER: usize = 8;
 
@@ -29,7 +31,7 @@ fn serve(scene: &Scene, address: IpAddr, queries: usize) -> JoinHandle<()> {
         let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::UDP));
         let raw: OwnedFd = raw.expect("raw sockets can be made");
         bind(&raw, &SocketAddrV4::new(address, 0)).expect("the server's address can be bound");
-        let patience = std::time::Duration::from_secs(5);
+        let patience = Duration::from_secs(5);
         sockopt::set_socket_timeout(&raw, sockopt::Timeout::Recv, Some(patience))
             .expect("a timeout");
         raw
@@ -97,4 +99,102 @@ fn answers_of_a_server_elsewhere_are_joined_by_what_they_say() {
         scene.ask(&lookups(&["ok-after"], &to));
         scene.settle();
     }
+}
+
+/// A raw socket gets a copy of every datagram of its namespace, and is nobody's client or server.
+#[test]
+fn raw_sockets_beside_change_nothing() {
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let raw = [&scene.client.netns, &scene.far.netns].map(|netns| {
+        netns.run(|| {
+            let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::UDP));
+            raw.expect("raw sockets can be made")
+        })
+    });
+    for _ in 0..5 {
+        assert_eq!(scene.answered(&["ok-beside"]), 4, "the lab failed");
+    }
+    eventually(Duration::from_secs(5), || {
+        let snapshot = scene.agent.snapshot();
+        let pods = snapshot["pods"].as_array().expect("the snapshot has pods");
+        let pod = pods
+            .iter()
+            .find(|pod| pod["pod"] == scene.far.netns.name())
+            .ok_or("no server yet")?;
+        let (received, served) = (&pod["dns"]["received"], &pod["dns"]["served"]);
+        ensure(
+            *received == scene.server.received() && served["noerror"] == *received,
+            || format!("received {received}, {served}"),
+        )
+    });
+    scene.settle();
+    drop(raw);
+}
+
+/// The node puts what it forwards into a tunnel to another node: what dies there is inside.
+#[test]
+fn what_a_tunnel_carries_is_looked_into() {
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    // Client and server by way of VXLAN between the node and the server's pod.
+    let (router, far) = (Arc::clone(&scene.router), Arc::clone(&scene.far.netns));
+    let [near_end, far_end] = [scene.far.hub(Family::V4), scene.far.address(Family::V4)];
+    for (netns, local, remote, inner) in [
+        (&router, near_end, far_end, "172.31.9.1"),
+        (&far, far_end, near_end, "172.31.9.2"),
+    ] {
+        netns.ip(&format!(
+            "link add vx0 type vxlan id 42 local {local} remote {remote} dstport 4789"
+        ));
+        netns.ip(&format!("address add {inner}/24 dev vx0"));
+        netns.ip("link set vx0 up");
+    }
+    let server: IpAddr = "172.31.9.2".parse().expect("an address");
+    far.ip(&format!(
+        "route replace {} via 172.31.9.1",
+        scene.client.address(Family::V4)
+    ));
+    let inside = Server::start(&far, &[server]);
+    eventually(Duration::from_secs(5), || {
+        let tally = scene.ask(&asked(server, "ok", 1));
+        ensure(tally.answered() == 1, || {
+            "the tunnel carries nothing".to_owned()
+        })
+    });
+    // What was lost until the tunnel stood is not this test's affair.
+    let before = scene.agent.metrics();
+    for (what, netns, hook, matches) in [
+        (
+            "outer query, the node's OUTPUT",
+            &router,
+            "output",
+            "udp dport 4789",
+        ),
+        (
+            "outer answer, the node's INPUT",
+            &router,
+            "input",
+            "udp dport 4789",
+        ),
+        (
+            "inner answer, the node's FORWARD",
+            &router,
+            "forward",
+            "udp sport 53",
+        ),
+    ] {
+        let rules = Rules::drop(netns, hook, matches);
+        let lookups = asked(server, "ok-tunnel", 4);
+        let tally = scene.ask(&lookups);
+        assert_eq!(tally.outcome("timeout"), 4, "the lab failed, {what}");
+        assert!(rules.hits() >= 4, "the lab failed, {what}");
+        scene.expect(what, &lookups, "netfilter", &["netfilter_drop"]);
+    }
+    let name = "tracer_pod_dns_failures_total";
+    eventually(Duration::from_secs(5), || {
+        let [namespace, pod] = scene.client.labels();
+        let labels = [namespace, pod, ("cause", "netfilter")];
+        let grown = scene.agent.metrics().growth(&before, name, &labels);
+        ensure(grown == 12, || format!("{grown} of 12"))
+    });
+    drop(inside);
 }

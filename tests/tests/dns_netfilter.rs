@@ -1,9 +1,11 @@
 //! Hook `dns` with hook `drops`: lookups that a packet filter kills, wherever it does.
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tests::Family;
+use tests::dns::packet::query;
 use tests::dns::scene::lookups;
 use tests::dns::{A, Lookup, Scene};
 use tests::netns::Netns;
@@ -187,5 +189,38 @@ fn a_rejected_query_is_netfilters_too() {
     scene.fail("reject", &asked, "netfilter", &["netfilter_drop"]);
     assert_eq!(rules.hits(), 4, "the lab failed");
     drop(rules);
+    scene.settle();
+}
+
+#[test]
+fn refused_under_one_id_by_ever_new_sockets_are_lookups_of_their_own() {
+    const SENT: u64 = 100;
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let server = scene.address(Family::V4);
+    let rules = Rules::drop(&client(&scene), "output", QUERY);
+    // One after the other: the kernel gives the next socket the memory of the last.
+    let refused = scene.client.netns.run(|| {
+        (0..SENT)
+            .filter(|_| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("sockets can be made");
+                socket
+                    .send_to(&query(7, 0, "ok-refused.test", A), (server, 53))
+                    .is_err()
+            })
+            .count() as u64
+    });
+    assert_eq!((refused, rules.hits()), (SENT, SENT), "the lab failed");
+    drop(rules);
+    scene.tally.queries += SENT;
+    *scene.tally.outcomes.entry("timeout").or_default() += SENT;
+    *scene.causes.entry("netfilter").or_default() += SENT;
+    // And sockets that are answered, under the same id, in the same memory.
+    let asked = Lookup {
+        id: 7,
+        ..Lookup::new("ok-free.test", A, server)
+    };
+    for _ in 0..20 {
+        assert_eq!(scene.ask(std::slice::from_ref(&asked)).answered(), 1);
+    }
     scene.settle();
 }

@@ -242,6 +242,14 @@ fn script(
                 now(record())
             }
         }
+        "third" => {
+            let again = format!("{}again", message.name);
+            if seen.insert((from, message.name.clone())) || seen.insert((from, again)) {
+                Vec::new()
+            } else {
+                now(record())
+            }
+        }
         "dup" => [now(record()), now(record())].concat(),
         "wrongid" => {
             let mut wrong = record();
