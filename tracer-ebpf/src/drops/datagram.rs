@@ -235,7 +235,9 @@ impl Datagram {
     pub fn refused(&self, skb: u64) -> Option<LookupKey> {
         let mut server = Server::default();
         let redirected = conntrack::asked(skb, self.family, &mut server);
-        if !is_dns_port(self.destination_port) && !(redirected && is_dns_port(server.port)) {
+        let to_server =
+            is_dns_port(self.destination_port) || (redirected && is_dns_port(server.port));
+        if !to_server {
             return None;
         }
         if !redirected {
