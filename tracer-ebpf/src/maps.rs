@@ -103,7 +103,7 @@ pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LE
 pub static ENDPOINTS: LruHashMap<dns::Endpoint, dns::LookupKey> =
     LruHashMap::with_max_entries(65_536, 0);
 
-/// Queries that wait for a server's answer. Allocated as needed: full, keys and values take 7 MB.
+/// Queries that wait for a server's answer. Allocated as needed: full, keys and values take 6 MB.
 #[map]
 pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
