@@ -49,9 +49,20 @@ fn bad_values_are_refused_by_flag_name() {
 
 #[test]
 fn sources_of_later_versions_are_refused_in_a_line() {
-    for source in ["kubernetes", "cri"] {
-        run_refused(&[], &["--pods", source]).assert_refused(2, &["pods", source]);
+    run_refused(&[], &["--pods", "cri"]).assert_refused(2, &["pods", "cri"]);
+}
+
+#[test]
+fn kubernetes_without_a_cluster_is_refused_with_what_to_do() {
+    let nowhere = ["env", "-u", "KUBECONFIG", "HOME=/nonexistent"];
+    run_refused(&nowhere, &["--pods", "kubernetes"]).assert_refused(2, &["pods", "KUBECONFIG"]);
+    let lost = ["env", "KUBECONFIG=/nonexistent/config"];
+    for pods in ["kubernetes", "auto"] {
+        run_refused(&lost, &["--pods", pods]).assert_refused(1, &["KUBECONFIG", "/nonexistent"]);
     }
+    let cluster = ["env", "KUBECONFIG=/dev/null"];
+    let named = ["--pods", "kubernetes", "--node", "a,b=c"];
+    run_refused(&cluster, &named).assert_refused(1, &["--node", "a,b=c"]);
 }
 
 #[test]

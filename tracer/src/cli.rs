@@ -96,7 +96,7 @@ pub struct TraceArgs {
     /// This node's name [default: NODE_NAME, else the host name]
     #[arg(long, value_name = "NAME", env = "TRACER_NODE")]
     pub node: Option<NodeName>,
-    /// Where pod names come from: auto, local, file:PATH or none; kubernetes and cri are not in this
+    /// Where pod names come from: auto, kubernetes, local, file:PATH or none; cri is not in this
     /// version [default: auto]
     #[arg(long, value_name = "SOURCE", env = "TRACER_PODS")]
     pub pods: Option<Pods>,

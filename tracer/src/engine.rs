@@ -119,7 +119,7 @@ impl Engine {
         let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
-        let mut resolver = Resolver::new(&config.pods)?;
+        let mut resolver = Resolver::new(&config.pods, &config.node)?;
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {

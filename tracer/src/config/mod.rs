@@ -154,14 +154,14 @@ fn pods(args: &TraceArgs, file: &File) -> Result<Pods, UsageError> {
         ));
     }
     let pods = args.pods.clone().or(file.pods.clone()).unwrap_or_default();
-    let missing = match pods {
-        Pods::Kubernetes => "kubernetes",
-        Pods::Cri => "cri",
-        Pods::Auto | Pods::Local | Pods::File(_) | Pods::None => return Ok(pods),
-    };
-    Err(UsageError(format!(
-        "pods: the source {missing} is not in this version; use auto, local, file:PATH or none"
-    )))
+    if pods == Pods::Cri {
+        return Err(UsageError(
+            "pods: the source cri is not in this version; use auto, kubernetes, local, file:PATH or \
+             none"
+                .into(),
+        ));
+    }
+    Ok(pods)
 }
 
 fn dns_ports(args: &TraceArgs, file: &File) -> Result<Vec<u16>, UsageError> {

@@ -89,10 +89,8 @@ fn ports_are_one_to_eight_and_differ() {
 
 #[test]
 fn what_this_version_lacks_is_an_error() {
-    for source in ["kubernetes", "cri"] {
-        let error = agent(&["--pods", source], "").unwrap_err();
-        assert!(error.contains(&format!("{source} is not in this version")));
-    }
+    let error = agent(&["--pods", "cri"], "").unwrap_err();
+    assert!(error.contains("cri is not in this version"));
     let error = agent(&[], "cri-endpoint = \"unix:///run/x.sock\"").unwrap_err();
     assert!(error.starts_with("cri-endpoint: "), "{error}");
     for pods in ["0", "100001"] {

@@ -118,6 +118,7 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
         net_cookie,
         netns,
         cgroup,
+        cgroup_uids: Vec::new(),
         addresses: pod.ips,
     }
 }

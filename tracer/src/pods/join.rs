@@ -4,6 +4,7 @@
 //! somebody else has it: a cookie is never reused, an address is.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
@@ -25,6 +26,7 @@ pub(super) struct Join {
     cookies: Claims<u64>,
     inodes: HashMap<u32, Arc<Owner>>,
     cgroups: Claims<String>,
+    uids: Claims<String>,
     addresses: Claims<IpAddr>,
 }
 
@@ -49,6 +51,13 @@ impl Join {
         claim(
             &mut self.cgroups,
             known.clone().filter_map(|k| Some((k.cgroup.clone()?, k))),
+            now,
+        );
+        claim(
+            &mut self.uids,
+            known
+                .clone()
+                .flat_map(|k| k.cgroup_uids.iter().map(move |uid| (uid.clone(), k))),
             now,
         );
         claim(
@@ -82,6 +91,10 @@ impl Join {
 
     /// The pod whose cgroup this is, or lies above it.
     pub(super) fn cgroup(&self, path: &str) -> Option<&Arc<Owner>> {
+        let uid = cgroup_uid(path);
+        if let Some((owner, _)) = uid.and_then(|uid| self.uids.get(&*uid)) {
+            return Some(owner);
+        }
         if self.cgroups.is_empty() {
             return None;
         }
@@ -93,6 +106,18 @@ impl Join {
             path = &path[..path.rfind('/')?];
         }
     }
+}
+
+/// The uid in a pod's cgroup path: `…/pod<uid>/…` by the cgroupfs driver, `…-pod<uid>.slice/…` with
+/// `_` for `-` by systemd's.
+pub(super) fn cgroup_uid(path: &str) -> Option<Cow<'_, str>> {
+    path.split('/').find_map(|part| {
+        if let Some(slice) = part.strip_suffix(".slice") {
+            let (_, uid) = slice.rsplit_once("-pod")?;
+            return Some(uid.replace('_', "-").into());
+        }
+        part.strip_prefix("pod").map(Cow::Borrowed)
+    })
 }
 
 fn claim<'a, K: Eq + Hash + Clone>(

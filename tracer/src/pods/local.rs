@@ -97,6 +97,7 @@ impl Source for Local {
                     net_cookie: inside.cookie,
                     netns: u32::try_from(inode.0).ok(),
                     cgroup: None,
+                    cgroup_uids: Vec::new(),
                     addresses: inside.addresses,
                 }
             })

@@ -3,11 +3,14 @@
 
 pub mod file;
 mod join;
+pub mod kubernetes;
 pub mod local;
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     fmt,
+    hash::{Hash, Hasher},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -16,11 +19,20 @@ use std::{
 
 use anyhow::Result;
 
-use self::join::Join;
-use crate::{config::Pods, kernel::cgroup};
+use self::{
+    join::Join,
+    kubernetes::{Access, Kubernetes},
+};
+use crate::{
+    config::{Pods, UsageError},
+    kernel::cgroup,
+};
 
 /// Label values: a pod, or what stands for something that is none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+///
+/// Two with the same labels are the same, whatever their uid: a pod of a StatefulSet comes back under
+/// its name and goes on counting where it was.
+#[derive(Clone, Debug)]
 pub struct Owner {
     /// Kubernetes namespace, or a word in parentheses.
     pub namespace: String,
@@ -48,6 +60,38 @@ impl Owner {
     /// What found no room.
     pub fn other() -> Arc<Self> {
         Self::new("(other)", "(other)")
+    }
+}
+
+impl Owner {
+    fn labels(&self) -> (&str, &str) {
+        (&self.namespace, &self.pod)
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.labels() == other.labels()
+    }
+}
+
+impl Eq for Owner {}
+
+impl Hash for Owner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.labels().hash(state);
+    }
+}
+
+impl PartialOrd for Owner {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Owner {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.labels().cmp(&other.labels())
     }
 }
 
@@ -81,6 +125,8 @@ pub struct Known {
     pub netns: Option<u32>,
     /// Its cgroup, from the cgroup2 mount, beginning with `/`; everything below is its too.
     pub cgroup: Option<String>,
+    /// Uids that its cgroup may be called by: its own, or a static pod's hash.
+    pub cgroup_uids: Vec<String>,
     /// Its addresses, where the source knows them.
     pub addresses: Vec<IpAddr>,
 }
@@ -95,6 +141,11 @@ pub trait Source: Send {
     /// Has it noticed a change lately? Cheap: asked many times a second.
     fn has_changed(&mut self) -> bool {
         false
+    }
+    /// When what it hands out was last confirmed, where that is not now; `None` before the first
+    /// answer.
+    fn answered(&self) -> Option<Instant> {
+        Some(Instant::now())
     }
 }
 
@@ -151,6 +202,9 @@ const WALK_ON_DEMAND: Duration = Duration::from_secs(1);
 /// How long a cgroup that is gone is remembered; its id is not reused.
 const REMEMBER_CGROUPS: Duration = Duration::from_mins(10);
 
+const NO_CLUSTER: &str = "pods: no Kubernetes API server is known here: run in a pod with a service \
+                          account, or name a kubeconfig in KUBECONFIG";
+
 /// Joins identities to owners.
 pub struct Resolver {
     sources: Vec<Consulted>,
@@ -165,15 +219,22 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// With the sources that `--pods` asks for, the strongest first.
-    pub fn new(pods: &Pods) -> Result<Self> {
+    /// With the sources that `--pods` asks for, the strongest first. Needs a tokio runtime of
+    /// several threads where the API server is one.
+    pub fn new(pods: &Pods, node: &str) -> Result<Self> {
+        let local = || Box::new(local::Local::default());
         let sources: Vec<Box<dyn Source>> = match pods {
             Pods::None => Vec::new(),
-            Pods::File(path) => vec![
-                Box::new(file::File::open(path)?),
-                Box::new(local::Local::default()),
-            ],
-            _ => vec![Box::new(local::Local::default())],
+            Pods::File(path) => vec![Box::new(file::File::open(path)?), local()],
+            Pods::Kubernetes => {
+                let access = Access::any().ok_or_else(|| UsageError(NO_CLUSTER.to_owned()))?;
+                vec![Box::new(Kubernetes::start(access, node)?), local()]
+            }
+            Pods::Auto => match Access::arranged() {
+                Some(access) => vec![Box::new(Kubernetes::start(access, node)?), local()],
+                None => vec![local()],
+            },
+            Pods::Cri | Pods::Local => vec![local()],
         };
         Ok(Self {
             sources: sources
@@ -226,7 +287,7 @@ impl Resolver {
             match consulted.source.pods(why == Ask::Addresses) {
                 Ok(known) => {
                     consulted.known = known;
-                    consulted.answered = Some(Instant::now());
+                    consulted.answered = consulted.source.answered();
                     consulted.reason.clear();
                 }
                 Err(why) => {
@@ -352,12 +413,13 @@ mod tests {
             net_cookie: cookie,
             netns,
             cgroup: cgroup.map(str::to_owned),
+            cgroup_uids: Vec::new(),
             addresses: Vec::new(),
         }
     }
 
     fn resolver(pods: Vec<Known>) -> Resolver {
-        let mut resolver = Resolver::new(&Pods::None).unwrap();
+        let mut resolver = Resolver::new(&Pods::None, "n1").unwrap();
         resolver.sources.push(Consulted {
             source: Box::new(Fixed(pods)),
             known: Vec::new(),
