@@ -1,6 +1,7 @@
 //! The cgroup2 hierarchy: where it is mounted, and what its cgroups are called.
 
 use std::{
+    borrow::Cow,
     fs,
     os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -62,6 +63,21 @@ pub fn walk(mount: &Path, mut found: impl FnMut(u64, &str)) {
             }
         }
     }
+}
+
+/// The uids of pods that a path holds, the innermost first: `…/pod<uid>/…`, or with systemd
+/// `…-pod<uid>.slice/…`, where the uid's hyphens are underscores, for a hyphen parts a slice's name.
+pub fn pod_uids(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    path.rsplit('/').filter_map(|part| {
+        let uid = match part.strip_suffix(".slice") {
+            Some(slice) => {
+                let (_, last) = slice.rsplit_once('-')?;
+                Cow::Owned(last.strip_prefix("pod")?.replace('_', "-"))
+            }
+            None => Cow::Borrowed(part.strip_prefix("pod")?),
+        };
+        (!uid.is_empty()).then_some(uid)
+    })
 }
 
 /// What a host process's cgroup is called: its systemd unit, else the last part of the path.

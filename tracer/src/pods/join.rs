@@ -4,7 +4,6 @@
 //! somebody else has it: a cookie is never reused, an address is.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
@@ -13,6 +12,7 @@ use std::{
 };
 
 use super::{Known, Owner};
+use crate::kernel::cgroup;
 
 /// How long what a pod had is remembered after it is gone.
 const REMEMBER: Duration = Duration::from_mins(10);
@@ -91,8 +91,8 @@ impl Join {
 
     /// The pod whose cgroup this is, or lies above it.
     pub(super) fn cgroup(&self, path: &str) -> Option<&Arc<Owner>> {
-        let uid = cgroup_uid(path);
-        if let Some((owner, _)) = uid.and_then(|uid| self.uids.get(&*uid)) {
+        let mut uids = cgroup::pod_uids(path);
+        if let Some((owner, _)) = uids.find_map(|uid| self.uids.get(&*uid)) {
             return Some(owner);
         }
         if self.cgroups.is_empty() {
@@ -106,18 +106,6 @@ impl Join {
             path = &path[..path.rfind('/')?];
         }
     }
-}
-
-/// The uid in a pod's cgroup path: `…/pod<uid>/…` by the cgroupfs driver, `…-pod<uid>.slice/…` with
-/// `_` for `-` by systemd's.
-pub(super) fn cgroup_uid(path: &str) -> Option<Cow<'_, str>> {
-    path.split('/').find_map(|part| {
-        if let Some(slice) = part.strip_suffix(".slice") {
-            let (_, uid) = slice.rsplit_once("-pod")?;
-            return Some(uid.replace('_', "-").into());
-        }
-        part.strip_prefix("pod").map(Cow::Borrowed)
-    })
 }
 
 fn claim<'a, K: Eq + Hash + Clone>(

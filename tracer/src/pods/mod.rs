@@ -5,6 +5,7 @@ pub mod file;
 mod join;
 pub mod kubernetes;
 pub mod local;
+mod namespaces;
 
 use std::{
     cmp::Ordering,
@@ -22,6 +23,7 @@ use anyhow::Result;
 use self::{
     join::Join,
     kubernetes::{Access, Kubernetes},
+    namespaces::Namespaces,
 };
 use crate::{
     config::{Pods, UsageError},
@@ -212,6 +214,7 @@ pub struct Resolver {
     /// Paths by id, and when the walk last saw them.
     cgroups: HashMap<u64, (String, Instant)>,
     join: Join,
+    namespaces: Namespaces,
     host: Option<u64>,
     refreshed: Option<Instant>,
     addresses_asked: Option<Instant>,
@@ -249,6 +252,7 @@ impl Resolver {
             cgroup_mount: cgroup::mount_point().ok(),
             cgroups: HashMap::new(),
             join: Join::default(),
+            namespaces: Namespaces::default(),
             host: None,
             refreshed: None,
             addresses_asked: None,
@@ -268,6 +272,7 @@ impl Resolver {
         self.sources
             .iter_mut()
             .fold(false, |changed, c| c.source.has_changed() | changed)
+            || self.namespaces.is_due(Instant::now())
     }
 
     /// Since the sources were last asked for addresses.
@@ -301,12 +306,18 @@ impl Resolver {
             }
         }
         let now = Instant::now();
-        self.join
-            .update(self.sources.iter().flat_map(|c| &c.known), now);
         self.walk_cgroups(match why {
             Ask::Unknown => WALK_ON_DEMAND,
+            _ if self.namespaces.wants_walk(now) => WALK_ON_DEMAND,
             _ => WALK,
         });
+        if let Some(mount) = &self.cgroup_mount {
+            let known = self.sources.iter_mut().flat_map(|c| &mut c.known);
+            self.namespaces
+                .complete(&mut known.collect::<Vec<_>>(), mount, now);
+        }
+        self.join
+            .update(self.sources.iter().flat_map(|c| &c.known), now);
         self.refreshed = Some(now);
         if why == Ask::Addresses {
             self.addresses_asked = Some(now);
@@ -329,6 +340,8 @@ impl Resolver {
         // What a process did may be read after its cgroup is gone.
         self.cgroups
             .retain(|_, (_, seen)| now.duration_since(*seen) < REMEMBER_CGROUPS);
+        self.namespaces
+            .learn(self.cgroups.values().map(|(path, _)| path.as_str()));
         self.walked = Some(now);
     }
 
