@@ -2,6 +2,7 @@
 
 mod apt;
 mod build;
+mod cluster;
 mod object;
 mod run;
 mod setup;
@@ -36,6 +37,14 @@ enum Verb {
         /// Run only the tests whose name contains one of these, without format check and lints
         filters: Vec<String>,
     },
+    /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
+    Cluster,
+    /// What the cluster's pods run
+    #[command(hide = true)]
+    ClusterDns {
+        #[command(subcommand)]
+        role: cluster::dns::Role,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,6 +53,8 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
         Verb::Test { filters } => test::run(&filters),
+        Verb::Cluster => cluster::run(),
+        Verb::ClusterDns { role } => cluster::dns::run(role),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
