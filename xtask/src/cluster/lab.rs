@@ -164,17 +164,21 @@ impl Cluster {
     }
 
     fn network(&self) -> Result<()> {
+        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net"));
+        self.until("the namespace is there", || {
+            let there = namespace(&self.holder.id().to_string())? != namespace("self")?;
+            ensure!(there, "it is still the machine's");
+            Ok(())
+        })?;
         for words in [
             "link set lo up",
-            "link add eth0 type dummy",
+            "link add eth0 type veth peer name nowhere",
             &format!("address add {ADDRESS}/24 dev eth0"),
             "link set eth0 up",
+            "link set nowhere up",
             "route add default dev eth0",
         ] {
-            // The namespace is not there the moment that its holder is.
-            self.until("the node has a network", || {
-                sh::quietly(self.inside("ip").args(words.split(' ')))
-            })?;
+            sh::quietly(self.inside("ip").args(words.split(' ')))?;
         }
         sh::quietly(self.inside("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]))
     }
@@ -219,13 +223,12 @@ impl Cluster {
         containerd.args(["--config", "containerd.toml"]);
         self.spawn("containerd", containerd)?;
         self.until("containerd has the image", || {
-            sh::quietly(
+            sh::output(
                 Command::new("ctr")
                     .arg("--address")
                     .arg(self.folder.join("containerd.sock"))
                     .args(["--namespace", "k8s.io", "images", "import"])
-                    .arg(image)
-                    .stderr(Stdio::null()),
+                    .arg(image),
             )
         })?;
         self.kubelet()?;
