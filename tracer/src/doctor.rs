@@ -7,7 +7,8 @@ use serde::Serialize;
 use tracer_common::Hook;
 
 use crate::{
-    export::snapshot::Snapshot,
+    config::CriEndpoint,
+    export::snapshot::{self, Snapshot},
     hooks::FAMILY_NAMES,
     kernel::{
         self,
@@ -20,6 +21,7 @@ use crate::{
         reasons::Reasons,
     },
     output::printable,
+    pods::cri,
 };
 
 /// What was found.
@@ -41,6 +43,8 @@ pub struct Report {
     pub hooks: Vec<HookReport>,
     /// The neighbour tables.
     pub tables: Vec<Table>,
+    /// Where pods are learned from.
+    pub sources: Vec<SourceReport>,
     /// What tracer does not see, wherever it runs.
     pub not_seen: &'static [&'static str],
 }
@@ -102,6 +106,17 @@ pub struct Table {
     pub advice: Option<Advice>,
 }
 
+/// Where pods are learned from.
+#[derive(Debug, Serialize)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: String,
+    /// Does it answer? `None`: there is nothing to ask on this node.
+    pub ok: Option<bool>,
+    /// What it knows and how old that is, or why it does not answer.
+    pub detail: String,
+}
+
 /// Limits to set, and why.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
@@ -121,8 +136,41 @@ const NOT_SEEN: &[&str] = &[
     "datagrams behind IPv6 extension headers",
 ];
 
+/// The sources of the agent on this node.
+pub fn sources(agent: &Snapshot) -> Vec<SourceReport> {
+    let report = |source: &snapshot::Source| {
+        let knows = match source.age_seconds {
+            Some(age) => format!("{} pods, {age:.1} s ago", source.pods),
+            None => "has not answered yet".to_owned(),
+        };
+        let (ok, detail) = match (source.idle, source.reason.as_str()) {
+            (true, why) => (None, why.to_owned()),
+            (false, "") => (Some(true), knows),
+            (false, why) => (Some(false), format!("{knows}; {why}")),
+        };
+        SourceReport {
+            name: source.name.clone(),
+            ok,
+            detail,
+        }
+    };
+    agent.sources.iter().map(report).collect()
+}
+
+/// Without an agent: what its sources would find. `runtime` is the container runtime's socket, if
+/// one is named.
+pub async fn try_sources(runtime: Option<&CriEndpoint>) -> Vec<SourceReport> {
+    let (ok, detail) = match cri::examine(runtime).await {
+        Ok(found) => (Some(true), found),
+        Err(why) if cri::is_there(runtime) => (Some(false), format!("{why:#}")),
+        Err(why) => (None, format!("{why:#}")),
+    };
+    let name = "cri".to_owned();
+    vec![SourceReport { name, ok, detail }]
+}
+
 /// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.
-pub fn examine(agent: Option<&Snapshot>) -> Report {
+pub fn examine(agent: Option<&Snapshot>, sources: Vec<SourceReport>) -> Report {
     let capabilities: Vec<Capability> = capabilities::NEEDS
         .iter()
         .map(|need| Capability {
@@ -162,6 +210,7 @@ pub fn examine(agent: Option<&Snapshot>) -> Report {
         capabilities,
         hooks,
         tables: tables(entries, agent),
+        sources,
         not_seen: NOT_SEEN,
     }
 }
@@ -341,6 +390,16 @@ impl fmt::Display for Report {
                 table.family, table.table_fulls
             )?;
             table.details(f)?;
+        }
+        writeln!(f, "pod sources")?;
+        for source in &self.sources {
+            writeln!(
+                f,
+                "  {:<3} {:<13} {}",
+                source.ok.map_or("-", mark),
+                printable(&source.name),
+                printable(&source.detail)
+            )?;
         }
         writeln!(f, "not seen: {}", self.not_seen.join("; "))?;
         if self.main_job_can_run {

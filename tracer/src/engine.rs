@@ -36,7 +36,7 @@ use crate::{
         offsets::Offsets,
         reasons::Reasons,
     },
-    pods::{Ask, Resolver, SourceStatus},
+    pods::{Ask, Moved, Resolver, SourceStatus},
 };
 
 /// How often the pod sources are asked whether anything has changed.
@@ -119,7 +119,7 @@ impl Engine {
         let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
-        let mut resolver = Resolver::new(&config.pods, &config.node)?;
+        let mut resolver = Resolver::new(config)?;
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {
@@ -220,7 +220,7 @@ impl Engine {
         let silent: Vec<SourceStatus> = lock(&self.resolver)
             .sources()
             .into_iter()
-            .filter(|source| source.age.is_none())
+            .filter(|source| source.age.is_none() && !source.idle)
             .collect();
         let first = silent.first()?;
         Some(format!("pod source {}: {}", first.name, first.reason))
@@ -241,11 +241,12 @@ impl Engine {
         while !self.stop.is_cancelled() {
             thread::park_timeout(WATCH_INTERVAL);
             let changing = lock(&self.resolver).has_changed();
-            if changing {
-                lock(&self.resolver).refresh(Ask::Changed);
-            }
             if changing && !was_changing {
                 // What was counted until now belongs to those who were there until now.
+                self.collect(Duration::ZERO);
+            }
+            if changing && lock(&self.resolver).refresh(Ask::Changed) == Some(Moved(true)) {
+                // And what is counted from now on not to those who have just gone.
                 self.collect(Duration::ZERO);
             }
             was_changing = changing;
@@ -357,7 +358,7 @@ impl Engine {
         let mut aggregate = lock(&self.aggregate);
         aggregate.update(reading, &resolver, now, second);
         let picture = aggregate.picture();
-        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(Ask::Unknown) {
+        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(Ask::Unknown).is_some() {
             // Somebody new: the sources know by now.
             aggregate.update(picture.reading.clone(), &resolver, now, second);
         }

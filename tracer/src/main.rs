@@ -15,7 +15,9 @@ use tracer::{
     },
     doctor,
     engine::Engine,
-    events_cmd, man, top, usage,
+    events_cmd,
+    export::snapshot::Snapshot,
+    man, top, usage,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -54,10 +56,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Doctor(args) => {
             // An agent on this node knows what was before; none answering is no fault.
-            let agent = runtime()?
+            let runtime = runtime()?;
+            let agent: Option<Snapshot> = runtime
                 .block_on(Client::new(AgentAddr::default()).get_json("/api/v1/snapshot"))
                 .ok();
-            let report = doctor::examine(agent.as_ref());
+            let sources = match &agent {
+                Some(agent) => doctor::sources(agent),
+                None => runtime.block_on(doctor::try_sources(config::runtime_of(&file))),
+            };
+            let report = doctor::examine(agent.as_ref(), sources);
             let text = match config::doctor_output(&args, &file) {
                 OutputFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
                 OutputFormat::Text => report.to_string(),

@@ -86,6 +86,7 @@ impl Engine {
                 pods: source.pods as u64,
                 age_seconds: source.age.map(|age| age.as_secs_f64()),
                 reason: source.reason,
+                idle: source.idle,
             })
             .collect();
         Ok(Snapshot {

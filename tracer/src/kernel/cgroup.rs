@@ -40,14 +40,15 @@ fn unescape(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Calls back with id and path (from the mount point, beginning with `/`) of every cgroup. The id
-/// is the inode of its directory, which is what `bpf_skb_cgroup_id` returns.
-pub fn walk(mount: &Path, mut found: impl FnMut(u64, &str)) {
-    let Ok(root) = fs::metadata(mount) else {
+/// Calls back with id and path (from the mount point, beginning with `/`) of the cgroup `top` and
+/// every one below. The id is the inode of its directory, which is what `bpf_skb_cgroup_id` returns.
+pub fn walk(mount: &Path, top: &str, mut found: impl FnMut(u64, &str)) {
+    let start = mount.join(top.trim_start_matches('/'));
+    let Ok(root) = fs::metadata(&start) else {
         return;
     };
-    found(root.ino(), "/");
-    let mut directories = vec![mount.to_owned()];
+    found(root.ino(), top);
+    let mut directories = vec![start];
     while let Some(directory) = directories.pop() {
         // A cgroup may go away under our feet.
         let Ok(entries) = fs::read_dir(&directory) else {
@@ -133,7 +134,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("a")).unwrap();
         let mut found = Vec::new();
-        walk(directory.path(), |_, path| found.push(path.to_owned()));
-        assert_eq!(found, ["/", "/a"]);
+        fs::create_dir(directory.path().join("a/b")).unwrap();
+        walk(directory.path(), "/", |_, path| found.push(path.to_owned()));
+        assert_eq!(found, ["/", "/a", "/a/b"]);
+        found.clear();
+        walk(directory.path(), "/a", |_, path| {
+            found.push(path.to_owned())
+        });
+        assert_eq!(found, ["/a", "/a/b"]);
     }
 }

@@ -26,6 +26,9 @@ const STEPS: [(Duration, Duration); 3] = [
 /// Pods tried at a time: each costs some reading of files, and a node may start with hundreds.
 const BATCH: usize = 32;
 
+/// Processes of a cgroup that are looked at.
+const PROCESSES: usize = 16;
+
 /// What is known of the pods, by the first of their uids.
 #[derive(Default)]
 pub(super) struct Namespaces {
@@ -39,11 +42,13 @@ struct Entry {
     tried: Option<Instant>,
     /// From the mount point, beginning with `/`.
     cgroup: Option<String>,
+    /// When that was found.
+    found: Option<Instant>,
     namespace: Option<Namespace>,
     /// With new addresses it has a new namespace: its sandbox was made anew.
     addresses: Vec<IpAddr>,
-    /// hostNetwork, or nothing runs any more: the cgroup will do.
-    without: bool,
+    /// As [`Known::own_namespace`]; without, the cgroup will do.
+    own_namespace: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -54,7 +59,7 @@ struct Namespace {
 
 impl Entry {
     fn is_due(&self, now: Instant) -> bool {
-        if self.cgroup.is_some() && (self.without || self.namespace.is_some()) {
+        if self.cgroup.is_some() && (!self.own_namespace || self.namespace.is_some()) {
             return false;
         }
         let age = now.duration_since(self.first);
@@ -78,6 +83,11 @@ impl Namespaces {
             .any(|e| e.cgroup.is_none() && now.duration_since(e.first) < young)
     }
 
+    /// When the pod's cgroup was found.
+    pub(super) fn found(&self, pod: &Known) -> Option<Instant> {
+        self.pods.get(pod.cgroup_uids.first()?)?.found
+    }
+
     /// Takes over where a walk has found pods' cgroups.
     pub(super) fn learn<'a>(&mut self, paths: impl Iterator<Item = &'a str>) {
         self.parents = paths
@@ -89,27 +99,30 @@ impl Namespaces {
 
     /// Completes what a source knows of its pods by what is known here, after a look at those that
     /// are due.
-    pub(super) fn complete(&mut self, known: &mut [&mut Known], mount: &Path, now: Instant) {
+    pub(super) fn complete(&mut self, known: &mut Vec<&mut Known>, mount: &Path, now: Instant) {
         let mut there = HashSet::new();
-        for pod in known.iter().filter(|pod| !pod.cgroup_uids.is_empty()) {
+        // One whose source knows its cgroup is looked after by that.
+        known.retain(|pod| pod.cgroup.is_none() && !pod.cgroup_uids.is_empty());
+        for pod in known.iter() {
             let uid = &pod.cgroup_uids[0];
             there.insert(uid.clone());
             let entry = self.pods.entry(uid.clone()).or_insert_with(|| Entry {
                 first: now,
                 tried: None,
                 cgroup: None,
+                found: None,
                 namespace: None,
                 addresses: Vec::new(),
-                without: true,
+                own_namespace: pod.own_namespace,
             });
             if entry.addresses != pod.addresses {
+                if !entry.addresses.is_empty() && !pod.addresses.is_empty() {
+                    entry.namespace = None;
+                    entry.first = now;
+                    entry.tried = None;
+                }
                 entry.addresses.clone_from(&pod.addresses);
-                entry.namespace = None;
-                entry.first = now;
-                entry.tried = None;
             }
-            // It tells no address before it has one, nor where the address is the node's.
-            entry.without = pod.addresses.is_empty() || pod.netns.is_some();
         }
         self.pods.retain(|uid, _| there.contains(uid));
         self.look(known, mount, now);
@@ -117,12 +130,10 @@ impl Namespaces {
             let Some(entry) = pod.cgroup_uids.first().and_then(|uid| self.pods.get(uid)) else {
                 continue;
             };
-            if pod.cgroup.is_none() {
-                pod.cgroup.clone_from(&entry.cgroup);
-            }
-            if let (None, Some(namespace), false) = (pod.netns, entry.namespace, entry.without) {
+            pod.cgroup.clone_from(&entry.cgroup);
+            if let Some(namespace) = entry.namespace {
                 pod.netns = Some(namespace.inode);
-                pod.net_cookie = pod.net_cookie.or(namespace.cookie);
+                pod.net_cookie = namespace.cookie;
             }
         }
     }
@@ -148,8 +159,9 @@ impl Namespaces {
             entry.tried = Some(now);
             if entry.cgroup.is_none() {
                 entry.cgroup = uids.iter().find_map(|uid| cgroups.get(uid)).cloned();
+                entry.found = entry.cgroup.is_some().then_some(now);
             }
-            if let (Some(path), false) = (&entry.cgroup, entry.without) {
+            if let (Some(path), true) = (&entry.cgroup, entry.own_namespace) {
                 entry.namespace = namespace_of(&mount.join(path.trim_start_matches('/')));
             }
         }
@@ -185,26 +197,48 @@ fn namespace_of(cgroup: &Path) -> Option<Namespace> {
         .map(|entry| (entry.ino(), entry.path()))
         .collect();
     below.sort_unstable();
-    let host = inode(Path::new("/proc/1/ns/net"));
-    below
-        .into_iter()
-        .map(|(_, path)| path)
-        .chain([cgroup.to_owned()])
-        .find_map(|path| {
-            let pid = first_process(&path)?;
-            let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
-            let inode = inode(&namespace).filter(|inode| Some(*inode) != host)?;
-            let cookie = local::ask(&namespace).and_then(|inside| inside.cookie);
-            // Still in there: it was not another's, who has the number now.
-            (first_process(&path) == Some(pid)).then_some(Namespace { inode, cookie })
-        })
+    let below = below.into_iter().map(|(_, path)| path);
+    below.chain([cgroup.to_owned()]).find_map(|cgroup| {
+        let processes = processes(&cgroup);
+        let found = processes.iter().find_map(|pid| {
+            let namespace = own_namespace(*pid)?;
+            Some((*pid, namespace))
+        });
+        let (pid, namespace) = found?;
+        // Still in there: it was not another's, who has the number now.
+        self::processes(&cgroup).contains(&pid).then_some(namespace)
+    })
 }
 
-fn first_process(cgroup: &Path) -> Option<u32> {
-    // 0: a process outside of our own process namespace.
-    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).ok()?;
-    let first = processes.lines().next()?.parse().ok()?;
-    (first != 0).then_some(first)
+/// The namespace of a process, if it is not its parent's too: the runtime puts a process into the
+/// cgroup before it moves it into the namespace.
+fn own_namespace(pid: u32) -> Option<Namespace> {
+    let path = |pid: u32| PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let inode_of = |pid| inode(&path(pid));
+    let inode = inode_of(pid)?;
+    let parent = parent(pid)?;
+    if inode_of(parent) == Some(inode) {
+        return None;
+    }
+    let cookie = local::ask(&path(pid)).and_then(|inside| inside.cookie);
+    Some(Namespace { inode, cookie })
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|l| l.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok()
+}
+
+/// Some of the processes in a cgroup. 0 stands for one outside of our own process namespace.
+fn processes(cgroup: &Path) -> Vec<u32> {
+    fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid != 0)
+        .take(PROCESSES)
+        .collect()
 }
 
 fn inode(namespace: &Path) -> Option<u32> {
@@ -219,19 +253,18 @@ mod tests {
     use super::*;
     use crate::pods::Owner;
 
-    fn known(uid: &str, address: bool) -> Known {
+    fn known(uid: &str, own_namespace: bool) -> Known {
         Known {
-            owner: Owner::new("shop", uid),
-            net_cookie: None,
-            netns: None,
-            cgroup: None,
             cgroup_uids: vec![uid.to_owned()],
-            addresses: address.then(|| [10, 0, 0, 2].into()).into_iter().collect(),
+            own_namespace,
+            ..Known::of(Owner::new("shop", uid))
         }
     }
 
     fn complete(namespaces: &mut Namespaces, pod: &mut Known, mount: &Path, now: Instant) {
-        namespaces.complete(&mut [pod], mount, now);
+        // As a source gives it out.
+        (pod.cgroup, pod.netns) = (None, None);
+        namespaces.complete(&mut vec![pod], mount, now);
     }
 
     #[test]
@@ -254,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_namespace_is_asked_of_a_process_in_the_cgroup() {
+    fn a_process_in_its_parents_namespace_tells_nothing() {
         let mount = tempfile::tempdir().unwrap();
         let sandbox = mount.path().join("kubepods/poda/sandbox");
         fs::create_dir_all(&sandbox).unwrap();
@@ -267,10 +300,7 @@ mod tests {
         fs::write(sandbox.join("cgroup.procs"), format!("{}\n", process::id())).unwrap();
         let later = start + Duration::from_secs(1);
         complete(&mut namespaces, &mut pod, mount.path(), later);
-        // In the host's namespace the test's process is no pod's; elsewhere it stands for one.
-        let own = inode(Path::new("/proc/self/ns/net"));
-        let host = inode(Path::new("/proc/1/ns/net"));
-        assert_eq!(pod.netns, own.filter(|_| own != host));
+        assert_eq!(pod.netns, None, "its parent's too: not moved yet");
     }
 
     #[test]
@@ -286,7 +316,7 @@ mod tests {
             complete(&mut namespaces, &mut pod, nowhere, now);
         }
         assert!((100..130).contains(&tries), "{tries}");
-        namespaces.complete(&mut [], nowhere, start);
+        namespaces.complete(&mut Vec::new(), nowhere, start);
         assert!(namespaces.pods.is_empty());
     }
 }

@@ -53,6 +53,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
             pods: 1,
             age: Some(std::time::Duration::from_secs(1)),
             reason: String::new(),
+            idle: false,
         }],
         reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,

@@ -102,8 +102,12 @@ impl Source for Kubernetes {
         self.shared.store().version != self.told
     }
 
-    fn answered(&self) -> Option<Instant> {
-        self.shared.store().heard
+    fn answered(&self) -> Instant {
+        self.shared.store().heard.unwrap_or_else(Instant::now)
+    }
+
+    fn names_pods(&self) -> bool {
+        true
     }
 
     fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
@@ -131,7 +135,13 @@ impl Shared {
     }
 
     fn fail(&self, why: &anyhow::Error) {
-        let why = format!("{why:#}");
+        // The client's errors quote what caused them, but not to the bottom.
+        let (what, cause) = (why.to_string(), why.root_cause().to_string());
+        let why = if what.contains(&cause) {
+            what
+        } else {
+            format!("{what}: {cause}")
+        };
         let why: String = printable(&why).chars().take(MAX_REASON).collect();
         tracing::debug!("the watch on pods failed: {why}");
         self.store().failure = Some((Instant::now(), why));

@@ -86,16 +86,14 @@ pub(super) fn keep(pod: &Pod) -> Option<Kept> {
     }
     Some(Kept {
         known: Known {
-            owner: Arc::new(Owner {
+            cgroup_uids,
+            addresses: addresses(pod),
+            own_namespace: pod.spec.host_network != Some(true),
+            ..Known::of(Arc::new(Owner {
                 namespace: namespace.to_owned(),
                 pod: name.to_owned(),
                 uid: Some(uid.to_owned()),
-            }),
-            net_cookie: None,
-            netns: None,
-            cgroup: None,
-            cgroup_uids,
-            addresses: addresses(pod),
+            }))
         },
         ending: metadata.deletion_timestamp.is_some(),
         created: metadata
@@ -201,7 +199,7 @@ mod tests {
     fn the_nodes_address_is_no_pods() {
         let status = json!({"phase": "Running", "podIPs": [{"ip": "172.30.0.11"}]});
         let host = pod(json!({}), json!({"hostNetwork": true}), status).unwrap();
-        assert!(host.known.addresses.is_empty());
+        assert!(host.known.addresses.is_empty() && !host.known.own_namespace);
         assert_eq!(host.known.cgroup_uids.len(), 1);
     }
 
