@@ -131,10 +131,14 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
         ensure(count == 10, || format!("shop/cart-7d9f has {count}"))
     });
     assert_eq!(created(&pod.labels()), 0, "not by the namespace's name");
-    // Deleted: it keeps its figures.
+    // Deleted: it keeps its figures, and its address is told.
     server.delete_pod(UID);
     await_pods(&agent, 0, SOON);
     assert_eq!(created(&labels), 10);
+    let address = pod.address(Family::V4).to_string();
+    let gone = [labels[0], labels[1], ("address", &address)];
+    let told = agent.metrics().get("tracer_gone_pod_address_info", &gone);
+    assert_eq!(told, Some(1.0));
     agent.stop_cleanly();
 }
 
@@ -179,11 +183,13 @@ fn a_watch_goes_on_after_every_fault() {
     server.fail(&[Fault::Status(500), Fault::HangUp]);
     server.end_watches("");
     one_more("an error and a closed connection");
-    // The list anew, which fails too.
-    server.fail(&[]);
+    server.take_requests();
     server.forget();
     server.end_watches("");
     one_more("410");
+    let requests = server.take_requests();
+    let is_list = |head: &String| head.contains("/pods?") && !head.contains("watch=true");
+    assert!(requests.iter().any(is_list), "no list anew: {requests:?}");
     server.forget();
     server.fail(&[Fault::Status(410), Fault::HalfAnswer, Fault::Status(503)]);
     server.end_watches("");

@@ -21,7 +21,10 @@ use crate::{
         reasons::Reasons,
     },
     output::printable,
-    pods::cri,
+    pods::{
+        cri,
+        kubernetes::{self, Access},
+    },
 };
 
 /// What was found.
@@ -159,14 +162,23 @@ pub fn sources(agent: &Snapshot) -> Vec<SourceReport> {
 
 /// Without an agent: what its sources would find. `runtime` is the container runtime's socket, if
 /// one is named.
-pub async fn try_sources(runtime: Option<&CriEndpoint>) -> Vec<SourceReport> {
+pub async fn try_sources(node: &str, runtime: Option<&CriEndpoint>) -> Vec<SourceReport> {
+    let (ok, detail) = match Access::any() {
+        None => (None, "no API server is known here".to_owned()),
+        Some(access) => match kubernetes::examine(access, node).await {
+            Ok(found) => (Some(true), found),
+            Err(why) => (Some(false), format!("{why:#}")),
+        },
+    };
+    let name = "kubernetes".to_owned();
+    let kubernetes = SourceReport { name, ok, detail };
     let (ok, detail) = match cri::examine(runtime).await {
         Ok(found) => (Some(true), found),
         Err(why) if cri::is_there(runtime) => (Some(false), format!("{why:#}")),
         Err(why) => (None, format!("{why:#}")),
     };
     let name = "cri".to_owned();
-    vec![SourceReport { name, ok, detail }]
+    vec![kubernetes, SourceReport { name, ok, detail }]
 }
 
 /// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.

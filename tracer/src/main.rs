@@ -62,7 +62,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .ok();
             let sources = match &agent {
                 Some(agent) => doctor::sources(agent),
-                None => runtime.block_on(doctor::try_sources(config::runtime_of(&file))),
+                None => {
+                    let node = config::node_of(&file)?;
+                    runtime.block_on(doctor::try_sources(&node, config::runtime_of(&file)))
+                }
             };
             let report = doctor::examine(agent.as_ref(), sources);
             let text = match config::doctor_output(&args, &file) {

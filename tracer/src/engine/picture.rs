@@ -20,7 +20,10 @@ impl Engine {
     pub fn metrics(&self) -> Result<Vec<u8>> {
         let (picture, taken) = self.picture();
         let hooks = self.hooks();
-        let sources = lock(&self.resolver).sources();
+        let (sources, gone) = {
+            let resolver = lock(&self.resolver);
+            (resolver.sources(), resolver.gone_addresses())
+        };
         metrics::render(&View {
             node: &self.config.node,
             dns_ports: &self.config.dns_ports,
@@ -33,6 +36,7 @@ impl Engine {
             misses: &taken.misses,
             fillings: &taken.fillings,
             sources: &sources,
+            gone: &gone,
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),

@@ -2,6 +2,8 @@
 
 mod families;
 
+use std::{net::IpAddr, sync::Arc};
+
 use prometheus::{
     Encoder as _, TextEncoder,
     core::Collector as _,
@@ -49,6 +51,8 @@ pub struct View<'a> {
     pub fillings: &'a [Filling],
     /// The pod sources.
     pub sources: &'a [SourceStatus],
+    /// Addresses of pods that went lately.
+    pub gone: &'a [(IpAddr, Arc<Owner>)],
     /// Numbers and names of the drop reasons that mean failure.
     pub reasons: &'a [(u32, String)],
     /// Readings of the kernel's counters that failed.
@@ -519,6 +523,18 @@ fn own(out: &mut Families, view: &View<'_>) {
                 age.as_secs_f64(),
             );
         }
+    }
+    for (address, owner) in view.gone {
+        out.gauge(
+            "gone_pod_address_info",
+            "1; an address of a pod of this node that went in the last hour.",
+            &[
+                ("namespace", &owner.namespace),
+                ("pod", &owner.pod),
+                ("address", &address.to_string()),
+            ],
+            1.0,
+        );
     }
     out.counter(
         "map_read_errors_total",

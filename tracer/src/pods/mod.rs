@@ -3,6 +3,7 @@
 
 pub mod cri;
 pub mod file;
+mod gone;
 mod join;
 pub mod kubernetes;
 pub mod local;
@@ -21,6 +22,7 @@ use anyhow::Result;
 
 pub use self::owner::Owner;
 use self::{
+    gone::Gone,
     join::Join,
     kubernetes::{Access, Kubernetes},
     namespaces::Namespaces,
@@ -205,6 +207,7 @@ pub struct Resolver {
     /// Paths by id, and when the walk last saw them.
     cgroups: HashMap<u64, (String, Instant)>,
     join: Join,
+    gone: Gone,
     namespaces: Namespaces,
     host: Option<u64>,
     refreshed: Option<Instant>,
@@ -251,6 +254,7 @@ impl Resolver {
             cgroup_mount: cgroup::mount_point().ok(),
             cgroups: HashMap::new(),
             join: Join::default(),
+            gone: Gone::default(),
             namespaces: Namespaces::default(),
             host: None,
             refreshed: None,
@@ -324,6 +328,8 @@ impl Resolver {
                 .complete(&mut known.collect::<Vec<_>>(), mount, now);
         }
         self.walk_young(now);
+        self.gone
+            .update(self.sources.iter().flat_map(|c| &c.known), now);
         let has_pods = self.has_pods();
         let known = self
             .sources
@@ -433,6 +439,11 @@ impl Resolver {
         self.cgroups
             .get(&id)
             .is_some_and(|(_, seen)| Some(*seen) == self.walked)
+    }
+
+    /// Addresses of this node's pods that went lately, and who had them last.
+    pub fn gone_addresses(&self) -> Vec<(IpAddr, Arc<Owner>)> {
+        self.gone.addresses()
     }
 
     /// State of the sources.

@@ -41,6 +41,11 @@ impl Owner {
 }
 
 impl Owner {
+    /// Is it a pod, and not one of tracer's own words? No Kubernetes name holds a parenthesis.
+    pub fn is_pod(&self) -> bool {
+        !self.namespace.starts_with('(')
+    }
+
     fn labels(&self) -> (&str, &str) {
         (&self.namespace, &self.pod)
     }

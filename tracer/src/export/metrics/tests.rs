@@ -55,6 +55,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
             reason: String::new(),
             idle: false,
         }],
+        gone: &[([10, 0, 0, 2].into(), Owner::new("shop", "till"))],
         reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,
         undecodable: 0,

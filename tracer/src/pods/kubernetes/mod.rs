@@ -20,6 +20,7 @@ use hyper::Response;
 use k8s_openapi::api::core::v1::Pod as PodResource;
 use kube::{
     Api, Client,
+    api::ListParams,
     client::{ClientBuilder, DynBody},
     core::ApiResource,
     runtime::{
@@ -37,6 +38,8 @@ use crate::output::printable;
 
 /// How long before credentials that could not be had are tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// How long `doctor` waits for an answer.
+const EXAMINE: Duration = Duration::from_secs(5);
 /// What a server may say of a failure, in characters.
 const MAX_REASON: usize = 300;
 
@@ -135,17 +138,22 @@ impl Shared {
     }
 
     fn fail(&self, why: &anyhow::Error) {
-        // The client's errors quote what caused them, but not to the bottom.
-        let (what, cause) = (why.to_string(), why.root_cause().to_string());
-        let why = if what.contains(&cause) {
-            what
-        } else {
-            format!("{what}: {cause}")
-        };
-        let why: String = printable(&why).chars().take(MAX_REASON).collect();
+        let why = told(why);
         tracing::debug!("the watch on pods failed: {why}");
         self.store().failure = Some((Instant::now(), why));
     }
+}
+
+/// What the user is told of a failure, whose words may be the server's.
+fn told(why: &anyhow::Error) -> String {
+    // The client's errors quote what caused them, but not to the bottom.
+    let (what, cause) = (why.to_string(), why.root_cause().to_string());
+    let why = if what.contains(&cause) {
+        what
+    } else {
+        format!("{what}: {cause}")
+    };
+    printable(&why).chars().take(MAX_REASON).collect()
 }
 
 impl Store {
@@ -189,6 +197,21 @@ impl Store {
             }
         }
     }
+}
+
+/// For `doctor`: does the API server answer, and how many pods of the node does it know?
+pub async fn examine(access: Access, node: &str) -> Result<String> {
+    let shared = Arc::new(Shared::default());
+    let client = client(access.load().await?, &shared)?;
+    let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
+    let list = ListParams::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .match_any();
+    let pods = tokio::time::timeout(EXAMINE, api.list(&list))
+        .await
+        .with_context(|| format!("no answer within {EXAMINE:?}"))?
+        .map_err(|why| anyhow!(told(&why.into())))?;
+    Ok(format!("{} pods on node {node}", pods.items.len()))
 }
 
 /// Follows the watch for good.
