@@ -80,7 +80,7 @@ pub struct Settings<'a> {
 
 impl<'a> Settings<'a> {
     /// Writes each value to its file.
-    pub fn set(lock: &'a mut HostLock, new: Vec<(String, String)>) -> Self {
+    pub fn set(lock: &'a mut HostLock, new: &[(String, String)]) -> Self {
         let read = |path: &String| {
             let value =
                 fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
@@ -90,7 +90,7 @@ impl<'a> Settings<'a> {
         let lines = old.iter().map(|(path, value)| format!("{path} {value}\n"));
         lock.note(&lines.collect::<String>());
         let guard = Self { lock, old };
-        for (path, value) in &new {
+        for (path, value) in new {
             write(path, value);
         }
         guard

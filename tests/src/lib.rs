@@ -20,6 +20,7 @@ pub mod point;
 pub mod process;
 pub mod router;
 pub mod snmp;
+pub mod stack;
 pub mod standin_apiserver;
 pub mod wait;
 

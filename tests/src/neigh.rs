@@ -66,7 +66,7 @@ impl<'a> Thresholds<'a> {
             [1, 2, 3].map(|n| (family.threshold_path(n), values[n - 1].to_string()))
         });
         Self {
-            _settings: Settings::set(lock, new.collect()),
+            _settings: Settings::set(lock, &new.collect::<Vec<_>>()),
         }
     }
 }

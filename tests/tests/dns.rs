@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tests::dns::packet::{QUERY, STATUS, parse, query};
 use tests::dns::truth::{check_node, compare};
 use tests::dns::{A, AAAA, Client, Lookup, Server, Tally};
+use tests::neigh::FIRST_SILENT;
 use tests::netns::Pod;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually};
@@ -225,7 +226,7 @@ fn dialogue(
 #[test]
 fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     let lab = Lab::new();
-    let pods = ["retry", "after", "other", "all"];
+    let pods = ["retry", "after", "other", "all", "quick", "closed"];
     let mut index = 0;
     let pods = pods.map(|label| {
         index += 1;
@@ -237,7 +238,7 @@ fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     });
     let agent = start_agent();
     let at = Duration::from_millis;
-    let [retry, after, other, all] = &pods;
+    let [retry, after, other, all, quick, closed] = &pods;
     let server = |pod: &Pod| pod.hub(Family::V4);
     let ended = |queries, outcomes: &[(&'static str, u64)], unmatched| Tally {
         queries,
@@ -276,6 +277,25 @@ fn a_socket_and_id_used_again_make_the_lookups_that_they_should() {
     ];
     assert_eq!(dialogue(all, 1, &queries, listen).len(), 2);
     tallies.push((all, ended(2, &[("noerror", 1)], 1)));
+    // The first has answered before the second is asked, as a server nearby does: still one lookup.
+    let second = quick.neighbour(Family::V4, 3);
+    let queries = [
+        (at(0), "ok.test", server(quick)),
+        (at(50), "ok.test", second),
+    ];
+    assert_eq!(dialogue(quick, 1, &queries, listen).len(), 2);
+    tallies.push((quick, ended(2, &[("noerror", 1)], 1)));
+    // The second never answers, or too late for a socket that is closed by then: no failure.
+    let queries = [
+        (at(0), "ok.test", server(closed)),
+        (
+            at(50),
+            "ok.test",
+            closed.neighbour(Family::V4, FIRST_SILENT),
+        ),
+    ];
+    assert_eq!(dialogue(closed, 1, &queries, listen), ["ok.test"]);
+    tallies.push((closed, ended(2, &[("noerror", 1)], 0)));
 
     eventually(Duration::from_secs(5), || {
         let metrics = agent.metrics();

@@ -58,7 +58,7 @@ fn a_full_table_is_told_from_a_rule() {
 
     let before = conntrack(Some(&router)).drop;
     let full = entries(&router);
-    let limit = Settings::set(lab.lock(), vec![(LIMIT.to_owned(), full.to_string())]);
+    let limit = Settings::set(lab.lock(), &[(LIMIT.to_owned(), full.to_string())]);
     let asked: Vec<Lookup> = (0..40)
         .map(|n| Lookup::new(format!("ok-{n}.test"), A, open[n % 2]))
         .collect();
@@ -208,13 +208,16 @@ fn the_hosts_own_figures_are_the_kernels() {
     assert!(number(COUNT) >= 20, "the lab failed: {}", number(COUNT));
     let agent = Agent::start(&[]);
     eventually(Duration::from_secs(10), || {
+        // Asking is a connection too, so there are more of them by the end.
         let (entries, stats) = (number(COUNT), conntrack(None));
         let metrics = agent.metrics();
-        ensure((entries, stats) == (number(COUNT), conntrack(None)), || {
-            "the kernel's figures do not stand still".to_owned()
+        let shown = metrics.get("tracer_node_conntrack_entries", &[]);
+        let entries = entries..=number(COUNT);
+        let right = shown.is_some_and(|n| entries.contains(&(n as u64)));
+        ensure(right, || {
+            format!("{shown:?} entries, the kernel's {entries:?}")
         })?;
         for (name, expected) in [
-            ("tracer_node_conntrack_entries", entries),
             ("tracer_node_conntrack_entries_limit", number(LIMIT)),
             (
                 "tracer_node_conntrack_insert_failed_total",

@@ -13,9 +13,12 @@ use tests::router::Wiring;
 const QUERY: &str = "udp dport 53";
 const ANSWER: &str = "udp sport 53";
 
+/// Name, namespace, netfilter hook and match of a place where packets can be refused.
+type Place<'a> = (&'a str, fn(&Scene) -> Arc<Netns>, &'a str, &'a str);
+
 /// Two lookups of each family die in each of these places, and one more while nothing is in the way
 /// shows that it was the rule.
-fn refused_in(wiring: Wiring, places: &[(&str, fn(&Scene) -> Arc<Netns>, &str, &str)]) {
+fn refused_in(wiring: Wiring, places: &[Place<'_>]) {
     let (_lab, mut scene) = Scene::new(wiring);
     let to = Family::ALL.map(|family| scene.address(family));
     for (what, netns, hook, matches) in places {

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use tests::Family;
-use tests::dns::Scene;
-use tests::dns::scene::lookups;
+use tests::dns::scene::{SERVERS, lookups};
+use tests::dns::{A, Lookup, Scene};
 use tests::entries::{know, mac};
-use tests::netns::{DEVICE, Netns};
+use tests::netns::{DEVICE, Netns, await_ipv6};
 use tests::process::check;
 use tests::router::Wiring;
 
@@ -158,24 +158,46 @@ fn what_a_full_queue_of_a_device_drops_has_another_reason() {
     scene.settle();
 }
 
-#[test]
-fn a_closed_port_behind_the_node_is_named() {
-    let (_lab, mut scene) = Scene::new(Wiring::Bridged);
+/// Addresses of the server's pod on which nobody listens.
+fn closed(scene: &Scene) -> [IpAddr; 2] {
     let closed = Family::ALL.map(|family| scene.far.neighbour(family, 50));
+    let netns = &scene.far.netns;
     for (address, length) in closed.iter().zip([16, 64]) {
         let nodad = if address.is_ipv6() { "nodad" } else { "" };
-        let netns = &scene.far.netns;
         netns.ip(&format!(
             "address add {address}/{length} dev {DEVICE} {nodad}"
         ));
     }
-    tests::netns::await_ipv6(
-        &scene.far.netns,
-        DEVICE,
-        usize::from(tests::dns::scene::SERVERS) + 1,
-    );
-    let asked = lookups(&["ok-closed"], &closed);
+    await_ipv6(netns, DEVICE, usize::from(SERVERS) + 1);
+    closed
+}
+
+#[test]
+fn a_closed_port_behind_the_node_is_named() {
+    let (_lab, mut scene) = Scene::new(Wiring::Bridged);
+    let asked = lookups(&["ok-closed"], &closed(&scene));
     scene.fail("closed", &asked, "port_unreachable", &["no_socket"]);
+    scene.settle();
+}
+
+/// The kernel uses the memory of a packet again at once: what is dropped there next is another's.
+#[test]
+fn answers_and_drops_of_others_in_turn_are_told_apart() {
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let closed = closed(&scene);
+    let open = Family::ALL.map(|family| scene.address(family));
+    let mut asked = Vec::new();
+    for n in 0..300 {
+        for to in [open[n % 2], closed[n % 2]] {
+            asked.push(Lookup::new(format!("ok-{n}.test"), A, to));
+        }
+    }
+    for some in asked.chunks(200) {
+        let tally = scene.ask(some);
+        assert_eq!(tally.outcome("noerror"), 100, "the lab failed: {tally:?}");
+        assert_eq!(tally.outcome("timeout"), 100, "the lab failed: {tally:?}");
+    }
+    scene.causes.insert("port_unreachable", 300);
     scene.settle();
 }
 

@@ -55,11 +55,13 @@ pub enum ClientMap {
     Served = 4,
     /// Datagrams lost in full receive buffers.
     ReceiveDrops = 5,
+    /// Servers of failed lookups.
+    DnsPeers = 6,
 }
 
 impl ClientMap {
     /// How many there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 /// Address family as the kernel numbers it (`include/linux/socket.h`).

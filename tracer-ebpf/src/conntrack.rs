@@ -29,13 +29,22 @@ use crate::{
 
 /// `IP_CT_ESTABLISHED_REPLY`: from here on it is the reply direction (nf_conntrack_common.h).
 const REPLY: u64 = 3;
+/// `IP_CT_RELATED_REPLY`.
+const RELATED_REPLY: u64 = 4;
+/// `IPS_SRC_NAT`: the original direction's source is translated.
+const SRC_NAT: u64 = 1 << 4;
 /// `IPS_DST_NAT`: the original direction's destination is translated (nf_conntrack_common.h).
 const DST_NAT: u64 = 1 << 5;
 
-/// The destination that a packet had when it left its socket, if it was translated since: DNAT in
-/// OUTPUT comes before the hook, its reversal before the hook on the way in.
+/// Gives the destination that a packet had when it left its socket, if it was translated since: DNAT
+/// in OUTPUT comes before the hook, its reversal before the hook on the way in.
 #[inline(always)]
-pub fn asked(packet: u64, family: u16) -> Option<Server> {
+pub fn asked(packet: u64, family: u16, server: &mut Server) -> bool {
+    try_asked(packet, family, server).is_some()
+}
+
+#[inline(always)]
+fn try_asked(packet: u64, family: u16, server: &mut Server) -> Option<()> {
     if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
         return None;
     }
@@ -47,12 +56,38 @@ pub fn asked(packet: u64, family: u16) -> Option<Server> {
     if read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & DST_NAT == 0 {
         return None;
     }
-    Some(Server {
-        // The tuple is all zero but for what is set: IPv4 has the first word.
-        address: read(connection, OFF_NF_CONN_ORIGINAL_DESTINATION.load())?,
-        port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?),
+    // The tuple is all zero but for what is set: IPv4 has the first word.
+    server.address = read(connection, OFF_NF_CONN_ORIGINAL_DESTINATION.load())?;
+    server.port = u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?);
+    server.family = family;
+    Some(())
+}
+
+/// Client and server of an answer that is translated on its way out, as the server knows them.
+#[inline(always)]
+pub fn answering(packet: u64, family: u16) -> Option<(Server, Server)> {
+    if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
+        return None;
+    }
+    let nfct = read::<u64>(packet, OFF_SK_BUFF_NFCT.load())?;
+    let (connection, info) = (nfct & !7, nfct & 7);
+    if connection == 0 || !matches!(info, REPLY | RELATED_REPLY) {
+        return None;
+    }
+    if read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & (SRC_NAT | DST_NAT) == 0 {
+        return None;
+    }
+    let client = Server {
+        address: read(connection, OFF_NF_CONN_REPLY_DESTINATION.load())?,
+        port: u16::from_be(read(connection, OFF_NF_CONN_REPLY_DESTINATION_PORT.load())?),
         family,
-    })
+    };
+    let server = Server {
+        address: read(connection, OFF_NF_CONN_REPLY_SOURCE.load())?,
+        port: u16::from_be(read(connection, OFF_NF_CONN_REPLY_SOURCE_PORT.load())?),
+        family,
+    };
+    Some((client, server))
 }
 
 /// Is the packet the reply direction of a connection that conntrack follows? Where `struct nf_conn`
@@ -63,7 +98,7 @@ pub fn may_be_translated(packet: u64) -> bool {
         return false;
     }
     let nfct = read::<u64>(packet, OFF_SK_BUFF_NFCT.load()).unwrap_or_default();
-    nfct & !7 != 0 && matches!(nfct & 7, 3 | 4)
+    nfct & !7 != 0 && matches!(nfct & 7, REPLY | RELATED_REPLY)
 }
 
 /// Why netfilter dropped a packet, where conntrack did it and no rule: its figures

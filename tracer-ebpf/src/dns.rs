@@ -7,6 +7,7 @@
 mod end;
 mod lookups;
 mod message;
+pub mod packets;
 mod refused;
 mod served;
 
@@ -19,7 +20,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Packet, Server};
+use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
 
 pub use self::{
     end::take_back,
@@ -27,14 +28,14 @@ pub use self::{
     refused::{Refused, cgroup_id, refused},
 };
 use self::{
-    end::{client, count_arrived, end, node},
+    end::{client, count_arrived, end_answered, node},
     lookups::Query,
     message::{HEADER, Header, bounded_len},
 };
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, ENDPOINTS, LATE, PACKETS, PENDING},
+    maps::{ANSWERED, ENDED, ENDPOINTS, PENDING},
     packet::{self, Udp},
     util::{add, read},
 };
@@ -57,21 +58,30 @@ pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
+    let mut query = Query::default();
     // A redirected query goes to any port; an answer is translated back before this hook.
-    let asked = conntrack::asked(ctx.as_ptr() as u64, udp.family);
+    let redirected = conntrack::asked(ctx.as_ptr() as u64, udp.family, &mut query.server);
     let to_server = packet::is_dns_port(udp.destination_port)
-        || asked.is_some_and(|server| packet::is_dns_port(server.port));
+        || (redirected && packet::is_dns_port(query.server.port));
     let from_server = packet::is_dns_port(udp.source_port);
     if !to_server && !from_server {
         return None;
     }
     let header = Header::load(ctx, udp)?;
     if !header.is_response() {
-        return if to_server {
-            query(ctx, udp, &header, asked)
-        } else {
-            None
-        };
+        if to_server {
+            if !redirected {
+                query.server.address = udp.address(ctx, true)?;
+                query.server.port = udp.destination_port;
+                query.server.family = udp.family;
+            }
+            query.id = header.id;
+            query.question = header.question(ctx, udp);
+            // SAFETY: the verifier knows the context's fields.
+            query.segments = unsafe { (*ctx.skb.skb).gso_segs };
+            ask(ctx, udp, &query);
+        }
+        return None;
     }
     if from_server {
         served::answered(ctx, udp, &header);
@@ -129,30 +139,14 @@ impl Socket {
     }
 }
 
-/// A query leaves a socket.
-#[inline(always)]
-fn query(ctx: &SkBuffContext, udp: &Udp, header: &Header, asked: Option<Server>) -> Option<()> {
-    let socket = Socket::of(ctx)?;
-    let sent_to = Server {
-        address: udp.address(ctx, true)?,
-        port: udp.destination_port,
-        family: udp.family,
-    };
-    let query = Query {
-        id: header.id,
-        server: asked.unwrap_or(sent_to),
-        question: header.question(ctx, udp),
-        // SAFETY: the verifier knows the context's fields.
-        segments: unsafe { (*ctx.skb.skb).gso_segs },
-    };
-    ask(ctx, udp, &socket, &query);
-    Some(())
-}
-
-/// Out of line: the question's hash is made in a frame beside this one, not on top.
+/// A query leaves a socket. Out of line: the question's hash is made in a frame beside this one, not
+/// on top.
 #[inline(never)]
-fn ask(ctx: &SkBuffContext, udp: &Udp, socket: &Socket, query: &Query) -> u64 {
-    let key = lookups::follow(socket, query, |question| {
+fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
+    let Some(socket) = Socket::of(ctx) else {
+        return 0;
+    };
+    let key = lookups::follow::<true>(&socket, query, |question| {
         let start = udp.payload() + HEADER;
         let len = bounded_len(start, ctx.len());
         if len > 0 {
@@ -173,12 +167,7 @@ fn ask(ctx: &SkBuffContext, udp: &Udp, socket: &Socket, query: &Query) -> u64 {
 /// own.
 #[inline(never)]
 fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64 {
-    let packet = Packet {
-        lookup: *key,
-        is_answer: 0,
-    };
-    // Full, of these and of those: the least recently used goes.
-    let _ = PACKETS.insert(ctx.as_ptr() as u64, packet, 0);
+    packets::note(packets::address(ctx), key, false);
     let Some(address) = udp.address(ctx, false) else {
         return 0;
     };
@@ -201,6 +190,20 @@ fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64
 #[inline(always)]
 fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     count_arrived();
+    let question = header.question(ctx, udp);
+    take(ctx, udp, header, question);
+    Some(())
+}
+
+/// Out of line, as `ask`.
+#[inline(never)]
+fn take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> u64 {
+    let _ = try_take(ctx, udp, header, question); // what cannot be read is no answer
+    0
+}
+
+#[inline(always)]
+fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> Option<()> {
     let socket = Socket::of(ctx)?;
     let packet = ctx.as_ptr() as u64;
     let server = Server {
@@ -208,7 +211,6 @@ fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         port: udp.source_port,
         family: udp.family,
     };
-    let question = header.question(ctx, udp);
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = LookupKey {
@@ -229,7 +231,7 @@ fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
                 && (lookup.was_asked(&server) || conntrack::may_be_translated(packet));
             if lookup.answered_ns != 0 {
                 // Answered before; this one is to nothing asked, unless it fits the other slot.
-                end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                end_answered(&key, lookup);
             } else if fits {
                 if !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
                     // It counts when it has not been dropped behind this hook: see `count_arrived`.
@@ -251,11 +253,13 @@ fn answer(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         slot += 1;
     }
     key.slot = 0;
-    if let Some(expired) = LATE.get_ptr(key) {
+    if let Some(ended) = ENDED.get_ptr(key) {
         // SAFETY: a map's value; torn reads of an evicted entry would make one answer unmatched.
-        let expired = unsafe { *expired };
-        let fits = header.questions == 0 || expired.question_hash == question;
-        if fits && now_ns < expired.deadline_ns + LATE_NS && LATE.remove(key).is_ok() {
+        let ended = unsafe { *ended };
+        let fits = ended.answered == 0
+            && (header.questions == 0 || ended.question_hash == question)
+            && now_ns < ended.deadline_ns + LATE_NS;
+        if fits && ENDED.remove(key).is_ok() {
             return late(&socket);
         }
     }

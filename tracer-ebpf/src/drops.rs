@@ -24,7 +24,7 @@ use self::datagram::Datagram;
 use crate::{
     conntrack, dns,
     layout::*,
-    maps::{DROPS_NODE, NEIGH_LAST_FULL, PACKETS, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
+    maps::{DROPS_NODE, NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
     neigh::{self, Wanted},
     packet::is_dns_port,
     ring,
@@ -78,23 +78,27 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     if meaning.is_failure != 0 {
         // SAFETY: a per-CPU array's value, added to atomically.
         add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
-        if dns::take_back(skb, drop) {
-            return None;
-        }
         if meaning.cause == Cause::Netfilter as u8
             && let Some(detail) = net(skb).and_then(conntrack::why_refused)
         {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        // Most packets freed without a reason are no failure: only DNS on its way is looked at.
-        PACKETS.get_ptr(skb)?;
-        drop.cause = unspecified(ctx.arg(1)) as u8;
+        drop.cause = if was_neighbour(ctx.arg(1)) {
+            Cause::NeighbourUnresolved
+        } else if dns::packets::is_known(skb) {
+            unspecified(skb)
+        } else {
+            return None; // most packets freed without a reason are no failure
+        } as u8;
     } else {
         return None;
     }
 
     let datagram = Datagram::of(skb)?;
+    if datagram.is_answer && dns::take_back(skb, datagram.id, drop) {
+        return None;
+    }
     if drop.cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
         // No entry, but not for a full table: no memory, or the device is going away.
         drop.cause = Cause::Dropped as u8;
@@ -104,7 +108,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let (mut key, found) = match datagram.by_packet(skb) {
         Some(key) => (key, Found::ByPacket),
         None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
-            (datagram.refused(skb)?, Found::ByPacket)
+            let key = if datagram.is_answer {
+                datagram.by_server(skb)?
+            } else {
+                datagram.refused(skb)?
+            };
+            (key, Found::ByPacket)
         }
         None => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
     };
@@ -175,16 +184,22 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
     Some(())
 }
 
-/// What a packet freed without a reason died of, by where it was freed.
+/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees
+/// without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
 #[inline(always)]
-fn unspecified(location: u64) -> Cause {
+fn was_neighbour(location: u64) -> bool {
     let within = |start: u64, end: u64| location >= start && location < end;
-    // IPv6 gives no reason when a neighbour does not answer: ndisc_error_report() frees, which may
-    // be inlined into neigh_invalidate().
-    if within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
+    within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
         || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
-    {
-        return Cause::NeighbourUnresolved;
+}
+
+/// What a packet freed without a reason died of.
+#[inline(always)]
+fn unspecified(skb: u64) -> Cause {
+    // Routes of the kinds unreachable, prohibit and blackhole carry an error.
+    let error = route(skb).and_then(|route| read::<u16>(route, OFF_DST_ENTRY_ERROR.load()));
+    if error.is_some_and(|error| error != 0) {
+        return Cause::NoRoute;
     }
     Cause::Dropped
 }
@@ -231,6 +246,13 @@ fn net(skb: u64) -> Option<u64> {
     }
 }
 
+/// The packet's route: a `struct dst_entry`, the beginning of a `struct rt6_info` for IPv6.
+#[inline(always)]
+fn route(skb: u64) -> Option<u64> {
+    // The low two bits are flags (include/linux/skbuff.h, SKB_DST_PTRMASK).
+    Some(read::<u64>(skb, OFF_SK_BUFF_DST.load())? & !3)
+}
+
 /// Cookie of the namespace of the packet's device.
 #[inline(always)]
 fn device_net_cookie(skb: u64) -> Option<u64> {
@@ -259,9 +281,7 @@ fn was_unsolicited(skb: u64, datagram: &Datagram) -> bool {
         return false;
     }
     let last = || {
-        // The low two bits are flags (include/linux/skbuff.h, SKB_DST_PTRMASK).
-        let route = read::<u64>(skb, OFF_SK_BUFF_DST.load())? & !3;
-        let gateway = read::<[u32; 4]>(route, OFF_RT6_INFO_GATEWAY.load())?;
+        let gateway = read::<[u32; 4]>(route(skb)?, OFF_RT6_INFO_GATEWAY.load())?;
         let address = if gateway[0] | gateway[1] | gateway[2] | gateway[3] == 0 {
             datagram.address(true)?
         } else {

@@ -63,6 +63,11 @@ pub static DNS: HashMap<dns::Key, dns::Value> =
 #[map]
 pub static DNS_NODE: PerCpuArray<dns::Counts> = PerCpuArray::with_max_entries(1, 0);
 
+/// Failed lookups by the server asked first. The rest key is always there.
+#[map]
+pub static DNS_PEERS: HashMap<dns::PeerKey, u64> =
+    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
 /// One all-zero value: what a new entry of `DNS` is made of (too large for the stack).
 #[map]
 pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);
@@ -76,17 +81,18 @@ pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
 #[map]
 pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
 
-/// Lookups that ended as `timeout`, so that a late answer is told from one to nothing asked.
+/// Lookups that ended: a late answer is told from one to nothing asked, and a question asked again
+/// after its answer from a new one.
 #[map]
-pub static LATE: LruHashMap<dns::LookupKey, dns::Expired> = LruHashMap::with_max_entries(16_384, 0);
+pub static ENDED: LruHashMap<dns::LookupKey, dns::Ended> = LruHashMap::with_max_entries(65_536, 0);
 
 /// The answer that reached a socket's filter last on this CPU.
 #[map]
 pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(1, 0);
 
-/// DNS packets on their way through this node, by address of their `sk_buff`.
+/// DNS packets on their way through this node, by a hash of their `sk_buff`'s address.
 #[map]
-pub static PACKETS: LruHashMap<u64, dns::Packet> = LruHashMap::with_max_entries(16_384, 0);
+pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LEN, 0);
 
 /// Lookups by what their packets say of the client.
 #[map]

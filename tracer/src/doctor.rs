@@ -1,6 +1,8 @@
 //! `tracer doctor`: what this node supports, and why not where it does not. It loads every program
 //! for real, attaches none, and leaves nothing behind.
 
+mod conntrack;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
@@ -48,6 +50,8 @@ pub struct Report {
     pub tables: Vec<Table>,
     /// Where pods are learned from.
     pub sources: Vec<SourceReport>,
+    /// Connection tracking; `None` where the kernel has none.
+    pub conntrack: Option<conntrack::Report>,
     /// What tracer does not see, wherever it runs.
     pub not_seen: &'static [&'static str],
 }
@@ -134,9 +138,11 @@ pub struct Advice {
 }
 
 const NOT_SEEN: &[&str] = &[
-    "DNS over TCP, TLS and HTTPS",
-    "queries of raw and packet sockets",
+    "lookups over TCP, TLS (DoT), HTTPS (DoH) and QUIC (DoQ)",
+    "what raw and packet sockets send and receive",
     "datagrams behind IPv6 extension headers",
+    "sends that fail before IP output, such as without a route in the pod: the application has the \
+     error (ENETUNREACH)",
 ];
 
 /// The sources of the agent on this node.
@@ -223,6 +229,7 @@ pub fn examine(agent: Option<&Snapshot>, sources: Vec<SourceReport>) -> Report {
         hooks,
         tables: tables(entries, agent),
         sources,
+        conntrack: conntrack::examine(),
         not_seen: NOT_SEEN,
     }
 }
@@ -413,7 +420,16 @@ impl fmt::Display for Report {
                 printable(&source.detail)
             )?;
         }
-        writeln!(f, "not seen: {}", self.not_seen.join("; "))?;
+        if let Some(conntrack) = &self.conntrack {
+            write!(
+                f,
+                "connection tracking (of this network namespace)\n{conntrack}"
+            )?;
+        }
+        writeln!(f, "not seen")?;
+        for thing in self.not_seen {
+            writeln!(f, "      {thing}")?;
+        }
         if self.main_job_can_run {
             writeln!(f, "the agent can do its main job on this node")
         } else {

@@ -30,13 +30,14 @@ use crate::{
     kernel::{
         self,
         btf::{self, Btf},
+        conntrack::{self, Conntrack},
         load::{HookStatus, Loaded, Parameters},
         maps::{Filling, Maps},
         neighbour_tables::{self, NeighbourTable},
         offsets::Offsets,
         reasons::Reasons,
     },
-    pods::{Ask, Moved, Resolver, SourceStatus},
+    pods::{Ask, Moved, Resolver, SourceStatus, peers::Peers},
 };
 
 /// How often the pod sources are asked whether anything has changed.
@@ -59,6 +60,7 @@ pub struct Engine {
     loaded: Mutex<Loaded>,
     maps: Mutex<Maps>,
     resolver: Mutex<Resolver>,
+    peers: Mutex<Peers>,
     aggregate: Mutex<Aggregate>,
     collected: Mutex<Collected>,
     hub: Hub,
@@ -88,6 +90,8 @@ struct Collected {
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
     pressures: [Pressure; 2],
+    conntrack: Option<Conntrack>,
+    conntrack_reader: conntrack::Reader,
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
     retired: Option<Instant>,
@@ -101,6 +105,7 @@ struct Taken {
     highest: [u32; 2],
     seconds_until_full: [f64; 2],
     pressures: [PressureState; 2],
+    conntrack: Option<Conntrack>,
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
 }
@@ -152,6 +157,7 @@ impl Engine {
             loaded: Mutex::new(loaded),
             maps: Mutex::new(maps),
             resolver: Mutex::new(resolver),
+            peers: Mutex::new(Peers::start(&config.pods)?),
             aggregate: Mutex::new(Aggregate::new(
                 config.window,
                 config.max_pods,
@@ -312,6 +318,10 @@ impl Engine {
         if collected.at.is_some_and(|at| at.elapsed() < age) {
             return;
         }
+        match collected.conntrack_reader.read() {
+            Ok(figures) => collected.conntrack = figures,
+            Err(error) => self.failed(&error),
+        }
         if let Err(error) = self.try_collect(&mut collected) {
             self.failed(&error);
         }
@@ -345,6 +355,7 @@ impl Engine {
         }
         self.watch_pressure(collected, second);
         let reading = maps.read()?;
+        lock(&self.peers).update(&reading.dns_peers, now);
         resolver.refresh(Ask::Regularly);
         let forwarded: u64 = reading
             .forwarded
@@ -453,6 +464,7 @@ impl Engine {
             highest: collected.highest,
             seconds_until_full: collected.seconds_until_full,
             pressures: [0, 1].map(|family| collected.pressures[family].state()),
+            conntrack: collected.conntrack,
             fillings: collected.fillings.clone(),
             misses: collected.misses.clone(),
         };

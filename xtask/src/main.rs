@@ -1,6 +1,7 @@
 //! What a developer runs: `cargo xtask VERB`, one file a verb.
 
 mod apt;
+mod bench;
 mod build;
 mod cluster;
 mod object;
@@ -45,6 +46,13 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
+    Bench {
+        #[arg(default_value = "dns")]
+        subject: bench::Subject,
+        #[arg(long, default_value = "text")]
+        output: bench::Output,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Test { filters } => test::run(&filters),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
+        Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

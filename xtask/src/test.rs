@@ -18,10 +18,32 @@ use crate::{
 };
 
 /// What the end-to-end tests make their labs with.
-const TOOLS: &[Tool] = &[Tool {
-    program: "ip",
-    package: "iproute2",
-}];
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+    },
+    Tool {
+        program: "dnsmasq",
+        package: "dnsmasq-base",
+    },
+    Tool {
+        program: "dig",
+        package: "bind9-dnsutils",
+    },
+    Tool {
+        program: "dnsperf",
+        package: "dnsperf",
+    },
+    Tool {
+        program: "musl-gcc",
+        package: "musl-tools",
+    },
+];
 
 pub fn run(filters: &[String]) -> Result<()> {
     let mut stages = Stages::default();

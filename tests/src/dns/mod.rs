@@ -1,6 +1,7 @@
 //! A DNS server that answers by script and a client that keeps count, both on raw UDP.
 
 pub mod client;
+pub mod load;
 pub mod packet;
 pub mod programs;
 pub mod scene;

@@ -1,16 +1,15 @@
 //! Real DNS programs in a lab's namespaces.
 
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::packet::{QUERY, parse, query};
 use crate::netns::Netns;
-use crate::process::{Collected, Reaped, collect};
+use crate::process::{Collected, Reaped, collect, run};
 use crate::wait::{ensure, eventually};
 
 /// A running dnsmasq; killed on drop.
@@ -23,11 +22,11 @@ pub struct Dnsmasq {
 
 impl Dnsmasq {
     /// Serves port 53 of these addresses of the thread's own namespace, with these options beside,
-    /// and waits until it answers.
+    /// and waits until it does.
     pub fn start_here(addresses: &[IpAddr], options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let empty = folder.path().join("empty");
-        fs::write(&empty, "local=/ready.lab/\n").expect("file can be written");
+        fs::write(&empty, "").expect("file can be written");
         let mut command = Command::new("dnsmasq");
         command
             .args(["--keep-in-foreground", "--no-resolv", "--no-hosts"])
@@ -47,36 +46,17 @@ impl Dnsmasq {
             stderr,
             _folder: folder,
         };
-        for address in addresses {
-            dnsmasq.await_ready(*address);
-        }
+        // It says so once its sockets are bound. To ask it would be a lookup.
+        eventually(Duration::from_secs(10), || {
+            let said = dnsmasq.stderr.text();
+            ensure(said.contains("started"), || format!("dnsmasq: {said}"))
+        });
         dnsmasq
     }
 
     /// As [`Dnsmasq::start_here`], in a namespace.
     pub fn start(netns: &Netns, addresses: &[IpAddr], options: &[&str]) -> Self {
         netns.run(|| Self::start_here(addresses, options))
-    }
-
-    fn await_ready(&self, address: IpAddr) {
-        let any: IpAddr = match address {
-            IpAddr::V4(_) => [0; 4].into(),
-            IpAddr::V6(_) => [0; 16].into(),
-        };
-        let socket = UdpSocket::bind((any, 0)).expect("a port is free");
-        let wait = Duration::from_millis(100);
-        socket.set_read_timeout(Some(wait)).expect("timeout is set");
-        let bytes = query(1, QUERY, "ready.lab", super::A);
-        let mut buffer = [0; 512];
-        eventually(Duration::from_secs(10), || {
-            let answered = socket
-                .send_to(&bytes, (address, 53))
-                .and_then(|_| socket.recv(&mut buffer))
-                .is_ok_and(|length| parse(&buffer[..length]).is_some_and(|m| m.answer));
-            ensure(answered, || {
-                format!("dnsmasq does not answer: {}", self.stderr.text())
-            })
-        });
     }
 }
 
@@ -120,4 +100,12 @@ impl Resolver {
             .args(arguments);
         command
     }
+}
+
+/// Runs a program of the lab in a namespace to its end, which must come within a minute and be good,
+/// and gives what it printed.
+pub fn run_in(netns: &Netns, command: &mut Command) -> String {
+    let ended = netns.run(|| run(command, Duration::from_mins(1)));
+    assert!(ended.status.success(), "the lab failed: {ended:#?}");
+    ended.stdout
 }

@@ -5,13 +5,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Key;
 use crate::event::Header;
 
-/// A lookup that waits: key of the map `PENDING`, and of `LATE` with slot 0.
+/// A lookup that waits: key of the map `PENDING`, and of `ENDED` with slot 0.
 ///
 /// Two slots let a new lookup start under the same socket and id while the program that ages has
 /// not taken the expired one away yet. Only that program deletes expired entries and only the
 /// packet programs delete live ones, so nobody deletes another's successor.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct LookupKey {
     /// `bpf_get_socket_cookie` of the client's socket. A socket whose first query netfilter refused
     /// has none yet: then its address in the kernel, which no cookie is as large as.
@@ -149,14 +151,17 @@ impl Server {
     }
 }
 
-/// Value of the map `LATE`: lookups that ended as `timeout`.
+/// Value of the map `ENDED`, by key with slot 0: the lookup that ended last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Expired {
+pub struct Ended {
     /// The deadline, `CLOCK_MONOTONIC` nanoseconds.
     pub deadline_ns: u64,
     /// As [`Lookup::question_hash`].
     pub question_hash: u64,
+    /// Not 0: it was answered, and until the deadline the same question again is no new lookup.
+    /// Else it timed out, and an answer to it is late.
+    pub answered: u64,
 }
 
 /// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
@@ -208,6 +213,18 @@ pub struct Failure {
     pub question: [u8; QUESTION_LEN],
 }
 
+/// Whom failed lookups asked first: key of the map `DNS_PEERS`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PeerKey {
+    /// Network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// `AF_INET` or `AF_INET6`. 0: the rest key, charged when the map is full.
+    pub family: u32,
+}
+
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Drop {
@@ -245,10 +262,15 @@ impl Detail {
     }
 }
 
-/// A DNS packet on its way: value of the map `PACKETS`, by the address of its `sk_buff`.
+/// Places in the map `PACKETS`.
+pub const PACKETS_LEN: u32 = 1 << 16;
+
+/// A DNS packet on its way: value of the map `PACKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Packet {
+    /// Address of its `sk_buff`.
+    pub address: u64,
     /// The lookup it belongs to.
     pub lookup: LookupKey,
     /// Not 0: the answer, else the query.

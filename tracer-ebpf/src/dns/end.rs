@@ -13,8 +13,8 @@ use aya_ebpf::{
 use tracer_common::{
     ClientMap, Hook,
     dns::{
-        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Expired, Failure, Key, Lookup, LookupKey,
-        Outcome, Served, ServedKey, Value, bucket,
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
+        Outcome, PeerKey, Served, ServedKey, Value, bucket,
     },
     event,
 };
@@ -22,7 +22,7 @@ use tracer_common::{
 use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, LATE, PENDING, SERVED},
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, ENDED, PENDING, SERVED},
     ring,
     util::{add, sub},
 };
@@ -76,21 +76,47 @@ pub fn count_arrived() {
         // SAFETY: as in `query`.
         let lookup = unsafe { &mut *lookup };
         if lookup.answered_ns != 0 {
-            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+            end_answered(&key, lookup);
         }
     }
 }
 
-/// The hook `drops` saw that a packet was dropped behind this hook, before its socket had it. True
-/// if it was the answer that this CPU saw last: then it is no answer.
+/// Ends a lookup whose answer has arrived.
 #[inline(always)]
-pub fn take_back(packet: u64, drop: Drop) -> bool {
+pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
+    remember(key, lookup, 1);
+    end(key, lookup, lookup.outcome, lookup.answered_ns);
+}
+
+/// Remembers a lookup that is about to end. Out of line: its stack is its own.
+#[inline(never)]
+fn remember(key: &LookupKey, lookup: &Lookup, answered: u64) -> u64 {
+    let ended = Ended {
+        deadline_ns: lookup.started_ns + DNS_TIMEOUT_NS.load(),
+        question_hash: lookup.question_hash,
+        answered,
+    };
+    // Full: the least recently used goes. A late answer to that one counts as unmatched, the same
+    // question again as a new lookup.
+    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended, 0);
+    0
+}
+
+/// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
+/// socket's filter, and the socket did not get it: then it is no answer.
+#[inline(always)]
+pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
+    // Behind the filter come the checksum, the socket's own filter and its receive buffer.
+    if !matches!(drop.cause, SOCKET_BUFFER_FULL | DROPPED) {
+        return false;
+    }
     let Some(answered) = ANSWERED.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: as in `answer`.
     let answered = unsafe { &mut *answered };
-    if answered.packet != packet {
+    // Addresses are reused at once: the answer may have been read, and its place be another's.
+    if answered.packet != packet || answered.key.id != id {
         return false;
     }
     answered.packet = 0;
@@ -130,6 +156,10 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
     let value = client(lookup.key, lookup.netns)?;
     let node = node()?;
+    let peer = PeerKey {
+        address: lookup.servers[0].address,
+        family: lookup.servers[0].family as u32,
+    };
 
     if failed {
         let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
@@ -168,6 +198,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     if failed && cause < Cause::ALL.len() {
         add(&mut value.counts.causes[cause], 1);
         add(&mut node.causes[cause], 1);
+        count_peer(&peer);
     }
     if !timeout {
         let bucket = bucket(waited_ns);
@@ -182,6 +213,28 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     Some(())
 }
 
+#[inline(always)]
+fn count_peer(key: &PeerKey) {
+    if DNS_PEERS.get_ptr(key).is_none() {
+        // EEXIST: another CPU was faster, which is as good.
+        let _ = DNS_PEERS.insert(key, 0, BPF_NOEXIST as u64);
+    }
+    let failed = match DNS_PEERS.get_ptr_mut(key) {
+        Some(failed) => failed,
+        None => {
+            ring::count_full(ClientMap::DnsPeers);
+            match DNS_PEERS.get_ptr_mut(PeerKey::default()) {
+                Some(failed) => failed,
+                None => return,
+            }
+        }
+    };
+    // SAFETY: entries are never removed.
+    add(unsafe { &mut *failed }, 1);
+}
+
+const SOCKET_BUFFER_FULL: u8 = Cause::SocketBufferFull as u8;
+const DROPPED: u8 = Cause::Dropped as u8;
 const OK: u8 = Outcome::NoError as u8;
 const NO_DATA: u8 = Outcome::NoData as u8;
 const NX_DOMAIN: u8 = Outcome::NxDomain as u8;
@@ -288,7 +341,7 @@ unsafe extern "C" fn age(
     let timeout_ns = DNS_TIMEOUT_NS.load();
     if lookup.answered_ns != 0 {
         if now_ns.wrapping_sub(lookup.answered_ns) > ARRIVED_NS {
-            end(&key, lookup, lookup.outcome, lookup.answered_ns);
+            end_answered(&key, lookup);
         }
         return 0;
     }
@@ -296,12 +349,7 @@ unsafe extern "C" fn age(
         return 0;
     }
     if lookup.late == 0 {
-        let expired = Expired {
-            deadline_ns: lookup.started_ns + timeout_ns,
-            question_hash: lookup.question_hash,
-        };
-        // Full: the least recently used goes; a late answer to that one counts as unmatched.
-        let _ = LATE.insert(LookupKey { slot: 0, ..key }, expired, 0);
+        remember(&key, lookup, 0);
     }
     end(&key, lookup, Outcome::Timeout as u8, now_ns);
     0

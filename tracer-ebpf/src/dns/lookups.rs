@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     layout::*,
-    maps::{LOOKUP_ZERO, PENDING, REFUSED_QUERY},
+    maps::{ENDED, LOOKUP_ZERO, PENDING, REFUSED_QUERY},
     ring,
     util::{add, read},
 };
@@ -24,6 +24,7 @@ use crate::{
 const EEXIST: i32 = -17;
 
 /// What a query says.
+#[derive(Default)]
 pub struct Query {
     pub id: u16,
     /// The server asked, before any translation.
@@ -34,10 +35,13 @@ pub struct Query {
     pub segments: u32,
 }
 
-/// Counts a query of a socket; gives the lookup that it belongs to. `copy` takes over the question's
+/// Counts a query of a socket; gives the lookup that it belongs to, if one waits. `copy` takes over the question's
 /// bytes where a lookup begins, and says how many there may be.
+///
+/// Without `MAY_END`, for programs that have no stack left for it, lookups in the way stay until
+/// `dns_age` ends them.
 #[inline(always)]
-pub fn follow(
+pub fn follow<const MAY_END: bool>(
     socket: &Socket,
     query: &Query,
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
@@ -78,19 +82,27 @@ pub fn follow(
                 // SAFETY: NO_PREALLOC elements outlive the program's RCU section; a reader at the
                 // same time may see a lookup that just ended, which the removal below settles.
                 let lookup = unsafe { &mut *lookup };
+                let same = lookup.question_hash == query.question;
                 if lookup.answered_ns != 0 {
                     // Answered; nobody has counted it yet.
-                    end(&key, lookup, lookup.outcome, lookup.answered_ns);
-                    free = Some(slot);
+                    if same && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
+                        return None; // asked again: see `asked_again`
+                    }
+                    if MAY_END {
+                        end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                        free = Some(slot);
+                    }
                 } else if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
-                    if lookup.started_ns == 0 || lookup.question_hash == query.question {
+                    if lookup.started_ns == 0 || same {
                         // Asked again, perhaps elsewhere: one more query, no new lookup.
                         lookup.asked(query.server);
                         return Some(key);
                     }
-                    // Another question under the same id: nobody waits for the old one any more.
-                    end(&key, lookup, Outcome::Timeout as u8, now_ns);
-                    free = Some(slot);
+                    if MAY_END {
+                        // Another question under the same id: nobody waits for the old one any more.
+                        end(&key, lookup, Outcome::Timeout as u8, now_ns);
+                        free = Some(slot);
+                    }
                 }
             }
         }
@@ -101,6 +113,9 @@ pub fn follow(
         return untracked(value);
     };
     key.slot = slot;
+    if asked_again(&key, query.question, now_ns) {
+        return None;
+    }
     if socket.cookie != 0 && refused_lately(now_ns) && moved(socket, query, &key, now_ns) {
         return Some(key);
     }
@@ -148,6 +163,18 @@ fn untracked(value: &mut Value) -> Option<LookupKey> {
     add(&mut value.counts.untracked, 1);
     add(&mut node()?.untracked, 1);
     None
+}
+
+/// Was this question answered under the same socket and id, before the deadline? Then it is one more
+/// query and no lookup: musl asks all servers, and may have one's answer before it asks the next.
+#[inline(always)]
+fn asked_again(key: &LookupKey, question: u64, now_ns: u64) -> bool {
+    let Some(ended) = ENDED.get_ptr(LookupKey { slot: 0, ..*key }) else {
+        return false;
+    };
+    // SAFETY: a map's value; torn reads of an evicted entry would make one lookup too many.
+    let ended = unsafe { *ended };
+    ended.answered != 0 && ended.question_hash == question && now_ns <= ended.deadline_ns
 }
 
 /// Has netfilter refused any query that may still wait?

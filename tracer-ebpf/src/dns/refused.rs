@@ -32,6 +32,24 @@ pub struct Refused {
 /// One query, and one lookup unless the same is asked already. Gives the lookup.
 #[inline(always)]
 pub fn refused(refused: &Refused) -> Option<LookupKey> {
+    let mut key = LookupKey::default();
+    (follow(refused, &mut key) != 0).then_some(key)
+}
+
+/// Out of line: its stack is its own. 0 where there is no lookup.
+#[inline(never)]
+fn follow(refused: &Refused, key: &mut LookupKey) -> u64 {
+    match try_follow(refused) {
+        Some(followed) => {
+            *key = followed;
+            1
+        }
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn try_follow(refused: &Refused) -> Option<LookupKey> {
     let net = read::<u64>(refused.sk, OFF_SOCK_NET.load())?;
     let socket = Socket {
         key: Key {
@@ -70,7 +88,7 @@ pub fn refused(refused: &Refused) -> Option<LookupKey> {
         // SAFETY: an array's value; the helper has no precondition.
         unsafe { *last = bpf_ktime_get_ns() };
     }
-    lookups::follow(&socket, &query, |to| {
+    lookups::follow::<false>(&socket, &query, |to| {
         // SAFETY: `to` has room for QUESTION_LEN bytes, and so has `words`.
         unsafe {
             probe_read_kernel(

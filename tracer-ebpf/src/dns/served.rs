@@ -5,23 +5,33 @@ use aya_ebpf::{
 };
 use tracer_common::{
     ClientMap,
-    dns::{AGE_MARGIN_NS, LookupKey, Outcome, Packet, Served, ServedKey, Server},
+    dns::{AGE_MARGIN_NS, LookupKey, Outcome, Served, ServedKey, Server},
 };
 
 use super::{
     Socket,
     end::{client, node},
     message::Header,
+    packets,
 };
 use crate::{
+    conntrack,
     layout::{DNS_PENDING_PER_CLIENT, DNS_TIMEOUT_NS},
-    maps::{PACKETS, SERVED},
+    maps::SERVED,
     packet::Udp,
     ring,
     util::{add, sub},
 };
 
 const EEXIST: i32 = -17;
+
+/// The client is not on this node.
+const NOBODYS: LookupKey = LookupKey {
+    socket: 0,
+    id: 0,
+    slot: 0,
+    _pad: 0,
+};
 
 /// A query reaches a server's socket. Out of line: its stack is its own.
 #[inline(never)]
@@ -62,7 +72,7 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         key: socket.key,
         received_ns: now_ns,
         waiting: 1,
-        lookup: lookup(ctx.as_ptr() as u64, header.id),
+        lookup: packets::lookup(packets::address(ctx), header.id, false).unwrap_or(NOBODYS),
     };
     match SERVED.insert(key, served, BPF_NOEXIST as u64) {
         Ok(()) => add(&mut value.serving, 1),
@@ -90,24 +100,6 @@ fn again(key: &ServedKey, now_ns: u64) -> bool {
     true
 }
 
-/// The lookup of a query that comes from this node: its packet is the one that left the client.
-#[inline(always)]
-fn lookup(packet: u64, id: u16) -> LookupKey {
-    if let Some(known) = PACKETS.get_ptr(packet) {
-        // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
-        let known = unsafe { *known };
-        if known.is_answer == 0 && known.lookup.id == id {
-            return known.lookup;
-        }
-    }
-    LookupKey {
-        socket: 0,
-        id: 0,
-        slot: 0,
-        _pad: 0,
-    }
-}
-
 /// An answer leaves a server's socket. Out of line: its stack is its own.
 #[inline(never)]
 pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
@@ -118,15 +110,26 @@ pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 #[inline(always)]
 fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     let socket = Socket::of(ctx)?;
+    let (client_end, server) = match conntrack::answering(ctx.as_ptr() as u64, udp.family) {
+        Some(ends) => ends,
+        None => (
+            Server {
+                address: udp.address(ctx, true)?,
+                port: udp.destination_port,
+                family: udp.family,
+            },
+            Server {
+                address: udp.address(ctx, false)?,
+                port: udp.source_port,
+                family: udp.family,
+            },
+        ),
+    };
     let key = ServedKey {
         net_cookie: socket.key.net_cookie,
-        client: udp.address(ctx, true)?,
-        server: Server {
-            address: udp.address(ctx, false)?,
-            port: udp.source_port,
-            family: udp.family,
-        },
-        client_port: udp.destination_port,
+        client: client_end.address,
+        server,
+        client_port: client_end.port,
         id: header.id,
     };
     // An answer to nothing received is none: the client will call it unmatched.
@@ -134,11 +137,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     // SAFETY: as in `again`.
     let served = unsafe { &mut *served };
     if served.lookup.socket != 0 {
-        let packet = Packet {
-            lookup: served.lookup,
-            is_answer: 1,
-        };
-        let _ = PACKETS.insert(ctx.as_ptr() as u64, packet, 0); // full: the least recently used goes
+        packets::note(packets::address(ctx), &served.lookup, true);
     }
     let value = client(served.key, socket.netns)?;
     let node = node()?;

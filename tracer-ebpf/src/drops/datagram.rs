@@ -2,7 +2,7 @@
 
 use tracer_common::{
     AF_INET, AF_INET6,
-    dns::{Endpoint, Lookup, LookupKey, Server},
+    dns::{Endpoint, Lookup, LookupKey, ServedKey, Server},
 };
 
 use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
@@ -10,7 +10,7 @@ use crate::{
     conntrack,
     dns::{self, Refused},
     layout::*,
-    maps::{ENDPOINTS, PACKETS},
+    maps::{ENDPOINTS, SERVED},
     packet::is_dns_port,
     util::read,
 };
@@ -25,7 +25,7 @@ const COMPARED: u64 = 16;
 pub struct Datagram {
     pub family: u16,
     pub is_answer: bool,
-    id: u16,
+    pub id: u16,
     source_port: u16,
     destination_port: u16,
     /// Addresses in kernel memory.
@@ -85,13 +85,9 @@ impl Datagram {
 
     /// The lookup of that very packet, wherever on the node it dies and whatever was translated: a
     /// query's `sk_buff` is the one that left the client, an answer's the one that left the server.
-    /// Addresses are reused at once, so id and direction must fit.
     #[inline(always)]
     pub fn by_packet(&self, skb: u64) -> Option<LookupKey> {
-        // SAFETY: a map's value; a torn read names a lookup whose id does not fit.
-        let packet = unsafe { *PACKETS.get_ptr(skb)? };
-        (packet.lookup.id == self.id && (packet.is_answer != 0) == self.is_answer)
-            .then_some(packet.lookup)
+        dns::packets::lookup(skb, self.id, self.is_answer)
     }
 
     /// The lookup that the packet's client, port and id name: of a packet that was copied on its
@@ -140,13 +136,13 @@ impl Datagram {
             && (ours[1] ^ theirs[1]) & low_bytes(second) == 0
     }
 
-    /// Is it a query that was refused in its own namespace, in front of the hook on the way out?
+    /// Was it refused in its socket's own namespace, in front of the hook on the way out?
     #[inline(always)]
     pub fn never_left(&self, skb: u64) -> bool {
         let Some(sk) = read::<u64>(skb, OFF_SK_BUFF_SK.load()) else {
             return false;
         };
-        if sk == 0 || self.is_answer {
+        if sk == 0 {
             return false;
         }
         // In OUTPUT the packet may have no device yet.
@@ -158,14 +154,42 @@ impl Datagram {
         }
     }
 
-    /// Counts such a query, if it is one to a DNS port; gives its lookup.
+    /// The lookup of an answer that never left its server.
+    #[inline(always)]
+    pub fn by_server(&self, skb: u64) -> Option<LookupKey> {
+        let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
+        let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+        let key = ServedKey {
+            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+            client: self.address(true)?,
+            server: Server {
+                address: self.address(false)?,
+                port: self.source_port,
+                family: self.family,
+            },
+            client_port: self.destination_port,
+            id: self.id,
+        };
+        // SAFETY: a map's value.
+        let lookup = unsafe { (*SERVED.get_ptr(key)?).lookup };
+        if lookup.socket == 0 {
+            return self.by_endpoint(skb);
+        }
+        Some(lookup)
+    }
+
+    /// Counts a query that never left, if it is one to a DNS port; gives its lookup.
     #[inline(always)]
     pub fn refused(&self, skb: u64) -> Option<LookupKey> {
-        let asked = conntrack::asked(skb, self.family);
-        if !is_dns_port(self.destination_port)
-            && !asked.is_some_and(|server| is_dns_port(server.port))
-        {
+        let mut server = Server::default();
+        let redirected = conntrack::asked(skb, self.family, &mut server);
+        if !is_dns_port(self.destination_port) && !(redirected && is_dns_port(server.port)) {
             return None;
+        }
+        if !redirected {
+            server.address = self.address(true)?;
+            server.port = self.destination_port;
+            server.family = self.family;
         }
         let length = u16::from_be(read(self.udp, 4)?) as u32;
         let [flags, questions] = read::<[u16; 2]>(self.udp, UDP_HEADER + 2)?;
@@ -173,14 +197,6 @@ impl Datagram {
         if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
             return None;
         }
-        let server = match asked {
-            Some(server) => server,
-            None => Server {
-                address: self.address(true)?,
-                port: self.destination_port,
-                family: self.family,
-            },
-        };
         dns::refused(&Refused {
             sk: read(skb, OFF_SK_BUFF_SK.load())?,
             id: self.id,

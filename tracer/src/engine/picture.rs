@@ -13,6 +13,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     hooks::FAMILY_NAMES,
+    kernel::conntrack::Conntrack,
 };
 
 impl Engine {
@@ -32,11 +33,13 @@ impl Engine {
             entries: taken.entries,
             peaks: taken.peaks,
             seconds_until_full: taken.seconds_until_full,
+            conntrack: taken.conntrack,
             hooks: &hooks,
             misses: &taken.misses,
             fillings: &taken.fillings,
             sources: &sources,
             gone: &gone,
+            peers: &lock(&self.peers).failures(),
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
@@ -100,6 +103,7 @@ impl Engine {
             since: humantime::format_rfc3339_micros(self.since).to_string(),
             window_seconds: self.config.window.as_secs_f64(),
             tables,
+            conntrack: taken.conntrack.map(conntrack),
             hooks,
             sources,
             total: figures(&picture.node, picture.dns_pending()),
@@ -117,6 +121,16 @@ impl Engine {
                 })
                 .collect(),
         })
+    }
+}
+
+fn conntrack(of: Conntrack) -> snapshot::Conntrack {
+    snapshot::Conntrack {
+        entries: of.entries.into(),
+        limit: of.limit.into(),
+        insert_failed: of.counters.map(|counters| counters.insert_failed),
+        drops: of.counters.map(|counters| counters.drops),
+        early_drops: of.counters.map(|counters| counters.early_drops),
     }
 }
 

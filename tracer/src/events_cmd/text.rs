@@ -122,9 +122,11 @@ fn word(value: &Value) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
     use serde_json::json;
 
     use super::*;
+    use crate::export::events::{Details, Event, Pod};
 
     fn sentence(mut event: Value) -> String {
         event["time"] = json!("2026-01-02T03:04:05.123456789Z");
@@ -206,6 +208,39 @@ mod tests {
         for event in [event, other] {
             let line = line(&event);
             assert!(line.chars().all(|c| c == ' ' || c.is_ascii_graphic()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_an_event_holds_it_is_one_line(
+            texts in vec(any::<String>(), 10),
+            waited_seconds in any::<f64>(),
+            pid in any::<Option<u32>>(),
+        ) {
+            let text = |n: usize| texts[n].clone();
+            let event = Event {
+                time: text(0),
+                node: text(1),
+                pod: Pod { namespace: text(2), name: text(3), uid: Some(text(4)) },
+                netns: 1,
+                comm: pid.map(|_| text(5)),
+                pid,
+                details: Details::DnsFailure {
+                    qname: text(6),
+                    qtype: text(7),
+                    server: text(8),
+                    id: 1,
+                    outcome: "timeout",
+                    cause: "dropped",
+                    drop_reason: Some(text(9)),
+                    waited_seconds,
+                },
+            };
+            let json = serde_json::to_string(&event).unwrap();
+            prop_assert!(!json.contains(|c: char| c.is_ascii_control()), "{:?}", json);
+            let line = line(&serde_json::from_str(&json).unwrap());
+            prop_assert!(line.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{:?}", line);
         }
     }
 

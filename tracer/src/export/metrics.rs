@@ -1,13 +1,13 @@
 //! Prometheus metrics: built at each scrape from one picture of the figures, never kept beside it.
 
+mod conntrack;
 mod families;
 
 use std::{net::IpAddr, sync::Arc};
 
 use prometheus::{
     Encoder as _, TextEncoder,
-    core::Collector as _,
-    proto::{Bucket, Histogram, MetricFamily, MetricType, Summary},
+    proto::{Bucket, Histogram, MetricType, Summary},
 };
 use tracer_common::{
     Hook,
@@ -15,11 +15,12 @@ use tracer_common::{
     neigh::{self, Gc},
 };
 
-use self::families::{Families, pair};
+use self::families::{Families, infinities, process};
 use crate::{
     aggregate::{Figures, Picture},
     hooks::FAMILY_NAMES,
     kernel::{
+        conntrack::Conntrack,
         load::{HookStatus, State},
         maps::Filling,
         neighbour_tables::NeighbourTable,
@@ -43,6 +44,8 @@ pub struct View<'a> {
     pub peaks: [u32; 2],
     /// Forecasts.
     pub seconds_until_full: [f64; 2],
+    /// Connection tracking, where there is any.
+    pub conntrack: Option<Conntrack>,
     /// The hooks.
     pub hooks: &'a [HookStatus],
     /// Runs that the kernel skipped, by hook.
@@ -53,6 +56,8 @@ pub struct View<'a> {
     pub sources: &'a [SourceStatus],
     /// Addresses of pods that went lately.
     pub gone: &'a [(IpAddr, Arc<Owner>)],
+    /// Failed lookups by peer.
+    pub peers: &'a [(String, u64)],
     /// Numbers and names of the drop reasons that mean failure.
     pub reasons: &'a [(u32, String)],
     /// Readings of the kernel's counters that failed.
@@ -74,23 +79,6 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
     Ok(infinities(text))
-}
-
-/// The encoder writes `inf`; Prometheus' format has `+Inf`. No label ends a line.
-fn infinities(text: Vec<u8>) -> Vec<u8> {
-    match String::from_utf8(text) {
-        Ok(text) => text.replace(" inf\n", " +Inf\n").into_bytes(),
-        Err(error) => error.into_bytes(),
-    }
-}
-
-/// The usual `process_*`, with the node as on every series.
-fn process(node: &str) -> Vec<MetricFamily> {
-    let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
-    for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
-        metric.set_label(vec![pair("node", node)]);
-    }
-    families
 }
 
 fn node(out: &mut Families, view: &View<'_>) {
@@ -141,6 +129,9 @@ fn node(out: &mut Families, view: &View<'_>) {
             );
         }
     }
+    if let Some(figures) = view.conntrack {
+        conntrack::add(out, figures);
+    }
     let attached = |hook| {
         view.hooks
             .iter()
@@ -175,6 +166,14 @@ fn node(out: &mut Families, view: &View<'_>) {
         }
     }
     if attached(Hook::Dns) {
+        for (peer, failed) in view.peers {
+            out.counter(
+                "node_peer_failures_total",
+                "Failures towards a peer: a node's name where nodes are known, else the address.",
+                &[("peer", peer), ("kind", "dns")],
+                *failed,
+            );
+        }
         node_dns(out, &figures.dns, view.picture.dns_pending());
     }
     if attached(Hook::Drops) {

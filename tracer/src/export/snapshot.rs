@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub window_seconds: f64,
     /// The neighbour tables.
     pub tables: Vec<Table>,
+    /// Connection tracking in the host's namespace; `None` where the kernel has none.
+    pub conntrack: Option<Conntrack>,
     /// The hooks.
     pub hooks: Vec<Hook>,
     /// The pod sources.
@@ -56,6 +58,22 @@ pub struct Table {
     pub gc_forced: u64,
     /// Periodic garbage collections since boot.
     pub gc_periodic: u64,
+}
+
+/// Connection tracking, by the kernel's own figures. The counters are since boot, and `None` where the
+/// kernel does not give them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Conntrack {
+    /// Connections in the table.
+    pub entries: u64,
+    /// Most that it takes; 0 is no limit.
+    pub limit: u64,
+    /// Connections whose entry could not be inserted; their packets were dropped.
+    pub insert_failed: Option<u64>,
+    /// Packets dropped: table full, or a race lost.
+    pub drops: Option<u64>,
+    /// Entries thrown out of a full table to make room; no packet was dropped for them.
+    pub early_drops: Option<u64>,
 }
 
 /// One hook.

@@ -3,6 +3,7 @@
 
 pub mod dns;
 pub mod neigh;
+pub mod question;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -106,19 +107,37 @@ pub const FAMILY_NAMES: [&str; 2] = ["ipv4", "ipv6"];
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
-    #[test]
-    fn garbage_is_refused_without_panic() {
-        let reasons = Reasons::default();
-        for length in 0..512 {
-            for fill in [0u8, 1, 2, 0xff] {
-                let mut bytes = vec![fill; length];
-                if length > 4 {
-                    bytes[..4].copy_from_slice(&[fill, 0, 1, 0]);
-                }
-                let _ = decode(&bytes, &reasons);
+    proptest! {
+        #[test]
+        fn records_of_any_bytes_are_refused_or_end_as_plain_text(
+            kind in 0..4_u16,
+            version in 0..3_u16,
+            rest in vec(any::<u8>(), 0..600),
+        ) {
+            let bytes = [&kind.to_ne_bytes(), &version.to_ne_bytes(), &rest[..]].concat();
+            let Ok(record) = decode(&bytes, &Reasons::default()) else {
+                return Ok(());
+            };
+            prop_assert_eq!(version, event::VERSION);
+            let json = serde_json::to_string(&record.details).unwrap();
+            for text in [record.comm, json] {
+                let plain = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+                prop_assert!(plain, "{:?}", text);
             }
+        }
+
+        #[test]
+        fn whole_records_of_a_known_kind_are_understood(
+            kind in event::KIND_NEIGHBOUR_OVERFLOW..=event::KIND_DNS_FAILURE,
+            rest in vec(any::<u8>(), 600),
+        ) {
+            let version = event::VERSION.to_ne_bytes();
+            let bytes = [&kind.to_ne_bytes(), &version, &rest[..]].concat();
+            prop_assert!(decode(&bytes, &Reasons::default()).is_ok());
         }
     }
 

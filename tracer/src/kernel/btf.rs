@@ -72,6 +72,11 @@ impl Btf {
         Ok(bits / 8)
     }
 
+    /// Size of a structure, bytes.
+    pub fn size(&self, structure: &str) -> Result<u32> {
+        Ok(self.structure(structure)?.size() as u32)
+    }
+
     /// The members of an enum, by name.
     pub fn enumeration(&self, name: &str) -> Result<BTreeMap<String, u32>> {
         let members = self

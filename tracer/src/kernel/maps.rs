@@ -42,8 +42,9 @@ pub struct Maps {
     walk: Array<MapData, neigh::Walk>,
     dns: HashMap<MapData, dns::Key, dns::Value>,
     dns_node: PerCpuArray<MapData, dns::Counts>,
+    dns_peers: HashMap<MapData, dns::PeerKey, u64>,
     receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue>,
-    max_entries: [u64; 6],
+    max_entries: [u64; 7],
     drops_node: PerCpuArray<MapData, u64>,
     ring_stats: PerCpuArray<MapData, RingStats>,
     full: PerCpuArray<MapData, u64>,
@@ -75,6 +76,7 @@ impl Maps {
             max_entries(ebpf, "NEIGH_FORWARDED")?,
             max_entries(ebpf, "SERVED")?,
             max_entries(ebpf, "RECEIVE_DROPS")?,
+            max_entries(ebpf, "DNS_PEERS")?,
         ];
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
@@ -82,6 +84,8 @@ impl Maps {
         }
         let mut dns: HashMap<MapData, dns::Key, dns::Value> = take(ebpf, "DNS")?;
         dns.insert(dns::Key::default(), dns::Value::default(), 0)?;
+        let mut dns_peers: HashMap<MapData, dns::PeerKey, u64> = take(ebpf, "DNS_PEERS")?;
+        dns_peers.insert(dns::PeerKey::default(), 0, 0)?;
         let mut receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue> =
             take(ebpf, "RECEIVE_DROPS")?;
         receive_drops.insert(ReceiverKey::default(), ReceiverValue::default(), 0)?;
@@ -95,6 +99,7 @@ impl Maps {
             walk: take(ebpf, "WALK")?,
             dns,
             receive_drops,
+            dns_peers,
             dns_node: take(ebpf, "DNS_NODE")?,
             max_entries,
             drops_node: take(ebpf, "DROPS_NODE")?,
@@ -125,6 +130,8 @@ pub struct Reading {
     pub dns: Vec<(dns::Key, dns::Value)>,
     /// Lookups of the node.
     pub dns_node: dns::Counts,
+    /// Failed lookups by the server asked first.
+    pub dns_peers: Vec<(dns::PeerKey, u64)>,
     /// Datagrams lost in full receive buffers, by socket's owner and port.
     pub receive_drops: Vec<(ReceiverKey, ReceiverValue)>,
     /// Packets dropped on the node, by reason; only reasons that occurred.
@@ -144,6 +151,7 @@ impl Maps {
                 .context("cannot read the eBPF map NEIGH_FORWARDED")?,
             walks: [self.walk.get(&0, 0)?, self.walk.get(&1, 0)?],
             dns: entries(&self.dns).context("cannot read the eBPF map DNS")?,
+            dns_peers: entries(&self.dns_peers).context("cannot read the eBPF map DNS_PEERS")?,
             receive_drops: entries(&self.receive_drops)
                 .context("cannot read the eBPF map RECEIVE_DROPS")?,
             ..Reading::default()
@@ -263,8 +271,8 @@ impl Maps {
     /// How full the maps are that can fill up. Lookups that wait are counted elsewhere, for
     /// walking their map costs too much: `pending`; so are queries that wait for their server, of
     /// which several may share an entry.
-    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 6] {
-        let [neigh, dns, lookups, forwarded, served, receivers] = self.max_entries;
+    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 7] {
+        let [neigh, dns, lookups, forwarded, served, receivers, peers] = self.max_entries;
         [
             Filling {
                 map: "NEIGH",
@@ -295,6 +303,12 @@ impl Maps {
                 entries: reading.dns_node.serving(),
                 max_entries: served,
                 full: reading.full[ClientMap::Served as usize],
+            },
+            Filling {
+                map: "DNS_PEERS",
+                entries: reading.dns_peers.len() as u64,
+                max_entries: peers,
+                full: reading.full[ClientMap::DnsPeers as usize],
             },
             Filling {
                 map: "RECEIVE_DROPS",

@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
+pub mod conntrack;
 pub mod kallsyms;
 pub mod load;
 pub mod maps;

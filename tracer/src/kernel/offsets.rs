@@ -63,6 +63,7 @@ const DROPS: &[Field] = &[
     ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
     ("OFF_SK_BUFF_DEV", "sk_buff", "dev"),
     ("OFF_SK_BUFF_DST", "sk_buff", "_skb_refdst"),
+    ("OFF_DST_ENTRY_ERROR", "dst_entry", "error"),
     ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
     ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
     ("OFF_SOCK_NUM", "sock", "__sk_common.skc_num"),
@@ -100,13 +101,17 @@ const OPTIONAL: &[Field] = &[
 ];
 
 /// Set by [`Offsets::conntrack`], all or none.
-const CONNTRACK: [&str; 6] = [
+const CONNTRACK: [&str; 10] = [
     "OFF_NET_CT_STAT",
     "OFF_CONNTRACK_STAT_DROP",
     "OFF_CONNTRACK_STAT_INSERT_FAILED",
     "OFF_NF_CONN_STATUS",
     "OFF_NF_CONN_ORIGINAL_DESTINATION",
     "OFF_NF_CONN_ORIGINAL_PORT",
+    "OFF_NF_CONN_REPLY_SOURCE",
+    "OFF_NF_CONN_REPLY_SOURCE_PORT",
+    "OFF_NF_CONN_REPLY_DESTINATION",
+    "OFF_NF_CONN_REPLY_DESTINATION_PORT",
 ];
 
 /// What the kernel's BTF gave.
@@ -173,6 +178,7 @@ impl Offsets {
     fn conntrack(&mut self, btf: &Btf) -> anyhow::Result<()> {
         let tuple = btf.offset("nf_conn", "tuplehash")? // [IP_CT_DIR_ORIGINAL], the first
             + btf.offset("nf_conntrack_tuple_hash", "tuple")?;
+        let reply = tuple + btf.size("nf_conntrack_tuple_hash")?; // [IP_CT_DIR_REPLY]
         let offsets = [
             btf.offset("net", "ct.stat")?,
             btf.offset("ip_conntrack_stat", "drop")?,
@@ -180,6 +186,10 @@ impl Offsets {
             btf.offset("nf_conn", "status")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u3")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u")?,
+            reply + btf.offset("nf_conntrack_tuple", "src.u3")?,
+            reply + btf.offset("nf_conntrack_tuple", "src.u")?,
+            reply + btf.offset("nf_conntrack_tuple", "dst.u3")?,
+            reply + btf.offset("nf_conntrack_tuple", "dst.u")?,
         ];
         for (global, offset) in CONNTRACK.into_iter().zip(offsets) {
             self.set(global, offset);

@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod local;
 mod namespaces;
 mod owner;
+pub mod peers;
 
 use std::{
     collections::HashMap,

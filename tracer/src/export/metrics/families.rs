@@ -2,14 +2,34 @@
 
 use std::collections::HashMap;
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{
+    core::Collector as _,
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
 
 /// A label.
-pub fn pair(name: &str, value: &str) -> LabelPair {
+fn pair(name: &str, value: &str) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
     pair
+}
+
+/// The encoder writes `inf`; Prometheus' format has `+Inf`. No label ends a line.
+pub fn infinities(text: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(text) {
+        Ok(text) => text.replace(" inf\n", " +Inf\n").into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
+}
+
+/// The usual `process_*`, with the node as on every series.
+pub fn process(node: &str) -> Vec<MetricFamily> {
+    let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
+    for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
+        metric.set_label(vec![pair("node", node)]);
+    }
+    families
 }
 
 /// Metric families in the order of their first sample.

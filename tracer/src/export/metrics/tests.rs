@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::kernel::load::mechanism;
+use crate::kernel::{conntrack::Counters, load::mechanism};
 
 fn view_with(render_it: impl FnOnce(&View<'_>)) {
     let mut figures = Figures {
@@ -40,6 +40,10 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
         entries: [Some(1); 2],
         peaks: [2; 2],
         seconds_until_full: [f64::INFINITY; 2],
+        conntrack: Some(Conntrack {
+            counters: Some(Counters::default()),
+            ..Conntrack::default()
+        }),
         hooks: &hooks,
         misses: &[(Hook::Neigh, 0)],
         fillings: &[Filling {
@@ -55,6 +59,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
             reason: String::new(),
             idle: false,
         }],
+        peers: &[("n2".to_owned(), 3)],
         gone: &[([10, 0, 0, 2].into(), Owner::new("shop", "till"))],
         reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,

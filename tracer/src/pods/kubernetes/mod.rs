@@ -1,10 +1,11 @@
 //! Source `kubernetes`: this node's pods, by a watch on the API server. It needs get, list and watch
-//! on pods and nothing else.
+//! on pods.
 //!
 //! A task of its own follows the watch and keeps a few hundred bytes a pod; the resolver only takes
 //! what is there. While the API server is away the last pods known stay, and their age shows.
 
 mod access;
+mod nodes;
 mod object;
 
 use std::{
@@ -31,8 +32,8 @@ use kube::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tower::util::MapResponseLayer;
 
-pub use self::access::Access;
 use self::object::{Kept, Pod};
+pub use self::{access::Access, nodes::Nodes};
 use super::{Known, Source};
 use crate::output::printable;
 

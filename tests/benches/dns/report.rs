@@ -1,0 +1,119 @@
+//! The figures, as a table or as JSON.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::busy::Busy;
+use crate::load::Kind;
+use crate::programs::Program;
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// `uname -r`.
+    pub kernel: String,
+    pub programs: Vec<Program>,
+    pub busy: Busy,
+}
+
+/// The middle of some figures, and the ends.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub lowest: f64,
+    pub highest: f64,
+}
+
+impl Spread {
+    /// None without figures.
+    pub fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_by(f64::total_cmp);
+        let middle = figures.len() / 2;
+        let upper = *figures.get(middle)?;
+        Some(Self {
+            median: if figures.len().is_multiple_of(2) {
+                f64::midpoint(figures[middle - 1], upper)
+            } else {
+                upper
+            },
+            lowest: *figures.first()?,
+            highest: *figures.last()?,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}", self.kernel)?;
+        writeln!(
+            f,
+            "nanoseconds of a run (lowest to highest of the rounds' means) × runs, by the kernel's \
+             statistics, which read the clock twice in each run"
+        )?;
+        write!(f, "{:15} {:>8} {:>9}", "program", "verified", "stack")?;
+        for kind in Kind::ALL {
+            write!(f, "  {:>24}", kind.name())?;
+        }
+        writeln!(f)?;
+        for program in &self.programs {
+            let stack = format!("{}/{}", program.stack_bytes, program.stack_bytes_before_6_9);
+            write!(
+                f,
+                "{:15} {:>8} {stack:>9}",
+                program.name, program.verified_instructions
+            )?;
+            for kind in Kind::ALL {
+                let cell = program.costs.get(&kind).map_or_else(String::new, |cost| {
+                    let ns = cost.ns;
+                    format!(
+                        "{:.0} ({:.0} to {:.0}) × {:.2}",
+                        ns.median, ns.lowest, ns.highest, cost.runs
+                    )
+                });
+                write!(f, "  {cell:>24}")?;
+            }
+            writeln!(f)?;
+        }
+        write!(f, "{:34}", "all, nanoseconds")?;
+        for kind in Kind::ALL {
+            let costs = self.programs.iter().filter_map(|p| p.costs.get(&kind));
+            let all: f64 = costs.map(|cost| cost.ns.median * cost.runs).sum();
+            write!(f, "  {all:>24.0}")?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "verified: instructions that the verifier walked through; stack: bytes of {}, on kernels \
+             from 6.9 on and before; a lookup and an exchange are two packets, each seen on its way \
+             out and in",
+            tests::stack::LIMIT
+        )?;
+        writeln!(f)?;
+        let Busy {
+            without,
+            with,
+            ratio,
+            followed,
+        } = self.busy;
+        writeln!(f, "dnsperf against dnsmasq      median   lowest  highest")?;
+        for (what, spread, digits) in [
+            ("queries/s without the agent", without, 0),
+            ("queries/s with the agent", with, 0),
+            ("with ÷ without", ratio, 3),
+            ("lookups followed ÷ answered", followed, 4),
+        ] {
+            let Spread {
+                median,
+                lowest,
+                highest,
+            } = spread;
+            writeln!(
+                f,
+                "{what:27} {median:8.digits$} {lowest:8.digits$} {highest:8.digits$}"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! `cargo xtask bench`: what tracer costs on this kernel. The measuring is `tests/benches`.
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use crate::{
+    build,
+    setup::{self, Tool},
+    sh,
+};
+
+/// What the load is made with.
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+    },
+    Tool {
+        program: "dnsperf",
+        package: "dnsperf",
+    },
+    Tool {
+        program: "dnsmasq",
+        package: "dnsmasq-base",
+    },
+];
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Subject {
+    /// Lookups
+    Dns,
+}
+
+/// How it is told.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Output {
+    /// A table
+    Text,
+    /// For programs
+    Json,
+}
+
+pub fn run(subject: Subject, output: Output) -> Result<()> {
+    let toolchain = setup::ensure(TOOLS)?;
+    let mut cargo = sh::cargo();
+    // Another binary may be measured, such as the one before a change.
+    if std::env::var_os("TRACER_BIN").is_none() {
+        build::build(&toolchain)?;
+        cargo.env("TRACER_BIN", build::binary());
+    }
+    ensure!(
+        sh::is_root()?,
+        "it loads eBPF programs and needs root; run `sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo \
+         xtask bench`"
+    );
+    let bench = match subject {
+        Subject::Dns => "dns",
+    };
+    let output = match output {
+        Output::Text => "text",
+        Output::Json => "json",
+    };
+    cargo
+        .args(["bench", "--quiet", "--package", "tests", "--bench", bench])
+        .args(["--", &format!("--output={output}")]);
+    sh::run(&mut cargo).context("the measuring failed")
+}
