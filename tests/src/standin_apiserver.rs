@@ -104,6 +104,18 @@ impl StandinApiserver {
         self.apply("pods", uid, pod);
     }
 
+    /// A node with this address, made or changed.
+    pub fn apply_node(&self, name: &str, address: &str) {
+        let node = json!({
+            "metadata": {"name": name, "uid": name},
+            "spec": {"podCIDR": "10.7.0.0/24", "podCIDRs": ["10.7.0.0/24"]},
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name},
+            ]},
+        });
+        self.apply("nodes", name, node);
+    }
+
     fn apply(&self, kind: &'static str, uid: &str, mut object: Value) {
         let mut state = self.shared.state();
         state.version += 1;

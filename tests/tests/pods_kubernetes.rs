@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::dns::{A, Client, Lookup};
 use tests::neigh::{FIRST_SILENT, burst};
 use tests::netns::Netns;
 use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
@@ -140,6 +141,45 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
     let told = agent.metrics().get("tracer_gone_pod_address_info", &gone);
     assert_eq!(told, Some(1.0));
     agent.stop_cleanly();
+}
+
+#[test]
+fn a_server_has_its_nodes_name() {
+    let lab = Lab::new();
+    let pod = lab.pod("asks", 1, 1);
+    let server = StandinApiserver::start();
+    let hub = Family::ALL.map(|family| pod.hub(family).to_string());
+    server.apply_node("node-2", &hub[0]);
+    let watched = watched(server, &["--pods", "kubernetes", "--dns-timeout", "1s"]);
+    let failures = |peer: &str| {
+        let labels = [("peer", peer), ("kind", "dns")];
+        watched
+            .agent
+            .metrics()
+            .count("tracer_node_peer_failures_total", &labels)
+    };
+    // Nobody listens there.
+    let lookups = |family: Family, count: u16| {
+        (0..count)
+            .map(|n| Lookup::new(format!("n{n}.test"), A, pod.hub(family)))
+            .collect::<Vec<_>>()
+    };
+    let client = Client {
+        timeout: Duration::from_secs(1),
+        linger: Duration::ZERO,
+    };
+    client.run(
+        &pod,
+        [lookups(Family::V4, 3), lookups(Family::V6, 2)].concat(),
+    );
+    eventually(SOON, || {
+        let (named, address) = (failures("node-2"), failures(&hub[1]));
+        ensure(named == 3 && address == 2, || {
+            format!("node-2 has {named}, {} has {address}", hub[1])
+        })
+    });
+    assert_eq!(failures("(other)"), 0);
+    watched.agent.stop_cleanly();
 }
 
 #[test]
