@@ -293,20 +293,18 @@ impl Shared {
         state.watches += 1;
         let mut told = Ok(());
         while told.is_ok() && state.round == round {
-            let new: String = state
-                .changes
-                .iter()
-                .filter(|(version, of, event)| {
-                    *of == kind && (*version > from || event["type"] == "BOOKMARK")
-                })
-                .map(|(_, _, event)| format!("{event}\n"))
-                .collect();
+            let mut new = Vec::new();
+            for (version, of, event) in &state.changes {
+                if *of == kind && (*version > from || event["type"] == "BOOKMARK") {
+                    writeln!(new, "{event}")?;
+                }
+            }
             from = state.version;
             state
                 .changes
                 .retain(|(_, _, event)| event["type"] != "BOOKMARK");
             if !new.is_empty() {
-                told = chunk(&mut connection, new.as_bytes());
+                told = chunk(&mut connection, &new);
             }
             state = self
                 .changed

@@ -283,7 +283,7 @@ mod tests {
         assert!(namespaces.is_due(later));
         complete(&mut namespaces, &mut pod, mount.path(), later);
         assert_eq!(pod.cgroup.as_deref(), Some("/kubepods/besteffort/podb-1"));
-        assert!(!namespaces.is_due(later + Duration::from_secs(60)));
+        assert!(!namespaces.is_due(later + Duration::from_mins(1)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    lab::{Cluster, NODE},
+    lab::{self, Cluster, NODE},
     pki,
 };
 use crate::sh;
@@ -38,7 +38,7 @@ pub struct Agent {
 impl Agent {
     /// Starts it with a service account of its own and waits until it is ready.
     pub fn start(cluster: &Cluster, binary: &Path) -> Result<Self> {
-        let token = cluster.until("the account has a token", || {
+        let token = lab::until("the account has a token", || {
             let secret = cluster.kubectl(&[
                 "--namespace=kube-system",
                 "get",
@@ -76,7 +76,7 @@ impl Agent {
             log,
             first: FirstEvents::default(),
         };
-        agent.until(|| {
+        until(|| {
             let source = agent.source()?;
             ensure!(
                 source["reason"] == "",
@@ -87,18 +87,6 @@ impl Agent {
         })?;
         agent.follow()?;
         Ok(agent)
-    }
-
-    /// Tries for a while; the last failure is the error.
-    pub fn until<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match attempt() {
-                Ok(done) => return Ok(done),
-                Err(why) if Instant::now() > deadline => return Err(why),
-                Err(_) => thread::sleep(Duration::from_millis(200)),
-            }
-        }
     }
 
     /// What it said on stderr.
@@ -210,5 +198,17 @@ impl Drop for Agent {
         // Mostly it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Tries for a while; the last failure is the error.
+pub fn until<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(why) if Instant::now() > deadline => return Err(why),
+            Err(_) => thread::sleep(Duration::from_millis(200)),
+        }
     }
 }

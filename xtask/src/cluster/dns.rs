@@ -39,10 +39,12 @@ pub fn run(role: Role) -> Result<()> {
             stay,
         } => {
             ask(SocketAddr::new(server, 53), &name, count)?;
-            while stay {
+            if !stay {
+                return Ok(());
+            }
+            loop {
                 thread::sleep(TIMEOUT);
             }
-            Ok(())
         }
     }
 }

@@ -2,6 +2,7 @@
 //! namespace without a way out, so that nothing of it touches the machine's network or leaves it.
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -120,7 +121,7 @@ impl Cluster {
             "--kubelet-preferred-address-types=InternalIP",
         ]);
         self.spawn("apiserver", command)?;
-        self.until("the API server serves", || {
+        until("the API server serves", || {
             self.kubectl(&["get", "--raw", "/readyz"]).map(drop)
         })
     }
@@ -132,20 +133,6 @@ impl Cluster {
         child.kill()?;
         child.wait()?;
         Ok(())
-    }
-
-    /// Tries until it succeeds; the last failure is the error.
-    pub fn until<T>(&self, what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + Duration::from_secs(90);
-        loop {
-            match attempt() {
-                Ok(done) => return Ok(done),
-                Err(why) if Instant::now() > deadline => {
-                    return Err(why.context(format!("waited in vain until {what}")));
-                }
-                Err(_) => thread::sleep(Duration::from_millis(200)),
-            }
-        }
     }
 
     fn spawn(&mut self, name: &str, mut command: Command) -> Result<()> {
@@ -165,7 +152,7 @@ impl Cluster {
 
     fn network(&self) -> Result<()> {
         let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net"));
-        self.until("the namespace is there", || {
+        until("the namespace is there", || {
             let there = namespace(&self.holder.id().to_string())? != namespace("self")?;
             ensure!(there, "it is still the machine's");
             Ok(())
@@ -222,7 +209,7 @@ impl Cluster {
         let mut containerd = self.inside("containerd");
         containerd.args(["--config", "containerd.toml"]);
         self.spawn("containerd", containerd)?;
-        self.until("containerd has the image", || {
+        until("containerd has the image", || {
             sh::output(
                 Command::new("ctr")
                     .arg("--address")
@@ -246,7 +233,7 @@ impl Cluster {
             "--conntrack-tcp-timeout-close-wait=0",
         ]);
         self.spawn("proxy", proxy)?;
-        self.until("the node is ready", || {
+        until("the node is ready", || {
             let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
             let status = self.kubectl(&["get", "node", NODE, "-o", ready])?;
             ensure!(status == "True", "the node says {status:?}");
@@ -272,10 +259,7 @@ impl Cluster {
         for (number, (name, value)) in SYSCTLS.iter().enumerate() {
             let file = self.folder.join(format!("sysctl-{number}"));
             fs::write(&file, value)?;
-            script.push_str(&format!(
-                "mount --bind {} /proc/sys/{name}; ",
-                file.display()
-            ));
+            write!(script, "mount --bind {} /proc/sys/{name}; ", file.display())?;
         }
         script.push_str("exec \"$@\"");
         let mut kubelet = self.inside("unshare");
@@ -309,16 +293,16 @@ impl Cluster {
     }
 
     /// What the programs last said, for a failure.
-    pub fn logs(&self) -> String {
+    pub fn logs(&self) -> Result<String> {
         let mut text = String::new();
         for (name, _) in &self.children {
             let log = fs::read_to_string(self.folder.join(format!("{name}.log")));
             let log = log.unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(5)..];
-            text.push_str(&format!("--- {name}\n{}\n", last.join("\n")));
+            writeln!(text, "--- {name}\n{}", last.join("\n"))?;
         }
-        text
+        Ok(text)
     }
 
     /// Pods first, then what runs them, then what they left.
@@ -383,6 +367,20 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if let Err(why) = self.tear_down() {
             sh::step(format!("the cluster left something behind: {why:#}"));
+        }
+    }
+}
+
+/// Tries until it succeeds; the last failure is the error.
+pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(why) if Instant::now() > deadline => {
+                return Err(why.context(format!("waited in vain until {what}")));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(200)),
         }
     }
 }

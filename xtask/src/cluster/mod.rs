@@ -72,12 +72,11 @@ pub fn run() -> Result<()> {
         sh::which("kubectl").is_some(),
         "kubectl is missing; put one into PATH"
     );
-    let binary = match std::env::var_os("TRACER_BIN") {
-        Some(binary) => binary.into(),
-        None => {
-            build::build(&toolchain)?;
-            build::binary()
-        }
+    let binary = if let Some(binary) = std::env::var_os("TRACER_BIN") {
+        binary.into()
+    } else {
+        build::build(&toolchain)?;
+        build::binary()
     };
     let programs = binaries::ensure_built()?;
     sh::step("starting the cluster");
@@ -88,7 +87,7 @@ pub fn run() -> Result<()> {
     let mut agent = Agent::start(&cluster, &binary)?;
     let done = scenes(&mut cluster, &mut agent);
     if done.is_err() {
-        eprint!("{}--- agent\n{}", cluster.logs(), agent.said());
+        eprint!("{}--- agent\n{}", cluster.logs()?, agent.said());
     }
     agent.stop()?;
     done
@@ -133,7 +132,7 @@ fn names(cluster: &Cluster, agent: &Agent) -> Result<()> {
     cluster.apply(&objects::dns_service())?;
     cluster.kubectl(&["rollout", "status", "deployment/dns", "--timeout=60s"])?;
     // kube-proxy writes the service's rules.
-    cluster.until("the service has its rules", || {
+    lab::until("the service has its rules", || {
         let rules = sh::output(cluster.inside("iptables-save").args(["-t", "nat"]))?;
         ensure!(rules.contains("default/dns"), "no rule for default/dns");
         Ok(())
@@ -151,13 +150,13 @@ fn names(cluster: &Cluster, agent: &Agent) -> Result<()> {
         ("silent", "timeout", 2, SILENT),
         ("host", "servfail", 1, OF_HOST),
     ] {
-        let names = cluster.until("the pods run", || {
+        let names = lab::until("the pods run", || {
             let names = pods_of(cluster, app)?;
             ensure!(names.len() == pods, "{app} has the pods {names:?}");
             Ok(names)
         })?;
         for pod in names {
-            let truth = cluster.until("a client is done", || said(cluster, &pod))?;
+            let truth = lab::until("a client is done", || said(cluster, &pod))?;
             let failed = if outcome == "timeout" {
                 "silent"
             } else {
@@ -167,7 +166,7 @@ fn names(cluster: &Cluster, agent: &Agent) -> Result<()> {
                 truth.get(failed) == Some(&(count as f64)),
                 "{pod} says {truth:?}, {count} {failed} wanted"
             );
-            let counted = agent.until(|| {
+            let counted = agent::until(|| {
                 let counted = agent.lookups("default", &pod, outcome)?;
                 ensure!(
                     counted == count,
@@ -183,16 +182,16 @@ fn names(cluster: &Cluster, agent: &Agent) -> Result<()> {
             served += if outcome == "servfail" { count } else { 0 };
         }
     }
-    let server = pods_of(cluster, "dns")?.concat();
-    agent.until(|| {
-        let counted = agent.served("default", &server, "servfail")?;
+    let of_service = pods_of(cluster, "dns")?.concat();
+    agent::until(|| {
+        let counted = agent.served("default", &of_service, "servfail")?;
         ensure!(
             counted == served,
-            "{server} has served {counted}, not {served}"
+            "{of_service} has served {counted}, not {served}"
         );
         Ok(())
     })?;
-    sh::step(format!("{server}: answered {served} with servfail"));
+    sh::step(format!("{of_service}: answered {served} with servfail"));
     agent.nobody_is_unknown()
 }
 
@@ -200,8 +199,8 @@ fn momentary(cluster: &Cluster, agent: &Agent) -> Result<()> {
     for n in 0..3 {
         let pod = format!("moment-{n}");
         cluster.apply(&objects::momentary(&pod, MOMENTARY as u16))?;
-        cluster.until("the pod is over", || said(cluster, &pod))?;
-        agent.until(|| {
+        lab::until("the pod is over", || said(cluster, &pod))?;
+        agent::until(|| {
             let counted = agent.lookups("default", &pod, "servfail")?;
             ensure!(counted == MOMENTARY, "{pod} has {counted}, not {MOMENTARY}");
             Ok(())
@@ -218,7 +217,7 @@ fn momentary(cluster: &Cluster, agent: &Agent) -> Result<()> {
 fn restart(cluster: &mut Cluster, agent: &Agent) -> Result<()> {
     let before = agent.source()?;
     cluster.kill("apiserver")?;
-    let away = agent.until(|| {
+    let away = agent::until(|| {
         let source = agent.source()?;
         ensure!(source["reason"] != "", "it has not noticed: {source}");
         Ok(source)
@@ -235,7 +234,7 @@ fn restart(cluster: &mut Cluster, agent: &Agent) -> Result<()> {
     cluster.start_apiserver()?;
     let back = Instant::now();
     cluster.kubectl(&["scale", "deployment/failing", "--replicas=3"])?;
-    let young = cluster.until("the new pod is counted", || {
+    let young = lab::until("the new pod is counted", || {
         for pod in pods_of(cluster, "failing")? {
             if agent.lookups("default", &pod, "servfail")? == 0 {
                 bail!("{pod} has failed without a trace");
@@ -264,7 +263,7 @@ fn reconnect(cluster: &Cluster, agent: &Agent) -> Result<()> {
         return Ok(());
     }
     cluster.kubectl(&["scale", "deployment/failing", "--replicas=4"])?;
-    cluster.until("the new pod is counted", || {
+    lab::until("the new pod is counted", || {
         let pods = pods_of(cluster, "failing")?;
         ensure!(pods.len() == 4, "no fourth pod yet");
         for pod in pods {

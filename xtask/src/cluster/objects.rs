@@ -113,7 +113,7 @@ fn template(app: &str, arguments: &str, more: &str) -> String {
 /// A DNS server behind a service.
 pub fn dns_service() -> String {
     format!(
-        r#"apiVersion: apps/v1
+        "apiVersion: apps/v1
 kind: Deployment
 metadata: {{name: dns}}
 spec:{}---
@@ -121,7 +121,7 @@ apiVersion: v1
 kind: Service
 metadata: {{name: dns}}
 spec: {{clusterIP: {DNS}, selector: {{app: dns}}, ports: [{{port: 53, protocol: UDP}}]}}
-"#,
+",
         template("dns", "serve", "")
     )
 }

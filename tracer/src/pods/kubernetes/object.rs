@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    fn pod(metadata: Value, spec: Value, status: Value) -> Option<Kept> {
+    fn pod(metadata: &Value, spec: &Value, status: &Value) -> Option<Kept> {
         let mut object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -165,9 +165,9 @@ mod tests {
     #[test]
     fn a_running_pod_has_its_names_and_all_its_addresses() {
         let kept = pod(
-            json!({}),
-            json!({}),
-            json!({"phase": "Running", "podIP": "10.0.0.2",
+            &json!({}),
+            &json!({}),
+            &json!({"phase": "Running", "podIP": "10.0.0.2",
                    "podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}),
         )
         .unwrap();
@@ -184,13 +184,13 @@ mod tests {
     #[test]
     fn old_servers_give_one_address_and_new_pods_none() {
         let old = pod(
-            json!({}),
-            json!({}),
-            json!({"phase": "Running", "podIP": "10.0.0.2", "podIPs": null}),
+            &json!({}),
+            &json!({}),
+            &json!({"phase": "Running", "podIP": "10.0.0.2", "podIPs": null}),
         );
         assert_eq!(old.unwrap().known.addresses.len(), 1);
         for status in [json!(null), json!({}), json!({"podIP": ""})] {
-            let new = pod(json!({}), json!({}), status).unwrap();
+            let new = pod(&json!({}), &json!({}), &status).unwrap();
             assert!(new.known.addresses.is_empty());
         }
     }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_nodes_address_is_no_pods() {
         let status = json!({"phase": "Running", "podIPs": [{"ip": "172.30.0.11"}]});
-        let host = pod(json!({}), json!({"hostNetwork": true}), status).unwrap();
+        let host = pod(&json!({}), &json!({"hostNetwork": true}), &status).unwrap();
         assert!(host.known.addresses.is_empty() && !host.known.own_namespace);
         assert_eq!(host.known.cgroup_uids.len(), 1);
     }
@@ -208,7 +208,7 @@ mod tests {
         for phase in ["Succeeded", "Failed"] {
             let status = json!({"phase": phase, "podIPs": [{"ip": "10.0.0.2"}]});
             assert!(
-                pod(json!({}), json!({}), status)
+                pod(&json!({}), &json!({}), &status)
                     .unwrap()
                     .known
                     .addresses
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_static_pod_has_its_hash_too() {
         let annotations = json!({"annotations": {CONFIG_HASH: "0123456789abcdef0123456789abcdef"}});
-        let kept = pod(annotations, json!({}), json!({})).unwrap();
+        let kept = pod(&annotations, &json!({}), &json!({})).unwrap();
         assert_eq!(
             kept.known.cgroup_uids[1],
             "0123456789abcdef0123456789abcdef"
@@ -237,7 +237,7 @@ mod tests {
             json!({"uid": "a/b"}),
             json!({"namespace": null}),
         ] {
-            assert!(pod(metadata, json!({}), json!({})).is_none());
+            assert!(pod(&metadata, &json!({}), &json!({})).is_none());
         }
     }
 }
