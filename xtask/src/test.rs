@@ -18,10 +18,28 @@ use crate::{
 };
 
 /// What the end-to-end tests make their labs with.
-const TOOLS: &[Tool] = &[Tool {
-    program: "ip",
-    package: "iproute2",
-}];
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+    },
+    Tool {
+        program: "containerd",
+        package: "containerd",
+    },
+    Tool {
+        program: "runc",
+        package: "runc",
+    },
+    Tool {
+        program: "/usr/lib/cni/bridge",
+        package: "containernetworking-plugins",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+    },
+];
 
 pub fn run(filters: &[String]) -> Result<()> {
     let mut stages = Stages::default();
