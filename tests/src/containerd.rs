@@ -226,21 +226,16 @@ impl Containerd {
         fs::create_dir_all(&logs).expect("folders can be made");
         let config = SandboxConfig::new(["shop", name, &uid], parent, host_network, &logs);
         let asked = Instant::now();
-        let said = self.said.clone();
-        let or_panic = |why: String| -> String {
-            let said = said.as_ref().map(Collected::text).unwrap_or_default();
-            panic!("{why}; containerd said:\n{said}")
-        };
-        let client = self.client();
-        let sandbox = client.run_sandbox(config.clone()).unwrap_or_else(or_panic);
-        let container = client
-            .run_container(&sandbox, &config, IMAGE, command)
-            .unwrap_or_else(or_panic);
-        let (address, netns) = client.network(&sandbox).unwrap_or_else(|why| {
-            or_panic(why);
-            unreachable!("it panics")
-        });
+        let sandbox = self.client().run_sandbox(config.clone());
+        let sandbox = self.expect(sandbox);
+        self.sandboxes.insert(sandbox.clone(), None);
+        let network = self.client().network(&sandbox);
+        let (address, netns) = self.expect(network);
         self.sandboxes.insert(sandbox.clone(), netns.clone());
+        let container = self
+            .client()
+            .run_container(&sandbox, &config, IMAGE, command);
+        let container = self.expect(container);
         CriPod {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
@@ -250,6 +245,12 @@ impl Containerd {
             netns,
             container,
         }
+    }
+
+    fn expect<T>(&self, result: Result<T, String>) -> T {
+        let said = || self.said.as_ref().map(Collected::text);
+        result
+            .unwrap_or_else(|why| panic!("{why}; containerd said:\n{}", said().unwrap_or_default()))
     }
 
     /// Runs a shell's words in a pod to their end.

@@ -41,6 +41,11 @@ impl Owner {
 }
 
 impl Owner {
+    /// Does it stand for something that is no pod? No Kubernetes name begins so.
+    pub fn is_no_pod(&self) -> bool {
+        self.namespace.starts_with('(')
+    }
+
     fn labels(&self) -> (&str, &str) {
         (&self.namespace, &self.pod)
     }
