@@ -134,19 +134,16 @@ impl Containerd {
 
     fn config(&self) -> String {
         let folder = self.folder.path().display();
-        let mut config = format!(
+        // restrict_oom_score_adj: without CAP_SYS_RESOURCE runc dies where it may not lower it.
+        format!(
             "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n\
              [grpc]\naddress = \"{folder}/containerd.sock\"\n\
-             [ttrpc]\naddress = \"{folder}/ttrpc.sock\"\n"
-        );
-        // restrict_oom_score_adj: without CAP_SYS_RESOURCE runc dies where it may not lower it.
-        config.push_str(&format!(
-            "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\n\
+             [ttrpc]\naddress = \"{folder}/ttrpc.sock\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\n\
              disable_tcp_service = true\ndisable_apparmor = true\nrestrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n\
              conf_dir = \"{folder}/cni\"\n"
-        ));
-        config
+        )
     }
 
     fn network(&self, first: u8, last: u8) -> serde_json::Value {

@@ -152,9 +152,10 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
         let mut r = resolver_with(sources);
         let stranger = "/kubepods/podB/c1".to_owned();
         r.cgroups.insert(9, (stranger, Instant::now()));
-        let (namespace, host) = match idle {
-            false => ("-", "-"),
-            true => ("shop/cni-1", "(host)/c1"),
+        let (namespace, host) = if idle {
+            ("shop/cni-1", "(host)/c1")
+        } else {
+            ("-", "-")
         };
         r.join.update(
             [
