@@ -49,9 +49,22 @@ fn bad_values_are_refused_by_flag_name() {
 
 #[test]
 fn sources_of_later_versions_are_refused_in_a_line() {
-    for source in ["kubernetes", "cri"] {
-        run_refused(&[], &["--pods", source]).assert_refused(2, &["pods", source]);
+    run_refused(&[], &["--pods", "kubernetes"]).assert_refused(2, &["pods", "kubernetes"]);
+}
+
+#[test]
+fn a_runtimes_socket_is_one() {
+    let word = "cri-endpoint";
+    for bad in ["tcp://127.0.0.1:1", "run/containerd.sock", ""] {
+        run_refused(&[], &["--cri-endpoint", bad]).assert_refused(2, &[word]);
     }
+    let useless = [
+        "--pods",
+        "local",
+        "--cri-endpoint",
+        "unix:///run/containerd/containerd.sock",
+    ];
+    run_refused(&[], &useless).assert_refused(2, &[word]);
 }
 
 #[test]

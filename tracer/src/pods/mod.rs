@@ -298,7 +298,7 @@ impl Resolver {
             .iter()
             .flat_map(|c| &c.known)
             .filter(|known| !(has_pods && known.provisional));
-        let moved = self.join.update(known, now);
+        let moved = self.join.update(known, now, self.addresses_asked);
         self.walk_cgroups(match why {
             Ask::Unknown => WALK_ON_DEMAND,
             _ => WALK,

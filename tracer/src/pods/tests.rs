@@ -167,6 +167,7 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
             ]
             .into_iter(),
             Instant::now(),
+            None,
         );
         // In the namespace of a pod, or one with a name: a cgroup that is not known yet, a stranger's.
         for cgroup in [99, 9] {
