@@ -105,6 +105,10 @@ fn pods_fail_each_in_its_own_way_and_are_named() {
         })
     });
     let metrics = agent.metrics();
+    eprintln!(
+        "by namespace: {} of {truth} refusals; by cgroup alone: 2 of 2 lookups",
+        refused(&metrics, &crowd.labels())
+    );
     assert_eq!(dns_failures(&metrics, &crowd), 0);
     assert_eq!(refused(&metrics, &asker.labels()), 0);
     assert_eq!(
@@ -153,6 +157,7 @@ fn an_address_that_is_given_to_a_new_pod_moves_no_count() {
             })
             .map(|()| count)
         });
+        eprintln!("by address: {count} of {truth} refusals");
         pods.push((pod, count));
     }
     let metrics = agent.metrics();
