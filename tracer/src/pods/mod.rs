@@ -382,7 +382,7 @@ impl Resolver {
                 None => identity.cgroup_id.is_some(),
             };
         if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
-            && !(awaited && owner.is_no_pod())
+            && (!awaited || owner.is_pod())
         {
             return Some(owner.clone());
         }

@@ -41,9 +41,9 @@ impl Owner {
 }
 
 impl Owner {
-    /// Does it stand for something that is no pod? No Kubernetes name begins so.
-    pub fn is_no_pod(&self) -> bool {
-        self.namespace.starts_with('(')
+    /// Is it a pod, and not one of tracer's own words? No Kubernetes name holds a parenthesis.
+    pub fn is_pod(&self) -> bool {
+        !self.namespace.starts_with('(')
     }
 
     fn labels(&self) -> (&str, &str) {
