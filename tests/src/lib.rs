@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod containerd;
+pub mod cri;
 pub mod dns;
 pub mod entries;
 pub mod events;

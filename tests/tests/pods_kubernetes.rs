@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ struct Watched {
     _folder: TempDir,
 }
 
-fn launch(config: &PathBuf, arguments: &[&str]) -> Agent {
+fn launch(config: &Path, arguments: &[&str]) -> Agent {
     let variable = format!("KUBECONFIG={}", config.display());
     let fixed = ["--node", "lab"];
     Agent::launch(&["env", &variable], &[&fixed, arguments].concat())

@@ -48,11 +48,6 @@ fn bad_values_are_refused_by_flag_name() {
 }
 
 #[test]
-fn sources_of_later_versions_are_refused_in_a_line() {
-    run_refused(&[], &["--pods", "cri"]).assert_refused(2, &["pods", "cri"]);
-}
-
-#[test]
 fn kubernetes_without_a_cluster_is_refused_with_what_to_do() {
     let nowhere = ["env", "-u", "KUBECONFIG", "HOME=/nonexistent"];
     run_refused(&nowhere, &["--pods", "kubernetes"]).assert_refused(2, &["pods", "KUBECONFIG"]);
@@ -63,6 +58,21 @@ fn kubernetes_without_a_cluster_is_refused_with_what_to_do() {
     let cluster = ["env", "KUBECONFIG=/dev/null"];
     let named = ["--pods", "kubernetes", "--node", "a,b=c"];
     run_refused(&cluster, &named).assert_refused(1, &["--node", "a,b=c"]);
+}
+
+#[test]
+fn a_runtimes_socket_is_one() {
+    let word = "cri-endpoint";
+    for bad in ["tcp://127.0.0.1:1", "run/containerd.sock", ""] {
+        run_refused(&[], &["--cri-endpoint", bad]).assert_refused(2, &[word]);
+    }
+    let useless = [
+        "--pods",
+        "local",
+        "--cri-endpoint",
+        "unix:///run/containerd/containerd.sock",
+    ];
+    run_refused(&[], &useless).assert_refused(2, &[word]);
 }
 
 #[test]

@@ -60,12 +60,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let agent: Option<Snapshot> = runtime
                 .block_on(Client::new(AgentAddr::default()).get_json("/api/v1/snapshot"))
                 .ok();
-            let sources = match &agent {
-                Some(agent) => doctor::sources(agent),
-                None => {
-                    let node = config::node_of(&file)?;
-                    runtime.block_on(doctor::try_sources(&node, config::runtime_of(&file)))
-                }
+            let sources = if let Some(agent) = &agent {
+                doctor::sources(agent)
+            } else {
+                let node = config::node_of(&file)?;
+                runtime.block_on(doctor::try_sources(&node, config::runtime_of(&file)))
             };
             let report = doctor::examine(agent.as_ref(), sources);
             let text = match config::doctor_output(&args, &file) {

@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(found, ["/", "/a", "/a/b"]);
         found.clear();
         walk(directory.path(), "/a", |_, path| {
-            found.push(path.to_owned())
+            found.push(path.to_owned());
         });
         assert_eq!(found, ["/a", "/a/b"]);
     }

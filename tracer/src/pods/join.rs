@@ -61,12 +61,14 @@ pub(super) struct Join {
 }
 
 impl Join {
-    /// Takes over what the sources say now, the strongest first: who comes first has it. True where
-    /// an address has got or lost its owner.
+    /// Takes over what the sources say now, the strongest first: who comes first has it. `asked` is
+    /// when they were asked for addresses the time before. True where an address has got or lost its
+    /// owner.
     pub(super) fn update<'a>(
         &mut self,
         known: impl Iterator<Item = &'a Known> + Clone,
         now: Instant,
+        asked: Option<Instant>,
     ) -> bool {
         // A source that has the inode only is helped by one that could ask for the cookie.
         let by_inode: HashMap<u32, u64> = known
@@ -98,13 +100,14 @@ impl Join {
                 self.inodes.entry(netns).or_insert_with(|| k.owner.clone());
             }
         }
-        self.update_addresses(known, now)
+        self.update_addresses(known, now, asked)
     }
 
     fn update_addresses<'a>(
         &mut self,
         known: impl Iterator<Item = &'a Known>,
         now: Instant,
+        asked: Option<Instant>,
     ) -> bool {
         let mut held = HashSet::new();
         let mut moved = false;
@@ -121,13 +124,24 @@ impl Join {
                 continue;
             }
             moved = true;
-            // That the one before had lost it was noticed late, if at all.
             let begun = k.since.map(|since| since.min(now));
-            let from = last.map_or(begun, |last| {
-                let end = begun.unwrap_or(now);
-                last.until = Some(last.until.map_or(end, |until| until.min(end)));
-                begun.or(last.until)
-            });
+            let from = match last {
+                None => begun,
+                // Nobody had it meanwhile.
+                Some(Tenure {
+                    until: Some(until), ..
+                }) => {
+                    let from = begun.unwrap_or(*until);
+                    *until = from.min(*until);
+                    Some(from)
+                }
+                // It moved after the last time that the sources were asked for addresses.
+                Some(last) => {
+                    let from = begun.or(asked);
+                    last.until = Some(from.unwrap_or(now));
+                    from
+                }
+            };
             tenures.push(Tenure {
                 owner: k.owner.clone(),
                 from,
@@ -254,12 +268,12 @@ mod tests {
         };
         let mut join = Join::default();
         let now = Instant::now();
-        join.update([&of("first", 5)].into_iter(), now);
-        join.update([&of("second", 6)].into_iter(), now);
+        join.update([&of("first", 5)].into_iter(), now, None);
+        join.update([&of("second", 6)].into_iter(), now, None);
         assert_eq!(join.namespace(5, 50).unwrap().pod, "first");
         assert_eq!(join.namespace(6, 50).unwrap().pod, "second");
         assert!(join.namespace(7, 50).is_none());
-        join.update([].into_iter(), now + REMEMBER);
+        join.update([].into_iter(), now + REMEMBER, None);
         assert!(join.namespace(5, 50).is_none());
     }
 
@@ -269,15 +283,18 @@ mod tests {
         let start = Instant::now();
         let second = |n| start + Duration::from_secs(n);
         let first = holder("first", None);
-        assert!(join.update([&first].into_iter(), second(1)));
-        assert!(!join.update([&first].into_iter(), second(2)));
-        assert!(join.update([].into_iter(), second(3)), "its owner is gone");
+        assert!(join.update([&first].into_iter(), second(1), None));
+        assert!(!join.update([&first].into_iter(), second(2), None));
+        assert!(
+            join.update([].into_iter(), second(3), None),
+            "its owner is gone"
+        );
         assert_eq!(at(&join, second(2)), Some("first"));
         assert_eq!(at(&join, start), Some("first"), "from before it was asked");
         assert_eq!(at(&join, second(4)), None, "nobody has it");
         // Noticed at 6, when it was there already at 5.
         let next = holder("second", Some(second(5)));
-        assert!(join.update([&next].into_iter(), second(6)));
+        assert!(join.update([&next].into_iter(), second(6), None));
         assert_eq!(at(&join, second(2)), Some("first"));
         assert_eq!(at(&join, second(4)), None);
         assert_eq!(at(&join, second(5)), Some("second"));
@@ -297,11 +314,28 @@ mod tests {
         let mut join = Join::default();
         let start = Instant::now();
         let second = |n| start + Duration::from_secs(n);
-        join.update([&holder("first", None)].into_iter(), start);
+        join.update([&holder("first", None)].into_iter(), start, None);
         // In one look: the first is gone, the second was made two seconds ago.
-        join.update([&holder("second", Some(second(3)))].into_iter(), second(5));
+        join.update(
+            [&holder("second", Some(second(3)))].into_iter(),
+            second(5),
+            None,
+        );
         assert_eq!(at(&join, second(2)), Some("first"));
         assert_eq!(at(&join, second(4)), Some("second"));
+    }
+
+    /// As sources have it that do not say since when.
+    #[test]
+    fn an_address_moved_when_it_was_last_asked_for() {
+        let mut join = Join::default();
+        let start = Instant::now();
+        let second = |n| start + Duration::from_secs(n);
+        join.update([&holder("first", None)].into_iter(), start, None);
+        let asked = Some(second(2));
+        join.update([&holder("second", None)].into_iter(), second(5), asked);
+        assert_eq!(at(&join, second(1)), Some("first"));
+        assert_eq!(at(&join, second(3)), Some("second"));
     }
 
     #[test]
@@ -317,9 +351,9 @@ mod tests {
         };
         let mut join = Join::default();
         let start = Instant::now();
-        join.update([&named("a")].into_iter(), start);
+        join.update([&named("a")].into_iter(), start, None);
         let later = start + Duration::from_secs(1);
-        assert!(join.update([&named("b")].into_iter(), later));
+        assert!(join.update([&named("b")].into_iter(), later, None));
         let owner = join.address(&ADDRESS, When::at(later)).unwrap();
         assert_eq!(owner.uid.as_deref(), Some("b"));
     }
@@ -329,7 +363,7 @@ mod tests {
         let mut join = Join::default();
         let start = Instant::now();
         for n in 0..2 * OWNERS_OF_ADDRESS {
-            join.update([&holder(&n.to_string(), None)].into_iter(), start);
+            join.update([&holder(&n.to_string(), None)].into_iter(), start, None);
         }
         assert_eq!(join.addresses[&ADDRESS].len(), OWNERS_OF_ADDRESS);
         let of = |n: u32| Known {
@@ -339,12 +373,12 @@ mod tests {
         for n in 1..=4 {
             let each = VACANT_ADDRESSES as u32 / 2;
             let some: Vec<Known> = (n * each..(n + 1) * each).map(of).collect();
-            join.update(some.iter(), start + Duration::from_secs(n.into()));
+            join.update(some.iter(), start + Duration::from_secs(n.into()), None);
             assert!(join.addresses.len() <= VACANT_ADDRESSES + some.len());
         }
         let end = start + Duration::from_secs(9);
-        join.update([].into_iter(), end);
-        join.update([].into_iter(), end + REMEMBER);
+        join.update([].into_iter(), end, None);
+        join.update([].into_iter(), end + REMEMBER, None);
         assert!(join.addresses.is_empty());
     }
 
@@ -358,7 +392,7 @@ mod tests {
             ..known("a")
         };
         let mut join = Join::default();
-        join.update([&pod].into_iter(), Instant::now());
+        join.update([&pod].into_iter(), Instant::now(), None);
         let slice = "kubepods-besteffort-pod1f8c3f6e_5a3b_4d4e_9c43_0a1b2c3d4e5f.slice";
         for path in [
             // containerd, cgroupfs: besteffort, then guaranteed; cri-dockerd looks the same.

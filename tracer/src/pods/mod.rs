@@ -337,7 +337,7 @@ impl Resolver {
             .iter()
             .flat_map(|c| &c.known)
             .filter(|known| !(has_pods && known.provisional));
-        let moved = self.join.update(known, now);
+        let moved = self.join.update(known, now, self.addresses_asked);
         self.refreshed = Some(now);
         if why == Ask::Addresses {
             self.addresses_asked = Some(now);
@@ -410,15 +410,21 @@ impl Resolver {
         if let Some(owner) = cgroup.and_then(|path| self.join.cgroup(path)) {
             return Some(owner.clone());
         }
-        if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns) {
+        // A pod whose name may be on its way is nothing else meanwhile, in whose namespace ever.
+        let awaited = self.has_pods()
+            && match cgroup {
+                Some(path) => cgroup::pod_uids(path).next().is_some(),
+                None => identity.cgroup_id.is_some(),
+            };
+        if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
+            && (!awaited || owner.is_pod())
+        {
             return Some(owner.clone());
         }
+        if awaited {
+            return None;
+        }
         if self.host == Some(identity.net_cookie) {
-            // A pod in the host's namespace is no unit of the host; its name may be on its way.
-            if cgroup.is_some_and(|path| cgroup::pod_uids(path).next().is_some()) && self.has_pods()
-            {
-                return None;
-            }
             return match identity.cgroup_id {
                 None => Some(Owner::new("(host)", "(kernel)")),
                 Some(_) => cgroup.map(|path| Owner::new("(host)", &cgroup::unit(path))),

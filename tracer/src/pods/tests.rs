@@ -152,10 +152,30 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
         let mut r = resolver_with(sources);
         let stranger = "/kubepods/podB/c1".to_owned();
         r.cgroups.insert(9, (stranger, Instant::now()));
-        let (namespace, host) = match idle {
-            false => ("-", "-"),
-            true => ("shop/cni-1", "(host)/c1"),
+        let (namespace, host) = if idle {
+            ("shop/cni-1", "(host)/c1")
+        } else {
+            ("-", "-")
         };
+        r.join.update(
+            [
+                &known("pod", Some(6), None, None),
+                &Known {
+                    net_cookie: Some(7),
+                    ..Known::of(Owner::new("(netns)", "node"))
+                },
+            ]
+            .into_iter(),
+            Instant::now(),
+            None,
+        );
+        // In the namespace of a pod, or one with a name: a cgroup that is not known yet, a stranger's.
+        for cgroup in [99, 9] {
+            assert_eq!(name(&r, Some(cgroup), 6, 60), "shop/pod");
+            let node = if idle { "(netns)/node" } else { "-" };
+            assert_eq!(name(&r, Some(cgroup), 7, 70), node);
+        }
+        assert_eq!(name(&r, None, 7, 70), "(netns)/node");
         assert_eq!(name(&r, None, 5, 50), namespace);
         assert_eq!(name(&r, Some(9), 1, 100), host);
         assert_eq!(name(&r, Some(7), 1, 100), "shop/by-uid");

@@ -39,16 +39,12 @@ const TOOLS: &[Tool] = &[
     tool("busybox", "busybox-static"),
     tool("openssl", "openssl"),
     tool("ip", "iproute2"),
-];
-/// Packages without a program on the path, by a file of theirs.
-const PACKAGES: &[(&str, &str)] = &[
-    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
-    (
-        "/usr/share/gocode/src/github.com/modern-go/reflect2",
+    tool("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    tool(
+        "/usr/share/gocode/src/github.com/modern-go/reflect2/reflect2.go",
         "golang-github-modern-go-reflect2-dev",
     ),
 ];
-
 const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package }
 }
@@ -62,12 +58,6 @@ const MOMENTARY: u64 = 5;
 pub fn run() -> Result<()> {
     ensure!(sh::is_root()?, "a cluster needs root");
     let toolchain = setup::ensure(TOOLS)?;
-    for (file, package) in PACKAGES {
-        ensure!(
-            std::path::Path::new(file).exists(),
-            "{file} is missing; install {package}"
-        );
-    }
     ensure!(
         sh::which("kubectl").is_some(),
         "kubectl is missing; put one into PATH"

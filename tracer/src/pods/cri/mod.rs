@@ -220,7 +220,7 @@ async fn follow(socket: &Path, shared: &Shared) -> Result<Infallible> {
             .with_context(|| format!("container runtime at {}", socket.display()))?;
         time::sleep(CHANGED_INTERVAL).await;
         // A hint that came meanwhile is not lost. Without one, the time decides.
-        let _ = time::timeout(INTERVAL - CHANGED_INTERVAL, shared.wake.notified()).await;
+        let _ = time::timeout(INTERVAL, shared.wake.notified()).await;
     }
 }
 
@@ -246,7 +246,7 @@ async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
                     sandbox = tokio::task::spawn_blocking(move || sandbox.with(details))
                         .await
                         .context("cannot look at a sandbox")?;
-                    changed = true;
+                    changed |= sandbox.complete;
                 }
                 Err(why) if why.code() == tonic::Code::NotFound => {}
                 Err(why) => return Err(api::sentence(&why)),

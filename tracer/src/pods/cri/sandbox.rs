@@ -31,7 +31,8 @@ pub(super) struct Sandbox {
     known: Known,
     created: SystemTime,
     pub(super) ready: bool,
-    complete: bool,
+    asked: bool,
+    pub(super) complete: bool,
 }
 
 /// The part of the verbose answer's JSON that counts; containerd and CRI-O agree on it.
@@ -86,6 +87,7 @@ impl Sandbox {
             },
             created,
             ready: item.state == READY,
+            asked: false,
             complete: false,
         }
     }
@@ -97,7 +99,7 @@ impl Sandbox {
 
     pub(super) fn wants_details(&self, now: SystemTime) -> bool {
         // The first time, and again while it is still being made.
-        self.ready && !self.complete && (self.known.cgroup.is_none() || self.age(now) < SETTLE)
+        self.ready && !self.complete && (!self.asked || self.age(now) < SETTLE)
     }
 
     fn age(&self, now: SystemTime) -> Duration {
@@ -106,7 +108,8 @@ impl Sandbox {
 
     /// With its details. Looks at files, so it may take a moment.
     pub(super) fn with(mut self, details: PodSandboxStatusResponse) -> Self {
-        // A runtime that says nothing of the kind leaves uid and addresses.
+        self.asked = true;
+        // A runtime that says nothing of the kind (cri-dockerd) leaves uid and addresses.
         let info = details.info.get("info");
         let info: Info = info
             .and_then(|json| serde_json::from_str(json).ok())
@@ -170,16 +173,14 @@ fn is_process_of(pid: u32, sandbox: &str) -> bool {
 /// The pod's cgroup, from the one of its sandbox as the runtime specification writes it: a path, or
 /// `slice:prefix:name` with systemd. Only the sandbox's own where the one above is not the pod's.
 fn cgroup_of(specified: &str, uid: Option<&str>) -> Option<String> {
-    let (above, own) = match specified.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] => {
-            let above = slice_path(slice)?;
-            let own = format!("{above}/{prefix}-{name}.scope");
-            (above, own)
-        }
-        _ => {
-            let own = format!("/{}", specified.trim_matches('/'));
-            (own.rsplit_once('/')?.0.to_owned(), own)
-        }
+    let parts: Vec<&str> = specified.split(':').collect();
+    let (above, own) = if let [slice, prefix, name] = parts[..] {
+        let above = slice_path(slice)?;
+        let own = format!("{above}/{prefix}-{name}.scope");
+        (above, own)
+    } else {
+        let own = format!("/{}", specified.trim_matches('/'));
+        (own.rsplit_once('/')?.0.to_owned(), own)
     };
     if uid.is_some() && cgroup::pod_uids(&above).next().as_deref() == uid {
         return Some(above);
@@ -190,11 +191,12 @@ fn cgroup_of(specified: &str, uid: Option<&str>) -> Option<String> {
 /// `a-b.slice` is in `a.slice`: systemd.slice(5).
 fn slice_path(slice: &str) -> Option<String> {
     let stem = slice.strip_suffix(".slice")?;
-    let ends = stem
-        .match_indices('-')
-        .map(|(at, _)| at)
-        .chain([stem.len()]);
-    Some(ends.map(|end| format!("/{}.slice", &stem[..end])).collect())
+    let ends = stem.match_indices('-').map(|(at, _)| at);
+    let mut path = String::new();
+    for end in ends.chain([stem.len()]) {
+        path = format!("{path}/{}.slice", &stem[..end]);
+    }
+    Some(path)
 }
 
 /// A name that is a Kubernetes name by its characters, whatever the runtime says: no name stands for
