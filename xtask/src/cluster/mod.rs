@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use self::{agent::Agent, lab::Cluster};
 use crate::{
@@ -224,15 +224,8 @@ fn restart(cluster: &mut Cluster, agent: &Agent) -> Result<()> {
     cluster.start_apiserver()?;
     let back = Instant::now();
     cluster.kubectl(&["scale", "deployment/failing", "--replicas=3"])?;
-    let young = lab::until("the new pod is counted", || {
-        for pod in pods_of(cluster, "failing")? {
-            if agent.lookups("default", &pod, "servfail")? == 0 {
-                bail!("{pod} has failed without a trace");
-            }
-        }
-        ensure!(pods_of(cluster, "failing")?.len() == 3, "no third pod yet");
-        Ok(back.elapsed())
-    })?;
+    all_counted(cluster, agent, 3)?;
+    let young = back.elapsed();
     let source = agent.source()?;
     ensure!(source["reason"] == "", "the agent is not over it: {source}");
     sh::step(format!(
@@ -240,6 +233,19 @@ fn restart(cluster: &mut Cluster, agent: &Agent) -> Result<()> {
         away["reason"]
     ));
     Ok(())
+}
+
+/// Waits until the Deployment has so many pods and all failures of each are counted as its own.
+fn all_counted(cluster: &Cluster, agent: &Agent, pods: usize) -> Result<()> {
+    lab::until("the new pod is counted", || {
+        let names = pods_of(cluster, "failing")?;
+        ensure!(names.len() == pods, "{names:?} are there, not {pods}");
+        for pod in names {
+            let counted = agent.lookups("default", &pod, "servfail")?;
+            ensure!(counted == FAILING, "{pod} has {counted}, not {FAILING}");
+        }
+        Ok(())
+    })
 }
 
 /// A watch that is cut goes on where it was.
@@ -253,15 +259,7 @@ fn reconnect(cluster: &Cluster, agent: &Agent) -> Result<()> {
         return Ok(());
     }
     cluster.kubectl(&["scale", "deployment/failing", "--replicas=4"])?;
-    lab::until("the new pod is counted", || {
-        let pods = pods_of(cluster, "failing")?;
-        ensure!(pods.len() == 4, "no fourth pod yet");
-        for pod in pods {
-            let counted = agent.lookups("default", &pod, "servfail")?;
-            ensure!(counted == FAILING, "{pod} has {counted}");
-        }
-        Ok(())
-    })?;
+    all_counted(cluster, agent, 4)?;
     sh::step("connections were cut: the watch went on");
     Ok(())
 }
