@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod containerd;
+pub mod cri;
 pub mod dns;
 pub mod entries;
 pub mod events;
@@ -21,6 +23,7 @@ pub mod process;
 pub mod router;
 pub mod snmp;
 pub mod stack;
+pub mod standin_apiserver;
 pub mod wait;
 
 pub use agent::Agent;

@@ -159,7 +159,10 @@ pub fn tracer() -> Command {
 /// Takes tracer's environment variables away from a command.
 pub fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TRACER_") || name == "NODE_NAME" {
+        if name.to_string_lossy().starts_with("TRACER_")
+            || name == "NODE_NAME"
+            || name == "KUBECONFIG"
+        {
             command.env_remove(name);
         }
     }

@@ -48,10 +48,31 @@ fn bad_values_are_refused_by_flag_name() {
 }
 
 #[test]
-fn sources_of_later_versions_are_refused_in_a_line() {
-    for source in ["kubernetes", "cri"] {
-        run_refused(&[], &["--pods", source]).assert_refused(2, &["pods", source]);
+fn kubernetes_without_a_cluster_is_refused_with_what_to_do() {
+    let nowhere = ["env", "-u", "KUBECONFIG", "HOME=/nonexistent"];
+    run_refused(&nowhere, &["--pods", "kubernetes"]).assert_refused(2, &["pods", "KUBECONFIG"]);
+    let lost = ["env", "KUBECONFIG=/nonexistent/config"];
+    for pods in ["kubernetes", "auto"] {
+        run_refused(&lost, &["--pods", pods]).assert_refused(1, &["KUBECONFIG", "/nonexistent"]);
     }
+    let cluster = ["env", "KUBECONFIG=/dev/null"];
+    let named = ["--pods", "kubernetes", "--node", "a,b=c"];
+    run_refused(&cluster, &named).assert_refused(1, &["--node", "a,b=c"]);
+}
+
+#[test]
+fn a_runtimes_socket_is_one() {
+    let word = "cri-endpoint";
+    for bad in ["tcp://127.0.0.1:1", "run/containerd.sock", ""] {
+        run_refused(&[], &["--cri-endpoint", bad]).assert_refused(2, &[word]);
+    }
+    let useless = [
+        "--pods",
+        "local",
+        "--cri-endpoint",
+        "unix:///run/containerd/containerd.sock",
+    ];
+    run_refused(&[], &useless).assert_refused(2, &[word]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::AgentAddr;
 use crate::config::{
-    Api, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat, PodName, Pods,
-    Span, StateDir, Window,
+    Api, CriEndpoint, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat,
+    PodName, Pods, Span, StateDir, Window,
 };
 use crate::top::Column;
 
@@ -96,14 +96,15 @@ pub struct TraceArgs {
     /// This node's name [default: NODE_NAME, else the host name]
     #[arg(long, value_name = "NAME", env = "TRACER_NODE")]
     pub node: Option<NodeName>,
-    /// Where pod names come from: auto, local, file:PATH or none; kubernetes and cri are not in this
-    /// version [default: auto]
+    /// Where pod names come from: auto, kubernetes, cri, local, file:PATH or none; auto takes
+    /// kubernetes in a cluster, else cri [default: auto]
     #[arg(long, value_name = "SOURCE", env = "TRACER_PODS")]
     pub pods: Option<Pods>,
-    /// The container runtime's socket [default: the first that answers]
-    // Hidden until there is a source that reads it; given, it is an error.
-    #[arg(long, hide = true, value_name = "URL", env = "TRACER_CRI_ENDPOINT")]
-    pub cri_endpoint: Option<String>,
+    /// The container runtime's socket, such as unix:///run/containerd/containerd.sock [default: the
+    /// first that is there of containerd's, CRI-O's and those of k3s, RKE2, MicroK8s, k0s and
+    /// cri-dockerd]
+    #[arg(long, value_name = "URL", env = "TRACER_CRI_ENDPOINT")]
+    pub cri_endpoint: Option<CriEndpoint>,
     /// Server port of DNS over UDP; may be repeated, up to 8 times [default: 53]
     #[arg(
         long,

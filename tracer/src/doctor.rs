@@ -9,7 +9,8 @@ use serde::Serialize;
 use tracer_common::Hook;
 
 use crate::{
-    export::snapshot::Snapshot,
+    config::CriEndpoint,
+    export::snapshot::{self, Snapshot},
     hooks::FAMILY_NAMES,
     kernel::{
         self,
@@ -22,6 +23,10 @@ use crate::{
         reasons::Reasons,
     },
     output::printable,
+    pods::{
+        cri,
+        kubernetes::{self, Access},
+    },
 };
 
 /// What was found.
@@ -43,6 +48,8 @@ pub struct Report {
     pub hooks: Vec<HookReport>,
     /// The neighbour tables.
     pub tables: Vec<Table>,
+    /// Where pods are learned from.
+    pub sources: Vec<SourceReport>,
     /// Connection tracking; `None` where the kernel has none.
     pub conntrack: Option<conntrack::Report>,
     /// What tracer does not see, wherever it runs.
@@ -106,6 +113,17 @@ pub struct Table {
     pub advice: Option<Advice>,
 }
 
+/// Where pods are learned from.
+#[derive(Debug, Serialize)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: String,
+    /// Does it answer? `None`: there is nothing to ask on this node.
+    pub ok: Option<bool>,
+    /// What it knows and how old that is, or why it does not answer.
+    pub detail: String,
+}
+
 /// Limits to set, and why.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
@@ -127,8 +145,50 @@ const NOT_SEEN: &[&str] = &[
      error (ENETUNREACH)",
 ];
 
+/// The sources of the agent on this node.
+pub fn sources(agent: &Snapshot) -> Vec<SourceReport> {
+    let report = |source: &snapshot::Source| {
+        let knows = match source.age_seconds {
+            Some(age) => format!("{} pods, {age:.1} s ago", source.pods),
+            None => "has not answered yet".to_owned(),
+        };
+        let (ok, detail) = match (source.idle, source.reason.as_str()) {
+            (true, why) => (None, why.to_owned()),
+            (false, "") => (Some(true), knows),
+            (false, why) => (Some(false), format!("{knows}; {why}")),
+        };
+        SourceReport {
+            name: source.name.clone(),
+            ok,
+            detail,
+        }
+    };
+    agent.sources.iter().map(report).collect()
+}
+
+/// Without an agent: what its sources would find. `runtime` is the container runtime's socket, if
+/// one is named.
+pub async fn try_sources(node: &str, runtime: Option<&CriEndpoint>) -> Vec<SourceReport> {
+    let (ok, detail) = match Access::any() {
+        None => (None, "no API server is known here".to_owned()),
+        Some(access) => match kubernetes::examine(access, node).await {
+            Ok(found) => (Some(true), found),
+            Err(why) => (Some(false), format!("{why:#}")),
+        },
+    };
+    let name = "kubernetes".to_owned();
+    let kubernetes = SourceReport { name, ok, detail };
+    let (ok, detail) = match cri::examine(runtime).await {
+        Ok(found) => (Some(true), found),
+        Err(why) if cri::is_there(runtime) => (Some(false), format!("{why:#}")),
+        Err(why) => (None, format!("{why:#}")),
+    };
+    let name = "cri".to_owned();
+    vec![kubernetes, SourceReport { name, ok, detail }]
+}
+
 /// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.
-pub fn examine(agent: Option<&Snapshot>) -> Report {
+pub fn examine(agent: Option<&Snapshot>, sources: Vec<SourceReport>) -> Report {
     let capabilities: Vec<Capability> = capabilities::NEEDS
         .iter()
         .map(|need| Capability {
@@ -168,6 +228,7 @@ pub fn examine(agent: Option<&Snapshot>) -> Report {
         capabilities,
         hooks,
         tables: tables(entries, agent),
+        sources,
         conntrack: conntrack::examine(),
         not_seen: NOT_SEEN,
     }
@@ -348,6 +409,16 @@ impl fmt::Display for Report {
                 table.family, table.table_fulls
             )?;
             table.details(f)?;
+        }
+        writeln!(f, "pod sources")?;
+        for source in &self.sources {
+            writeln!(
+                f,
+                "  {:<3} {:<13} {}",
+                source.ok.map_or("-", mark),
+                printable(&source.name),
+                printable(&source.detail)
+            )?;
         }
         if let Some(conntrack) = &self.conntrack {
             write!(

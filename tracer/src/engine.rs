@@ -37,7 +37,7 @@ use crate::{
         offsets::Offsets,
         reasons::Reasons,
     },
-    pods::{Ask, Resolver, SourceStatus},
+    pods::{Ask, Moved, Resolver, SourceStatus, peers::Peers},
 };
 
 /// How often the pod sources are asked whether anything has changed.
@@ -60,6 +60,7 @@ pub struct Engine {
     loaded: Mutex<Loaded>,
     maps: Mutex<Maps>,
     resolver: Mutex<Resolver>,
+    peers: Mutex<Peers>,
     aggregate: Mutex<Aggregate>,
     collected: Mutex<Collected>,
     hub: Hub,
@@ -123,7 +124,7 @@ impl Engine {
         let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
-        let mut resolver = Resolver::new(&config.pods)?;
+        let mut resolver = Resolver::new(config)?;
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {
@@ -156,6 +157,7 @@ impl Engine {
             loaded: Mutex::new(loaded),
             maps: Mutex::new(maps),
             resolver: Mutex::new(resolver),
+            peers: Mutex::new(Peers::start(&config.pods)?),
             aggregate: Mutex::new(Aggregate::new(
                 config.window,
                 config.max_pods,
@@ -224,7 +226,7 @@ impl Engine {
         let silent: Vec<SourceStatus> = lock(&self.resolver)
             .sources()
             .into_iter()
-            .filter(|source| source.age.is_none())
+            .filter(|source| source.age.is_none() && !source.idle)
             .collect();
         let first = silent.first()?;
         Some(format!("pod source {}: {}", first.name, first.reason))
@@ -245,11 +247,12 @@ impl Engine {
         while !self.stop.is_cancelled() {
             thread::park_timeout(WATCH_INTERVAL);
             let changing = lock(&self.resolver).has_changed();
-            if changing {
-                lock(&self.resolver).refresh(Ask::Changed);
-            }
             if changing && !was_changing {
                 // What was counted until now belongs to those who were there until now.
+                self.collect(Duration::ZERO);
+            }
+            if changing && lock(&self.resolver).refresh(Ask::Changed) == Some(Moved(true)) {
+                // And what is counted from now on not to those who have just gone.
                 self.collect(Duration::ZERO);
             }
             was_changing = changing;
@@ -352,6 +355,7 @@ impl Engine {
         }
         self.watch_pressure(collected, second);
         let reading = maps.read()?;
+        lock(&self.peers).update(&reading.dns_peers, now);
         resolver.refresh(Ask::Regularly);
         let forwarded: u64 = reading
             .forwarded
@@ -365,7 +369,7 @@ impl Engine {
         let mut aggregate = lock(&self.aggregate);
         aggregate.update(reading, &resolver, now, second);
         let picture = aggregate.picture();
-        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(Ask::Unknown) {
+        if picture.pending.iter().sum::<u64>() > 0 && resolver.refresh(Ask::Unknown).is_some() {
             // Somebody new: the sources know by now.
             aggregate.update(picture.reading.clone(), &resolver, now, second);
         }

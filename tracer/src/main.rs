@@ -15,7 +15,9 @@ use tracer::{
     },
     doctor,
     engine::Engine,
-    events_cmd, man, top, usage,
+    events_cmd,
+    export::snapshot::Snapshot,
+    man, top, usage,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -54,10 +56,17 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Doctor(args) => {
             // An agent on this node knows what was before; none answering is no fault.
-            let agent = runtime()?
+            let runtime = runtime()?;
+            let agent: Option<Snapshot> = runtime
                 .block_on(Client::new(AgentAddr::default()).get_json("/api/v1/snapshot"))
                 .ok();
-            let report = doctor::examine(agent.as_ref());
+            let sources = if let Some(agent) = &agent {
+                doctor::sources(agent)
+            } else {
+                let node = config::node_of(&file)?;
+                runtime.block_on(doctor::try_sources(&node, config::runtime_of(&file)))
+            };
+            let report = doctor::examine(agent.as_ref(), sources);
             let text = match config::doctor_output(&args, &file) {
                 OutputFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
                 OutputFormat::Text => report.to_string(),
@@ -92,7 +101,11 @@ fn print(bytes: &[u8]) -> Result<()> {
 fn log_to_stderr(logging: Logging) {
     let level: LevelFilter = logging.level.into();
     // aya tells a lot at debug.
-    let filter = EnvFilter::new(format!("{level},aya=warn,aya_obj=warn,hyper=warn"));
+    // The Kubernetes client tells its failures to us, and we the user.
+    let filter = EnvFilter::new(format!(
+        "{level},aya=warn,aya_obj=warn,hyper=warn,kube=off,kube_client=off,kube_runtime=off,\
+         rustls=warn,tower=warn"
+    ));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

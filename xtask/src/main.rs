@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod build;
+mod cluster;
 mod object;
 mod run;
 mod setup;
@@ -37,6 +38,14 @@ enum Verb {
         /// Run only the tests whose name contains one of these, without format check and lints
         filters: Vec<String>,
     },
+    /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
+    Cluster,
+    /// What the cluster's pods run
+    #[command(hide = true)]
+    ClusterDns {
+        #[command(subcommand)]
+        role: cluster::dns::Role,
+    },
     /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
     Bench {
         #[arg(default_value = "dns")]
@@ -52,6 +61,8 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
         Verb::Test { filters } => test::run(&filters),
+        Verb::Cluster => cluster::run(),
+        Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {

@@ -43,6 +43,22 @@ const TOOLS: &[Tool] = &[
         program: "musl-gcc",
         package: "musl-tools",
     },
+    Tool {
+        program: "containerd",
+        package: "containerd",
+    },
+    Tool {
+        program: "runc",
+        package: "runc",
+    },
+    Tool {
+        program: "/usr/lib/cni/bridge",
+        package: "containernetworking-plugins",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+    },
 ];
 
 pub fn run(filters: &[String]) -> Result<()> {

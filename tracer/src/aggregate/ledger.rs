@@ -4,6 +4,7 @@
 //! key belongs. A key without an owner waits for [`HOLD`], then what it has counted is `(unknown)` for
 //! good. Where a key gets another owner (a stronger source caught up, an address was given to a new
 //! pod), what was counted stays with the old one: an owner's figure never falls, and nothing moves.
+//! What is counted under an address while nobody has it waits for a name anew.
 
 use std::{
     collections::HashMap,
@@ -36,8 +37,17 @@ struct Entry<C> {
     /// What had been counted when the owner got the key.
     base: C,
     seen: C,
-    first: Instant,
+    /// Since when it waits for a name.
+    waits: Instant,
+    /// The reading before the one that first had what waits; `None`: there was none.
+    since: Option<Instant>,
     changed: Instant,
+}
+
+impl<C: Tally> Entry<C> {
+    fn share(&self) -> C {
+        self.seen.since(&self.base)
+    }
 }
 
 /// Who owns which key, and what the keys that are gone had counted.
@@ -46,6 +56,9 @@ pub struct Ledger<K, C> {
     keys: HashMap<K, Entry<C>>,
     /// What owners had counted under keys that are gone, or another's now.
     settled: HashMap<Arc<Owner>, C>,
+    /// Do keys change hands?
+    reused: bool,
+    read: Option<Instant>,
 }
 
 impl<K, C> Default for Ledger<K, C> {
@@ -53,17 +66,30 @@ impl<K, C> Default for Ledger<K, C> {
         Self {
             keys: HashMap::new(),
             settled: HashMap::new(),
+            reused: false,
+            read: None,
+        }
+    }
+}
+
+impl<K, C> Ledger<K, C> {
+    /// For keys that are given to others, such as addresses.
+    pub fn of_reused_keys() -> Self {
+        Self {
+            reused: true,
+            ..Self::default()
         }
     }
 }
 
 impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
-    /// Takes a reading over. `resolve` names a key's owner if it can; `admit` bounds the owners.
+    /// Takes a reading over. `resolve` names a key's owner if it can, for what was counted from a
+    /// moment (`None`: ever) until now; `admit` bounds the owners.
     pub fn update(
         &mut self,
         reading: impl IntoIterator<Item = (K, C)>,
         now: Instant,
-        mut resolve: impl FnMut(&K) -> Option<Arc<Owner>>,
+        mut resolve: impl FnMut(&K, Option<Instant>) -> Option<Arc<Owner>>,
         mut admit: impl FnMut(Arc<Owner>) -> Arc<Owner>,
     ) {
         for (key, counts) in reading {
@@ -71,29 +97,45 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 owner: None,
                 base: C::default(),
                 seen: C::default(),
-                first: now,
+                waits: now,
+                since: self.read,
                 changed: now,
             });
-            let owner = resolve(&key).map(&mut admit);
+            let since = match entry.owner {
+                Some(_) => self.read,
+                None => entry.since,
+            };
+            let owner = resolve(&key, since).map(&mut admit);
+            let grown = entry.seen != counts;
             match (&entry.owner, owner) {
                 (Some(old), Some(new)) if *old != new => {
                     // What came since the last reading is the new one's.
-                    let share = entry.seen.since(&entry.base);
+                    let share = entry.share();
                     self.settled.entry(old.clone()).or_default().plus(&share);
                     entry.base = entry.seen;
                     entry.owner = Some(new);
                 }
+                (Some(old), None) if self.reused && grown => {
+                    // The old one was gone before it came.
+                    let share = entry.share();
+                    self.settled.entry(old.clone()).or_default().plus(&share);
+                    entry.base = entry.seen;
+                    entry.owner = None;
+                    entry.waits = now;
+                    entry.since = self.read;
+                }
                 (None, Some(new)) => entry.owner = Some(new),
-                (None, None) if now.duration_since(entry.first) >= HOLD => {
+                (None, None) if now.duration_since(entry.waits) >= HOLD => {
                     entry.owner = Some(Owner::unknown());
                 }
                 _ => {}
             }
-            if entry.seen != counts {
+            if grown {
                 entry.seen = counts;
                 entry.changed = now;
             }
         }
+        self.read = Some(now);
     }
 
     /// Whose key it is, once that is decided.
@@ -106,7 +148,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         let mut totals = self.settled.clone();
         for entry in self.keys.values() {
             if let Some(owner) = &entry.owner {
-                let share = entry.seen.since(&entry.base);
+                let share = entry.share();
                 totals.entry(owner.clone()).or_default().plus(&share);
             }
         }
@@ -118,7 +160,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         self.keys
             .values()
             .filter(|entry| entry.owner.is_none())
-            .map(|entry| entry.seen.events())
+            .map(|entry| entry.share().events())
             .sum()
     }
 
@@ -187,16 +229,21 @@ mod tests {
     fn counts_wait_for_a_name_and_then_stay() {
         let mut ledger = Ledger::default();
         let start = Instant::now();
-        ledger.update([(1, 5)], start, |_| None, |o| o);
+        ledger.update([(1, 5)], start, |_, _| None, |o| o);
         assert_eq!(ledger.pending(), 5);
         assert!(ledger.totals().is_empty());
-        ledger.update([(1, 7)], start, |_| Some(Owner::new("shop", "a")), |o| o);
+        ledger.update([(1, 7)], start, |_, _| Some(Owner::new("shop", "a")), |o| o);
         assert_eq!((ledger.pending(), total(&ledger, "a")), (0, Some(7)));
         // Not known for a moment: still the same.
-        ledger.update([(1, 9)], start, |_| None, |o| o);
+        ledger.update([(1, 9)], start, |_, _| None, |o| o);
         assert_eq!(total(&ledger, "a"), Some(9));
         // A new owner gets what comes from now on.
-        ledger.update([(1, 12)], start, |_| Some(Owner::new("shop", "b")), |o| o);
+        ledger.update(
+            [(1, 12)],
+            start,
+            |_, _| Some(Owner::new("shop", "b")),
+            |o| o,
+        );
         assert_eq!(
             (total(&ledger, "a"), total(&ledger, "b")),
             (Some(9), Some(3))
@@ -207,8 +254,8 @@ mod tests {
     fn the_nameless_are_unknown_after_the_hold_and_for_good() {
         let mut ledger = Ledger::default();
         let start = Instant::now();
-        ledger.update([(1, 5)], start, |_| None, |o| o);
-        ledger.update([(1, 5)], start + HOLD, |_| None, |o| o);
+        ledger.update([(1, 5)], start, |_, _| None, |o| o);
+        ledger.update([(1, 5)], start + HOLD, |_, _| None, |o| o);
         assert_eq!(
             (ledger.pending(), total(&ledger, "(unknown)")),
             (0, Some(5))
@@ -217,7 +264,7 @@ mod tests {
         ledger.update(
             [(1, 6)],
             start + HOLD,
-            |_| Some(Owner::new("shop", "a")),
+            |_, _| Some(Owner::new("shop", "a")),
             |o| o,
         );
         assert_eq!(
@@ -227,10 +274,34 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_nobody_has_waits_for_its_next_owner() {
+        let mut ledger = Ledger::of_reused_keys();
+        let start = Instant::now();
+        let at = |n| start + Duration::from_secs(n);
+        ledger.update([(1, 5)], at(0), |_, _| Some(Owner::new("shop", "a")), |o| o);
+        ledger.update([(1, 5)], at(1), |_, _| None, |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "a")), (0, Some(5)));
+        ledger.update([(1, 7)], at(2), |_, _| None, |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "a")), (2, Some(5)));
+        // Asked for what came after the reading at 1, though there was one since.
+        let mut asked = None;
+        let next = |_: &u32, since| {
+            asked = since;
+            Some(Owner::new("shop", "b"))
+        };
+        ledger.update([(1, 8)], at(3), next, |o| o);
+        assert_eq!(asked, Some(at(1)));
+        assert_eq!(
+            (total(&ledger, "a"), total(&ledger, "b")),
+            (Some(5), Some(3))
+        );
+    }
+
+    #[test]
     fn a_pod_that_is_gone_ends_and_what_is_no_pod_stays() {
         let mut ledger = Ledger::default();
         let start = Instant::now();
-        let name = |key: &u32| {
+        let name = |key: &u32, _| {
             Some(if *key == 1 {
                 Owner::new("shop", "a")
             } else {
@@ -256,7 +327,7 @@ mod tests {
         ledger.update(
             [(1, 5)],
             now,
-            |_| Some(Owner::new("shop", "a")),
+            |_, _| Some(Owner::new("shop", "a")),
             |_| Owner::other(),
         );
         assert_eq!(total(&ledger, "(other)"), Some(5));

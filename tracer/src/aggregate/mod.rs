@@ -26,7 +26,7 @@ use self::{
 use crate::{
     hooks::address,
     kernel::maps::{HOOKS, Reading},
-    pods::{Identity, Owner, Resolver},
+    pods::{Identity, Owner, Resolver, When},
 };
 
 /// Creations of both families.
@@ -177,7 +177,7 @@ impl Aggregate {
             window,
             max_pods,
             neigh: Ledger::default(),
-            forwarded: Ledger::default(),
+            forwarded: Ledger::of_reused_keys(),
             dns: Ledger::default(),
             receivers: Ledger::default(),
             dns_ports,
@@ -229,10 +229,14 @@ impl Aggregate {
             netns: netns.get(&net_cookie).copied().unwrap_or_default(),
             source: None,
         };
+        let until_now = |since| When {
+            from: since,
+            to: now,
+        };
         self.neigh.update(
             by_cookie,
             now,
-            |&cookie| resolver.resolve(&identity(cookie, None)),
+            |&cookie, since| resolver.resolve(&identity(cookie, None), until_now(since)),
             &mut admit,
         );
         self.forwarded.update(
@@ -244,20 +248,26 @@ impl Aggregate {
                 (*key, counts)
             }),
             now,
-            |key| {
-                resolver.resolve(&Identity {
+            |key, since| {
+                let identity = Identity {
                     cgroup_id: None,
                     net_cookie: 0,
                     netns: 0,
                     source: Some(address(key.family as u16, key.source)),
-                })
+                };
+                resolver.resolve(&identity, until_now(since))
             },
             &mut admit,
         );
         self.dns.update(
             reading.dns.iter().map(|(key, value)| (*key, value.counts)),
             now,
-            |key| resolver.resolve(&identity(key.net_cookie, Some(key.cgroup_id))),
+            |key, since| {
+                resolver.resolve(
+                    &identity(key.net_cookie, Some(key.cgroup_id)),
+                    until_now(since),
+                )
+            },
             &mut admit,
         );
 
@@ -270,7 +280,12 @@ impl Aggregate {
                 (*key, counts)
             }),
             now,
-            |key| resolver.resolve(&identity(key.net_cookie, Some(key.cgroup_id))),
+            |key, since| {
+                resolver.resolve(
+                    &identity(key.net_cookie, Some(key.cgroup_id)),
+                    until_now(since),
+                )
+            },
             &mut admit,
         );
 

@@ -11,8 +11,8 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Api, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat, PodName, Pods,
-    Span, StateDir, UsageError, Window,
+    Api, CriEndpoint, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat,
+    PodName, Pods, Span, StateDir, UsageError, Window,
 };
 use crate::client::AgentAddr;
 use crate::output::printable;
@@ -31,7 +31,8 @@ pub struct File {
     pub(super) node: Option<NodeName>,
     #[serde(deserialize_with = "text")]
     pub(super) pods: Option<Pods>,
-    pub(super) cri_endpoint: Option<String>,
+    #[serde(deserialize_with = "text")]
+    pub(super) cri_endpoint: Option<CriEndpoint>,
     #[serde(deserialize_with = "one_or_more")]
     pub(super) dns_port: Vec<u16>,
     #[serde(deserialize_with = "text")]

@@ -13,8 +13,8 @@ use std::time::Duration;
 pub use file::File;
 pub(crate) use values::socket_path;
 pub use values::{
-    Api, DEFAULT_SOCKET, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat,
-    PodName, Pods, Span, StateDir, Window,
+    Api, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName,
+    OutputFormat, PodName, Pods, Span, StateDir, Window,
 };
 
 use crate::cli::{AgentArgs, DoctorArgs, EventsArgs, GlobalArgs, TopArgs, TraceArgs};
@@ -63,6 +63,8 @@ pub struct Config {
     pub node: String,
     /// Where pod names come from.
     pub pods: Pods,
+    /// The container runtime's socket; `None`: the first of the usual ones.
+    pub cri_endpoint: Option<CriEndpoint>,
     /// Server ports of DNS over UDP: 1 to 8, none twice.
     pub dns_ports: Vec<u16>,
     /// A lookup without an answer for this long has failed.
@@ -95,11 +97,13 @@ impl Config {
 
     /// For tracing inside another command: nothing is served, no state is shared with an agent.
     fn in_process(args: &TraceArgs, file: &File) -> Result<Self, UsageError> {
+        let (pods, cri_endpoint) = pods(args, file)?;
         Ok(Self {
             listen: DEFAULT_LISTEN,
             api: Api::None,
             node: node(args, file, std::env::var("NODE_NAME").ok())?,
-            pods: pods(args, file)?,
+            pods,
+            cri_endpoint,
             dns_ports: dns_ports(args, file)?,
             dns_timeout: args
                 .dns_timeout
@@ -147,21 +151,16 @@ fn node(args: &TraceArgs, file: &File, kubernetes: Option<String>) -> Result<Str
     }
 }
 
-fn pods(args: &TraceArgs, file: &File) -> Result<Pods, UsageError> {
-    if args.cri_endpoint.is_some() || file.cri_endpoint.is_some() {
+fn pods(args: &TraceArgs, file: &File) -> Result<(Pods, Option<CriEndpoint>), UsageError> {
+    let pods = args.pods.clone().or(file.pods.clone()).unwrap_or_default();
+    let endpoint = args.cri_endpoint.clone().or(file.cri_endpoint.clone());
+    if endpoint.is_some() && !matches!(pods, Pods::Auto | Pods::Cri) {
         return Err(UsageError(
-            "cri-endpoint: container runtimes are not asked in this version; leave it out".into(),
+            "cri-endpoint: only the pod sources auto and cri ask a container runtime; leave it out"
+                .into(),
         ));
     }
-    let pods = args.pods.clone().or(file.pods.clone()).unwrap_or_default();
-    let missing = match pods {
-        Pods::Kubernetes => "kubernetes",
-        Pods::Cri => "cri",
-        Pods::Auto | Pods::Local | Pods::File(_) | Pods::None => return Ok(pods),
-    };
-    Err(UsageError(format!(
-        "pods: the source {missing} is not in this version; use auto, local, file:PATH or none"
-    )))
+    Ok((pods, endpoint))
 }
 
 fn dns_ports(args: &TraceArgs, file: &File) -> Result<Vec<u16>, UsageError> {
@@ -200,6 +199,16 @@ fn max_pods(args: &TraceArgs, file: &File) -> Result<usize, UsageError> {
     Err(UsageError(format!(
         "max-pods: {pods} is out of range; use 1 to {MAX_PODS}"
     )))
+}
+
+/// The node's name, for commands without such a flag.
+pub fn node_of(file: &File) -> Result<String, UsageError> {
+    node(&TraceArgs::default(), file, std::env::var("NODE_NAME").ok())
+}
+
+/// The container runtime's socket that the file names, for commands without such a flag.
+pub fn runtime_of(file: &File) -> Option<&CriEndpoint> {
+    file.cri_endpoint.as_ref()
 }
 
 /// What `tracer top` needs.

@@ -64,6 +64,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         api: Api::Unix("/b".into()),
         node: "flagged".into(),
         pods: Pods::None,
+        cri_endpoint: None,
         dns_ports: vec![54],
         dns_timeout: Duration::from_secs(1),
         window: Duration::from_secs(30),
@@ -88,13 +89,21 @@ fn ports_are_one_to_eight_and_differ() {
 }
 
 #[test]
-fn what_this_version_lacks_is_an_error() {
-    for source in ["kubernetes", "cri"] {
-        let error = agent(&["--pods", source], "").unwrap_err();
-        assert!(error.contains(&format!("{source} is not in this version")));
+fn a_runtimes_socket_goes_with_the_sources_that_ask_it() {
+    let file = "cri-endpoint = \"unix:///run/x.sock\"";
+    for pods in ["auto", "cri"] {
+        let config = agent(&["--pods", pods], file).unwrap();
+        assert_eq!(config.cri_endpoint.unwrap().0, PathBuf::from("/run/x.sock"));
     }
-    let error = agent(&[], "cri-endpoint = \"unix:///run/x.sock\"").unwrap_err();
-    assert!(error.starts_with("cri-endpoint: "), "{error}");
+    for pods in ["kubernetes", "local", "none", "file:/p"] {
+        let error = agent(&["--pods", pods], file).unwrap_err();
+        assert!(error.starts_with("cri-endpoint: "), "{error}");
+    }
+    assert_eq!(agent(&[], "").unwrap().cri_endpoint, None);
+}
+
+#[test]
+fn a_number_of_pods_has_bounds() {
     for pods in ["0", "100001"] {
         let error = agent(&["--max-pods", pods], "").unwrap_err();
         assert!(error.contains("out of range"), "{error}");

@@ -101,6 +101,26 @@ impl FromStr for Pods {
     }
 }
 
+/// The container runtime's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CriEndpoint(pub PathBuf);
+
+impl FromStr for CriEndpoint {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        // As the kubelet and crictl take it: with scheme or without.
+        let path = s.strip_prefix("unix:").unwrap_or(s);
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if s.contains("://") && !s.starts_with("unix:") || !path.starts_with('/') {
+            return Err(
+                "expected unix:///PATH, such as unix:///run/containerd/containerd.sock".into(),
+            );
+        }
+        socket_path(path).map(Self)
+    }
+}
+
 /// Folder for what survives a restart; `None` turns that off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDir(pub Option<PathBuf>);
@@ -310,6 +330,32 @@ mod tests {
         assert_eq!("auto".parse(), Ok(Pods::Auto));
         assert!(error::<Pods>("file:").contains("needs a path"));
         assert!(error::<Pods>("k8s").starts_with("expected auto"));
+    }
+
+    #[test]
+    fn runtimes_are_reached_by_a_socket() {
+        let expected = CriEndpoint("/run/crio/crio.sock".into());
+        for good in [
+            "unix:///run/crio/crio.sock",
+            "unix:/run/crio/crio.sock",
+            "/run/crio/crio.sock",
+        ] {
+            assert_eq!(good.parse(), Ok(expected.clone()));
+        }
+        for bad in [
+            "",
+            "unix:",
+            "run/crio.sock",
+            "tcp://127.0.0.1:1",
+            "npipe:////./pipe/x",
+        ] {
+            assert!(
+                error::<CriEndpoint>(bad).starts_with("expected unix:///PATH"),
+                "{bad}"
+            );
+        }
+        let long = format!("unix:///{}", "a".repeat(107));
+        assert!(error::<CriEndpoint>(&long).ends_with("this one has 108"));
     }
 
     #[test]

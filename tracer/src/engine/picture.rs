@@ -21,7 +21,10 @@ impl Engine {
     pub fn metrics(&self) -> Result<Vec<u8>> {
         let (picture, taken) = self.picture();
         let hooks = self.hooks();
-        let sources = lock(&self.resolver).sources();
+        let (sources, gone) = {
+            let resolver = lock(&self.resolver);
+            (resolver.sources(), resolver.gone_addresses())
+        };
         metrics::render(&View {
             node: &self.config.node,
             dns_ports: &self.config.dns_ports,
@@ -35,6 +38,8 @@ impl Engine {
             misses: &taken.misses,
             fillings: &taken.fillings,
             sources: &sources,
+            gone: &gone,
+            peers: &lock(&self.peers).failures(),
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
@@ -88,6 +93,7 @@ impl Engine {
                 pods: source.pods as u64,
                 age_seconds: source.age.map(|age| age.as_secs_f64()),
                 reason: source.reason,
+                idle: source.idle,
             })
             .collect();
         Ok(Snapshot {

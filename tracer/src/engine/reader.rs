@@ -14,7 +14,7 @@ use crate::{
     export::events::{Event, Pod},
     hooks::{self, Record},
     kernel::{self, load::Ring, sys},
-    pods::{Ask, Owner},
+    pods::{Ask, Owner, When},
 };
 
 /// How long an event may wait for its pod's name. Shorter than the counters' wait: an event is news.
@@ -107,10 +107,11 @@ impl Reader {
             // An address may have moved.
             resolver.refresh(Ask::Addresses);
         }
-        resolver.resolve(&record.identity).or_else(|| {
+        let when = When::at(moment(record));
+        resolver.resolve(&record.identity, when).or_else(|| {
             // Somebody new; the sources may know by now.
             resolver.refresh(Ask::Unknown);
-            resolver.resolve(&record.identity)
+            resolver.resolve(&record.identity, when)
         })
     }
 
@@ -136,9 +137,8 @@ impl Reader {
     }
 
     fn publish(&self, owner: &Owner, record: Record) {
-        let age = kernel::monotonic().saturating_sub(Duration::from_nanos(record.ktime_ns));
         let now = SystemTime::now();
-        let at = now.checked_sub(age).unwrap_or(now);
+        let at = now.checked_sub(age(&record)).unwrap_or(now);
         let in_context = record.pid != 0;
         let event = Event {
             time: humantime::format_rfc3339_micros(at).to_string(),
@@ -155,4 +155,14 @@ impl Reader {
         };
         self.engine.hub.publish(at, &event);
     }
+}
+
+/// How long ago the kernel saw it.
+fn age(record: &Record) -> Duration {
+    kernel::monotonic().saturating_sub(Duration::from_nanos(record.ktime_ns))
+}
+
+fn moment(record: &Record) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(age(record)).unwrap_or(now)
 }

@@ -3,6 +3,8 @@
 mod conntrack;
 mod families;
 
+use std::{net::IpAddr, sync::Arc};
+
 use prometheus::{
     Encoder as _, TextEncoder,
     proto::{Bucket, Histogram, MetricType, Summary},
@@ -52,6 +54,10 @@ pub struct View<'a> {
     pub fillings: &'a [Filling],
     /// The pod sources.
     pub sources: &'a [SourceStatus],
+    /// Addresses of pods that went lately.
+    pub gone: &'a [(IpAddr, Arc<Owner>)],
+    /// Failed lookups by peer.
+    pub peers: &'a [(String, u64)],
     /// Numbers and names of the drop reasons that mean failure.
     pub reasons: &'a [(u32, String)],
     /// Readings of the kernel's counters that failed.
@@ -160,6 +166,14 @@ fn node(out: &mut Families, view: &View<'_>) {
         }
     }
     if attached(Hook::Dns) {
+        for (peer, failed) in view.peers {
+            out.counter(
+                "node_peer_failures_total",
+                "Failures towards a peer: a node's name where nodes are known, else the address.",
+                &[("peer", peer), ("kind", "dns")],
+                *failed,
+            );
+        }
         node_dns(out, &figures.dns, view.picture.dns_pending());
     }
     if attached(Hook::Drops) {
@@ -508,6 +522,18 @@ fn own(out: &mut Families, view: &View<'_>) {
                 age.as_secs_f64(),
             );
         }
+    }
+    for (address, owner) in view.gone {
+        out.gauge(
+            "gone_pod_address_info",
+            "1; an address of a pod of this node that went in the last hour.",
+            &[
+                ("namespace", &owner.namespace),
+                ("pod", &owner.pod),
+                ("address", &address.to_string()),
+            ],
+            1.0,
+        );
     }
     out.counter(
         "map_read_errors_total",

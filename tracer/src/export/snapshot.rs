@@ -106,6 +106,9 @@ pub struct Source {
     pub age_seconds: Option<f64>,
     /// Why it does not answer; empty if it does.
     pub reason: String,
+    /// There is nothing on this node that it could ask, and nobody waits for it.
+    #[serde(default)]
+    pub idle: bool,
 }
 
 /// One pod, or what stands for it (`(host)`, `(netns)`, `(unknown)`, `(other)`).

@@ -41,8 +41,14 @@ pub const NEEDS: &[Need] = &[
         set: CapabilitySet::SYSLOG,
     },
     Need {
+        name: "CAP_SYS_PTRACE",
+        purpose: "see the network namespace of a pod's processes (else only its sockets are named)",
+        required: false,
+        set: CapabilitySet::SYS_PTRACE,
+    },
+    Need {
         name: "CAP_SYS_ADMIN",
-        purpose: "ask a named network namespace for its cookie and addresses (else its inode must do)",
+        purpose: "ask a network namespace for its cookie and addresses (else its inode must do)",
         required: false,
         set: CapabilitySet::SYS_ADMIN,
     },

@@ -1,6 +1,7 @@
 //! The cgroup2 hierarchy: where it is mounted, and what its cgroups are called.
 
 use std::{
+    borrow::Cow,
     fs,
     os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -39,14 +40,15 @@ fn unescape(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Calls back with id and path (from the mount point, beginning with `/`) of every cgroup. The id
-/// is the inode of its directory, which is what `bpf_skb_cgroup_id` returns.
-pub fn walk(mount: &Path, mut found: impl FnMut(u64, &str)) {
-    let Ok(root) = fs::metadata(mount) else {
+/// Calls back with id and path (from the mount point, beginning with `/`) of the cgroup `top` and
+/// every one below. The id is the inode of its directory, which is what `bpf_skb_cgroup_id` returns.
+pub fn walk(mount: &Path, top: &str, mut found: impl FnMut(u64, &str)) {
+    let start = mount.join(top.trim_start_matches('/'));
+    let Ok(root) = fs::metadata(&start) else {
         return;
     };
-    found(root.ino(), "/");
-    let mut directories = vec![mount.to_owned()];
+    found(root.ino(), top);
+    let mut directories = vec![start];
     while let Some(directory) = directories.pop() {
         // A cgroup may go away under our feet.
         let Ok(entries) = fs::read_dir(&directory) else {
@@ -62,6 +64,21 @@ pub fn walk(mount: &Path, mut found: impl FnMut(u64, &str)) {
             }
         }
     }
+}
+
+/// The uids of pods that a path holds, the innermost first: `…/pod<uid>/…`, or with systemd
+/// `…-pod<uid>.slice/…`, where the uid's hyphens are underscores, for a hyphen parts a slice's name.
+pub fn pod_uids(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    path.rsplit('/').filter_map(|part| {
+        let uid = match part.strip_suffix(".slice") {
+            Some(slice) => {
+                let (_, last) = slice.rsplit_once('-')?;
+                Cow::Owned(last.strip_prefix("pod")?.replace('_', "-"))
+            }
+            None => Cow::Borrowed(part.strip_prefix("pod")?),
+        };
+        (!uid.is_empty()).then_some(uid)
+    })
 }
 
 /// What a host process's cgroup is called: its systemd unit, else the last part of the path.
@@ -117,7 +134,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("a")).unwrap();
         let mut found = Vec::new();
-        walk(directory.path(), |_, path| found.push(path.to_owned()));
-        assert_eq!(found, ["/", "/a"]);
+        fs::create_dir(directory.path().join("a/b")).unwrap();
+        walk(directory.path(), "/", |_, path| found.push(path.to_owned()));
+        assert_eq!(found, ["/", "/a", "/a/b"]);
+        found.clear();
+        walk(directory.path(), "/a", |_, path| {
+            found.push(path.to_owned());
+        });
+        assert_eq!(found, ["/a", "/a/b"]);
     }
 }

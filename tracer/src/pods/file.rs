@@ -110,15 +110,16 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
         format!("/{}", below.display().to_string().trim_matches('/'))
     });
     Known {
-        owner: Arc::new(Owner {
-            namespace: pod.namespace,
-            pod: pod.name,
-            uid: pod.uid,
-        }),
         net_cookie,
         netns,
         cgroup,
+        cgroup_uids: pod.uid.iter().cloned().collect(),
         addresses: pod.ips,
+        ..Known::of(Arc::new(Owner {
+            namespace: pod.namespace,
+            pod: pod.name,
+            uid: pod.uid,
+        }))
     }
 }
 

@@ -93,15 +93,22 @@ impl Source for Local {
             .map(|(name, _, inode)| {
                 let inside = self.inside.get(&inode).cloned().unwrap_or_default();
                 Known {
-                    owner: Owner::new("(netns)", &name),
                     net_cookie: inside.cookie,
                     netns: u32::try_from(inode.0).ok(),
-                    cgroup: None,
                     addresses: inside.addresses,
+                    provisional: is_runtimes(&name),
+                    ..Known::of(Owner::new("(netns)", &name))
                 }
             })
             .collect())
     }
+}
+
+/// Has a container runtime given the name? containerd: `cni-<uuid>`; CRI-O: `<uuid>`.
+fn is_runtimes(name: &str) -> bool {
+    let uuid = name.strip_prefix("cni-").unwrap_or(name);
+    let parts: Vec<usize> = uuid.split('-').map(str::len).collect();
+    parts == [8, 4, 4, 4, 12] && uuid.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
 }
 
 /// The inode of the namespace bound at `path`, if one is.
@@ -149,4 +156,24 @@ fn routable(address: &SockaddrStorage) -> Option<IpAddr> {
     }
     let v6 = address.as_sockaddr_in6()?.ip();
     (!v6.is_loopback() && !v6.is_unicast_link_local()).then(|| v6.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_runtimes_give_are_told_from_peoples() {
+        assert!(is_runtimes("cni-1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4e5f"));
+        assert!(is_runtimes("1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4e5f"));
+        for name in [
+            "",
+            "cni-",
+            "cart",
+            "cni-cart",
+            "1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4eXX",
+        ] {
+            assert!(!is_runtimes(name), "{name}");
+        }
+    }
 }

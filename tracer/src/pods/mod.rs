@@ -1,13 +1,18 @@
 //! Whose is it? Sources say which pods there are; the resolver joins what the kernel knows (cgroup,
 //! namespace) to them.
 
+pub mod cri;
 pub mod file;
+mod gone;
 mod join;
+pub mod kubernetes;
 pub mod local;
+mod namespaces;
+mod owner;
+pub mod peers;
 
 use std::{
     collections::HashMap,
-    fmt,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -16,46 +21,18 @@ use std::{
 
 use anyhow::Result;
 
-use self::join::Join;
-use crate::{config::Pods, kernel::cgroup};
-
-/// Label values: a pod, or what stands for something that is none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Owner {
-    /// Kubernetes namespace, or a word in parentheses.
-    pub namespace: String,
-    /// The pod's name.
-    pub pod: String,
-    /// Its uid, where known.
-    pub uid: Option<String>,
-}
-
-impl Owner {
-    /// Without a uid.
-    pub fn new(namespace: &str, pod: &str) -> Arc<Self> {
-        Arc::new(Self {
-            namespace: namespace.to_owned(),
-            pod: pod.to_owned(),
-            uid: None,
-        })
-    }
-
-    /// What could not be named.
-    pub fn unknown() -> Arc<Self> {
-        Self::new("(unknown)", "(unknown)")
-    }
-
-    /// What found no room.
-    pub fn other() -> Arc<Self> {
-        Self::new("(other)", "(other)")
-    }
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.pod)
-    }
-}
+pub use self::owner::Owner;
+use self::{
+    gone::Gone,
+    join::Join,
+    kubernetes::{Access, Kubernetes},
+    namespaces::Namespaces,
+};
+use crate::{
+    config::{Config, Pods, UsageError},
+    kernel::cgroup,
+    output::printable,
+};
 
 /// What the kernel says of a failure's origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,19 +47,63 @@ pub struct Identity {
     pub source: Option<IpAddr>,
 }
 
+/// When something happened: at a moment between two, both included.
+#[derive(Clone, Copy, Debug)]
+pub struct When {
+    /// `None`: since ever.
+    pub from: Option<Instant>,
+    /// At the latest.
+    pub to: Instant,
+}
+
+impl When {
+    /// At this moment.
+    pub fn at(moment: Instant) -> Self {
+        Self {
+            from: Some(moment),
+            to: moment,
+        }
+    }
+}
+
 /// What a source says of one pod.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// Its labels.
     pub owner: Arc<Owner>,
+    /// Since when it has its addresses, where the source knows.
+    pub since: Option<Instant>,
     /// Cookie of its namespace, where the source could ask.
     pub net_cookie: Option<u64>,
     /// Inode of its namespace.
     pub netns: Option<u32>,
     /// Its cgroup, from the cgroup2 mount, beginning with `/`; everything below is its too.
     pub cgroup: Option<String>,
+    /// What stands for it in the path of a cgroup (`…/pod<uid>/…`): its uid; a static pod's hash.
+    pub cgroup_uids: Vec<String>,
     /// Its addresses, where the source knows them.
     pub addresses: Vec<IpAddr>,
+    /// Has it a network namespace of its own that its source cannot tell?
+    pub own_namespace: bool,
+    /// Does a source that names pods know better, even if it does not know yet?
+    pub provisional: bool,
+}
+
+impl Known {
+    /// Nothing but the labels.
+    pub fn of(owner: Arc<Owner>) -> Self {
+        Self {
+            owner,
+            since: None,
+            net_cookie: None,
+            netns: None,
+            cgroup: None,
+            cgroup_uids: Vec::new(),
+            addresses: Vec::new(),
+            own_namespace: false,
+            provisional: false,
+        }
+    }
 }
 
 /// Where pods are learned from.
@@ -94,6 +115,21 @@ pub trait Source: Send {
     fn pods(&mut self, addresses: bool) -> Result<Vec<Known>>;
     /// Has it noticed a change lately? Cheap: asked many times a second.
     fn has_changed(&mut self) -> bool {
+        false
+    }
+    /// When what `pods` gave last was true. A source with a task of its own hands out what it knows.
+    fn answered(&self) -> Instant {
+        Instant::now()
+    }
+    /// Somebody is not known, or another source has noticed a change: a source that looks by itself
+    /// now and then should look soon.
+    fn look(&mut self, _why: Ask) {}
+    /// Does it name pods, all there are? Then nobody else names one before it does.
+    fn names_pods(&self) -> bool {
+        false
+    }
+    /// Is there nothing that it could ask? Then nobody waits for it.
+    fn is_idle(&self) -> bool {
         false
     }
 }
@@ -117,6 +153,8 @@ pub struct SourceStatus {
     pub age: Option<Duration>,
     /// Why it does not answer; empty if it does.
     pub reason: String,
+    /// There is nothing that it could ask.
+    pub idle: bool,
 }
 
 /// Why the sources are asked.
@@ -143,13 +181,25 @@ impl Ask {
     }
 }
 
+/// Has an address got or lost its owner?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved(pub bool);
+
 /// How often the cgroups are walked: milliseconds of work on a large node.
 const WALK: Duration = Duration::from_secs(30);
 /// How often they may be walked for unknowns.
 const WALK_ON_DEMAND: Duration = Duration::from_secs(1);
 
+/// How often the cgroups of young pods are walked, for a cgroup's name is lost with it.
+const WALK_YOUNG: Duration = Duration::from_millis(100);
+/// How long a pod is young: its containers start meanwhile.
+const YOUNG: Duration = Duration::from_secs(3);
+
 /// How long a cgroup that is gone is remembered; its id is not reused.
 const REMEMBER_CGROUPS: Duration = Duration::from_mins(10);
+
+const NO_CLUSTER: &str = "pods: no Kubernetes API server is known here: run in a pod with a service \
+                          account, or name a kubeconfig in KUBECONFIG";
 
 /// Joins identities to owners.
 pub struct Resolver {
@@ -158,24 +208,41 @@ pub struct Resolver {
     /// Paths by id, and when the walk last saw them.
     cgroups: HashMap<u64, (String, Instant)>,
     join: Join,
+    gone: Gone,
+    namespaces: Namespaces,
     host: Option<u64>,
     refreshed: Option<Instant>,
     addresses_asked: Option<Instant>,
     walked: Option<Instant>,
+    walked_young: Option<Instant>,
 }
 
 impl Resolver {
-    /// With the sources that `--pods` asks for, the strongest first.
-    pub fn new(pods: &Pods) -> Result<Self> {
-        let sources: Vec<Box<dyn Source>> = match pods {
-            Pods::None => Vec::new(),
-            Pods::File(path) => vec![
-                Box::new(file::File::open(path)?),
-                Box::new(local::Local::default()),
-            ],
-            _ => vec![Box::new(local::Local::default())],
-        };
-        Ok(Self {
+    /// With the sources that `--pods` asks for, the strongest first. Needs a tokio runtime of
+    /// several threads.
+    pub fn new(config: &Config) -> Result<Self> {
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        let runtime = config.cri_endpoint.as_ref();
+        match &config.pods {
+            Pods::None => return Ok(Self::with(sources)),
+            Pods::File(path) => sources.push(Box::new(file::File::open(path)?)),
+            Pods::Cri => sources.push(Box::new(cri::Cri::start(cri::Endpoint::wanted(runtime)))),
+            Pods::Kubernetes => {
+                let access = Access::any().ok_or_else(|| UsageError(NO_CLUSTER.to_owned()))?;
+                sources.push(Box::new(Kubernetes::start(access, &config.node)?));
+            }
+            Pods::Auto => match Access::arranged() {
+                Some(access) => sources.push(Box::new(Kubernetes::start(access, &config.node)?)),
+                None => sources.push(Box::new(cri::Cri::start(cri::Endpoint::if_there(runtime)))),
+            },
+            Pods::Local => {}
+        }
+        sources.push(Box::new(local::Local::default()));
+        Ok(Self::with(sources))
+    }
+
+    fn with(sources: Vec<Box<dyn Source>>) -> Self {
+        Self {
             sources: sources
                 .into_iter()
                 .map(|source| Consulted {
@@ -188,11 +255,14 @@ impl Resolver {
             cgroup_mount: cgroup::mount_point().ok(),
             cgroups: HashMap::new(),
             join: Join::default(),
+            gone: Gone::default(),
+            namespaces: Namespaces::default(),
             host: None,
             refreshed: None,
             addresses_asked: None,
             walked: None,
-        })
+            walked_young: None,
+        }
     }
 
     /// Which namespace is the host's: the cookie of `init_net`.
@@ -204,9 +274,27 @@ impl Resolver {
     /// a pod is not made in one step.
     pub fn has_changed(&mut self) -> bool {
         // All are asked: each remembers what it has seen.
-        self.sources
+        let changed = self
+            .sources
             .iter_mut()
-            .fold(false, |changed, c| c.source.has_changed() | changed)
+            .fold(false, |changed, c| c.source.has_changed() | changed);
+        if changed {
+            self.look(Ask::Changed);
+        }
+        changed || self.namespaces.is_due(Instant::now())
+    }
+
+    fn look(&mut self, why: Ask) {
+        for consulted in &mut self.sources {
+            consulted.source.look(why);
+        }
+    }
+
+    /// Is there a source that names pods? Then what looks like a pod waits for it.
+    fn has_pods(&self) -> bool {
+        self.sources
+            .iter()
+            .any(|c| c.source.names_pods() && !c.source.is_idle())
     }
 
     /// Since the sources were last asked for addresses.
@@ -214,43 +302,47 @@ impl Resolver {
         self.addresses_asked.map(|at| at.elapsed())
     }
 
-    /// Asks the sources again, if it is time. True if it was.
-    pub fn refresh(&mut self, why: Ask) -> bool {
+    /// Asks the sources again, if it is time. `None` if it was not, else whether an address has got
+    /// or lost its owner.
+    pub fn refresh(&mut self, why: Ask) -> Option<Moved> {
+        if why == Ask::Unknown {
+            self.look(why);
+        }
         if self
             .refreshed
             .is_some_and(|at| at.elapsed() < why.interval())
         {
-            return false;
+            return None;
         }
         for consulted in &mut self.sources {
-            match consulted.source.pods(why == Ask::Addresses) {
-                Ok(known) => {
-                    consulted.known = known;
-                    consulted.answered = Some(Instant::now());
-                    consulted.reason.clear();
-                }
-                Err(why) => {
-                    // The last pods known stay.
-                    let why = format!("{why:#}");
-                    if consulted.reason != why {
-                        tracing::warn!("pod source {}: {why}", consulted.source.name());
-                    }
-                    consulted.reason = why;
-                }
-            }
+            consulted.ask(why == Ask::Addresses);
         }
         let now = Instant::now();
-        self.join
-            .update(self.sources.iter().flat_map(|c| &c.known), now);
         self.walk_cgroups(match why {
             Ask::Unknown => WALK_ON_DEMAND,
+            _ if self.namespaces.wants_walk(now) => WALK_ON_DEMAND,
             _ => WALK,
         });
+        if let Some(mount) = &self.cgroup_mount {
+            let known = self.sources.iter_mut().flat_map(|c| &mut c.known);
+            self.namespaces
+                .complete(&mut known.collect::<Vec<_>>(), mount, now);
+        }
+        self.walk_young(now);
+        self.gone
+            .update(self.sources.iter().flat_map(|c| &c.known), now);
+        let has_pods = self.has_pods();
+        let known = self
+            .sources
+            .iter()
+            .flat_map(|c| &c.known)
+            .filter(|known| !(has_pods && known.provisional));
+        let moved = self.join.update(known, now, self.addresses_asked);
         self.refreshed = Some(now);
         if why == Ask::Addresses {
             self.addresses_asked = Some(now);
         }
-        true
+        Some(Moved(moved))
     }
 
     /// Learns the cgroups' names anew, if the last walk is older than `interval`.
@@ -262,23 +354,51 @@ impl Resolver {
             return;
         }
         let now = Instant::now();
-        cgroup::walk(mount, |id, path| {
+        cgroup::walk(mount, "/", |id, path| {
             self.cgroups.insert(id, (path.to_owned(), now));
         });
         // What a process did may be read after its cgroup is gone.
         self.cgroups
             .retain(|_, (_, seen)| now.duration_since(*seen) < REMEMBER_CGROUPS);
+        self.namespaces
+            .learn(self.cgroups.values().map(|(path, _)| path.as_str()));
         self.walked = Some(now);
+    }
+
+    /// Learns the cgroups of pods that have just begun and may be gone before all are walked again.
+    fn walk_young(&mut self, now: Instant) {
+        let Some(mount) = &self.cgroup_mount else {
+            return;
+        };
+        if self
+            .walked_young
+            .is_some_and(|at| now.duration_since(at) < WALK_YOUNG)
+        {
+            return;
+        }
+        let is_young = |known: &&Known| {
+            let since = known.since.or_else(|| self.namespaces.found(known));
+            since.is_some_and(|since| now.duration_since(since) < YOUNG)
+        };
+        // As of the last walk of all, by which those that are gone are told.
+        let seen = self.walked.unwrap_or(now);
+        let known = self.sources.iter().flat_map(|c| &c.known);
+        for top in known.filter(is_young).filter_map(|k| k.cgroup.as_deref()) {
+            cgroup::walk(mount, top, |id, path| {
+                self.cgroups.insert(id, (path.to_owned(), seen));
+            });
+        }
+        self.walked_young = Some(now);
     }
 
     /// The owner, or `None` where nothing known fits (yet).
     ///
-    /// A packet without a socket: its source address. A socket: its cgroup where a pod owns it, else its namespace where a pod owns it or it has a
-    /// name, else, in the host's namespace, the cgroup's unit. A device: its namespace; the host's
-    /// belong to the kernel.
-    pub fn resolve(&self, identity: &Identity) -> Option<Arc<Owner>> {
+    /// A packet without a socket: its source address at that time. A socket: its cgroup where a pod
+    /// owns it, else its namespace where a pod owns it or it has a name, else, in the host's
+    /// namespace, the cgroup's unit. A device: its namespace; the host's belong to the kernel.
+    pub fn resolve(&self, identity: &Identity, when: When) -> Option<Arc<Owner>> {
         if let Some(source) = &identity.source {
-            return self.join.address(source).cloned();
+            return self.join.address(source, when).cloned();
         }
         if identity.net_cookie == 0 {
             return Some(Owner::other());
@@ -290,8 +410,19 @@ impl Resolver {
         if let Some(owner) = cgroup.and_then(|path| self.join.cgroup(path)) {
             return Some(owner.clone());
         }
-        if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns) {
+        // A pod whose name may be on its way is nothing else meanwhile, in whose namespace ever.
+        let awaited = self.has_pods()
+            && match cgroup {
+                Some(path) => cgroup::pod_uids(path).next().is_some(),
+                None => identity.cgroup_id.is_some(),
+            };
+        if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
+            && (!awaited || owner.is_pod())
+        {
             return Some(owner.clone());
+        }
+        if awaited {
+            return None;
         }
         if self.host == Some(identity.net_cookie) {
             return match identity.cgroup_id {
@@ -317,6 +448,11 @@ impl Resolver {
             .is_some_and(|(_, seen)| Some(*seen) == self.walked)
     }
 
+    /// Addresses of this node's pods that went lately, and who had them last.
+    pub fn gone_addresses(&self) -> Vec<(IpAddr, Arc<Owner>)> {
+        self.gone.addresses()
+    }
+
     /// State of the sources.
     pub fn sources(&self) -> Vec<SourceStatus> {
         self.sources
@@ -326,143 +462,31 @@ impl Resolver {
                 pods: c.known.len(),
                 age: c.answered.map(|at| at.elapsed()),
                 reason: c.reason.clone(),
+                idle: c.source.is_idle(),
             })
             .collect()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fixed(Vec<Known>);
-
-    impl Source for Fixed {
-        fn name(&self) -> &'static str {
-            "fixed"
+impl Consulted {
+    fn ask(&mut self, addresses: bool) {
+        match self.source.pods(addresses) {
+            Ok(known) => {
+                self.known = known;
+                self.answered = Some(self.source.answered());
+                self.reason.clear();
+            }
+            Err(why) => {
+                // The last pods known stay.
+                let why = format!("{why:#}");
+                if self.reason != why && !self.source.is_idle() {
+                    tracing::warn!("pod source {}: {}", self.source.name(), printable(&why));
+                }
+                self.reason = why;
+            }
         }
-        fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
-            Ok(self.0.clone())
-        }
-    }
-
-    fn known(name: &str, cookie: Option<u64>, netns: Option<u32>, cgroup: Option<&str>) -> Known {
-        Known {
-            owner: Owner::new("shop", name),
-            net_cookie: cookie,
-            netns,
-            cgroup: cgroup.map(str::to_owned),
-            addresses: Vec::new(),
-        }
-    }
-
-    fn resolver(pods: Vec<Known>) -> Resolver {
-        let mut resolver = Resolver::new(&Pods::None).unwrap();
-        resolver.sources.push(Consulted {
-            source: Box::new(Fixed(pods)),
-            known: Vec::new(),
-            answered: None,
-            reason: String::new(),
-        });
-        resolver.cgroup_mount = None;
-        resolver.set_host(1);
-        resolver.refresh(Ask::Regularly);
-        let now = Instant::now();
-        resolver.cgroups = HashMap::from([
-            (7, ("/kubepods/podA/c1".to_owned(), now)),
-            (8, ("/system.slice/sshd.service".to_owned(), now)),
-        ]);
-        resolver
-    }
-
-    fn name(resolver: &Resolver, cgroup_id: Option<u64>, net_cookie: u64, netns: u32) -> String {
-        resolver
-            .resolve(&Identity {
-                cgroup_id,
-                net_cookie,
-                netns,
-                source: None,
-            })
-            .map_or_else(|| "-".to_owned(), |owner| owner.to_string())
-    }
-
-    #[test]
-    fn the_cgroup_goes_before_the_namespace() {
-        let r = resolver(vec![
-            known("a", None, None, Some("/kubepods/podA")),
-            known("b", Some(5), Some(50), None),
-        ]);
-        assert_eq!(name(&r, Some(7), 5, 50), "shop/a");
-        assert_eq!(name(&r, Some(8), 5, 50), "shop/b");
-        assert_eq!(name(&r, None, 5, 50), "shop/b");
-        // A hostNetwork pod: the host's namespace, its own cgroup.
-        assert_eq!(name(&r, Some(7), 1, 100), "shop/a");
-    }
-
-    #[test]
-    fn the_host_is_named_by_unit_or_kernel() {
-        let r = resolver(Vec::new());
-        assert_eq!(name(&r, Some(8), 1, 100), "(host)/sshd.service");
-        assert_eq!(name(&r, None, 1, 100), "(host)/(kernel)");
-        assert_eq!(name(&r, Some(99), 1, 100), "-");
-        assert_eq!(name(&r, Some(8), 6, 60), "-");
-    }
-
-    #[test]
-    fn a_reused_inode_names_nobody_where_the_cookie_is_known() {
-        let r = resolver(vec![known("a", Some(5), Some(50), None)]);
-        assert_eq!(name(&r, None, 6, 50), "-");
-        let r = resolver(vec![known("a", None, Some(50), None)]);
-        assert_eq!(name(&r, None, 6, 50), "shop/a");
-    }
-
-    #[test]
-    fn what_a_pod_had_is_remembered_until_another_has_it() {
-        let mut first = known("first", Some(5), Some(50), None);
-        first.addresses = vec![[10, 0, 0, 2].into()];
-        let mut second = known("second", Some(6), Some(50), None);
-        let mut join = Join::default();
-        let now = Instant::now();
-        join.update([&first].into_iter(), now);
-        // The first is gone, its inode has a successor, its address not yet.
-        join.update([&second].into_iter(), now);
-        let of = |join: &Join| join.address(&[10, 0, 0, 2].into()).unwrap().pod.clone();
-        assert_eq!(join.namespace(5, 50).unwrap().pod, "first");
-        assert_eq!(join.namespace(6, 50).unwrap().pod, "second");
-        assert_eq!(of(&join), "first");
-        second.addresses = first.addresses.clone();
-        join.update([&second].into_iter(), now);
-        assert_eq!(of(&join), "second");
-    }
-
-    #[test]
-    fn an_inode_of_a_strong_source_beats_a_name_of_a_weak_one() {
-        let r = resolver(vec![
-            known("file", None, Some(50), None),
-            known("local", Some(5), Some(50), None),
-        ]);
-        assert_eq!(name(&r, None, 5, 50), "shop/file");
-    }
-
-    #[test]
-    fn the_source_of_a_forwarded_packet_decides_alone() {
-        let mut pod = known("a", Some(5), Some(50), None);
-        pod.addresses = vec![[10, 0, 0, 2].into()];
-        let r = resolver(vec![pod]);
-        let of = |source: [u8; 4]| {
-            r.resolve(&Identity {
-                cgroup_id: None,
-                net_cookie: 0,
-                netns: 0,
-                source: Some(source.into()),
-            })
-        };
-        assert_eq!(of([10, 0, 0, 2]), Some(Owner::new("shop", "a")));
-        assert_eq!(of([10, 0, 0, 3]), None);
-    }
-
-    #[test]
-    fn the_rest_key_is_other() {
-        assert_eq!(name(&resolver(Vec::new()), None, 0, 0), "(other)/(other)");
     }
 }
+
+#[cfg(test)]
+mod tests;

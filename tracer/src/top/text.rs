@@ -42,7 +42,10 @@ fn head(snapshot: &Snapshot, total: &Row) -> String {
     lines.extend(lost.map(|lost| format!("event details lost in a full ring: {lost}")));
     let pending = pairs(snapshot.unattributed_pending.iter().map(|(k, v)| (k, *v)));
     lines.extend(pending.map(|pending| format!("waiting for a pod's name: {pending}")));
-    let mute = snapshot.sources.iter().filter(|s| !s.reason.is_empty());
+    let mute = snapshot
+        .sources
+        .iter()
+        .filter(|s| !s.reason.is_empty() && !s.idle);
     lines.extend(mute.map(|s| format!("pod source {} does not answer: {}", s.name, s.reason)));
     lines.iter().fold(String::new(), |mut out, line| {
         out.push_str(&printable(line));

@@ -1,0 +1,309 @@
+//! Source `cri`: the container runtime's socket (containerd, CRI-O), asked for its pod sandboxes.
+//!
+//! It is polled. `GetContainerEvents` would tell of changes, but containerd 1.7 and CRI-O before
+//! 1.28 hand each event to one of their clients only, so that the kubelet would miss those that
+//! tracer gets (<https://github.com/containerd/containerd/issues/7318>). What makes the source quick
+//! instead: a pod's namespace shows under `/run/netns` before its sandbox is ready, and the kernel's
+//! counters show a stranger.
+
+mod api;
+mod sandbox;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use tokio::{sync::Notify, task::JoinHandle, time};
+
+use self::{api::Runtime, sandbox::Sandbox};
+use super::{Ask, Known, Source};
+use crate::config::CriEndpoint;
+
+/// How long a pod may stay unnoticed where nothing hints at it.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How old the last look is at least, for somebody unknown.
+const UNKNOWN_INTERVAL: Duration = Duration::from_millis(200);
+/// The same, for a change that another source has noticed.
+const CHANGED_INTERVAL: Duration = Duration::from_millis(50);
+/// Pauses between attempts to reach a runtime that does not answer.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+
+/// Where runtimes listen, the usual first: containerd, CRI-O, k3s and RKE2, MicroK8s, k0s, cri-dockerd.
+const SOCKETS: [&str; 6] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/run/cri-dockerd.sock",
+];
+
+/// Where the runtime is to be found.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    sockets: Vec<PathBuf>,
+    wanted: bool,
+}
+
+impl Endpoint {
+    /// The user asks for the source: one that does not answer is a fault.
+    pub fn wanted(given: Option<&CriEndpoint>) -> Self {
+        Self {
+            wanted: true,
+            ..Self::if_there(given)
+        }
+    }
+
+    /// A node without any runtime is as good. A socket that the user names must answer.
+    pub fn if_there(given: Option<&CriEndpoint>) -> Self {
+        match given {
+            Some(socket) => Self {
+                sockets: vec![socket.0.clone()],
+                wanted: true,
+            },
+            None => Self {
+                sockets: SOCKETS.iter().map(PathBuf::from).collect(),
+                wanted: false,
+            },
+        }
+    }
+
+    fn find(&self) -> Result<&Path> {
+        let found = self.sockets.iter().find(|socket| socket.exists());
+        found.map(PathBuf::as_path).ok_or_else(|| {
+            let looked: Vec<_> = self
+                .sockets
+                .iter()
+                .map(|s| s.display().to_string())
+                .collect();
+            anyhow!("no container runtime's socket at {}", looked.join(", "))
+        })
+    }
+}
+
+/// What the task has found out.
+#[derive(Debug)]
+struct State {
+    /// By the sandbox's id.
+    pods: HashMap<String, Sandbox>,
+    /// Counts the changes of `pods`.
+    changes: u64,
+    answered: Option<Instant>,
+    /// Why the runtime does not answer; empty if it does.
+    reason: String,
+    idle: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A holder that panicked left plain figures.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The source. A task of its own asks the runtime, so that a slow one delays nobody.
+pub struct Cri {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+    seen: u64,
+}
+
+impl Cri {
+    /// Begins to ask. Needs a tokio runtime.
+    pub fn start(endpoint: Endpoint) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                pods: HashMap::new(),
+                changes: 0,
+                answered: None,
+                reason: "not asked yet".to_owned(),
+                idle: !endpoint.wanted && endpoint.find().is_err(),
+            }),
+            wake: Notify::new(),
+        });
+        Self {
+            task: tokio::spawn(run(endpoint, shared.clone())),
+            shared,
+            seen: 0,
+        }
+    }
+}
+
+impl Drop for Cri {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Source for Cri {
+    fn name(&self) -> &'static str {
+        "cri"
+    }
+
+    fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
+        let state = self.shared.state();
+        self.seen = state.changes;
+        if !state.reason.is_empty() {
+            bail!("{}", state.reason);
+        }
+        let now = SystemTime::now();
+        Ok(state.pods.values().filter_map(|s| s.known(now)).collect())
+    }
+
+    fn has_changed(&mut self) -> bool {
+        self.shared.state().changes != self.seen
+    }
+
+    fn answered(&self) -> Instant {
+        self.shared.state().answered.unwrap_or_else(Instant::now)
+    }
+
+    fn look(&mut self, why: Ask) {
+        let answered = self.shared.state().answered;
+        if why != Ask::Unknown || answered.is_none_or(|at| at.elapsed() >= UNKNOWN_INTERVAL) {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    fn names_pods(&self) -> bool {
+        true
+    }
+
+    fn is_idle(&self) -> bool {
+        self.shared.state().idle
+    }
+}
+
+async fn run(endpoint: Endpoint, shared: Arc<Shared>) {
+    let mut pause = BACKOFF[0];
+    loop {
+        let before = shared.state().answered;
+        let Err(why) = try_follow(&endpoint, &shared).await;
+        pause = {
+            let mut state = shared.state();
+            state.reason = format!("{why:#}");
+            // One that was there is missed; one that never was is not.
+            state.idle = !endpoint.wanted && state.answered.is_none() && endpoint.find().is_err();
+            if state.idle || state.answered != before {
+                BACKOFF[0]
+            } else {
+                (2 * pause).min(BACKOFF[1])
+            }
+        };
+        time::sleep(pause).await;
+    }
+}
+
+async fn try_follow(endpoint: &Endpoint, shared: &Shared) -> Result<Infallible> {
+    let socket = endpoint.find()?;
+    shared.state().idle = false;
+    follow(socket, shared).await
+}
+
+/// Asks again and again, until the runtime does not answer.
+async fn follow(socket: &Path, shared: &Shared) -> Result<Infallible> {
+    let mut runtime = Runtime::connect(socket).await?;
+    loop {
+        look(&mut runtime, shared)
+            .await
+            .with_context(|| format!("container runtime at {}", socket.display()))?;
+        time::sleep(CHANGED_INTERVAL).await;
+        // A hint that came meanwhile is not lost. Without one, the time decides.
+        let _ = time::timeout(INTERVAL, shared.wake.notified()).await;
+    }
+}
+
+/// Learns what is new and what is gone.
+async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
+    let listed = runtime.sandboxes().await?;
+    let mut next = HashMap::with_capacity(listed.len());
+    let mut changed = false;
+    for item in listed {
+        let ready = item.state == api::READY;
+        let before = shared.state().pods.get(&item.id).cloned();
+        let mut sandbox = match before {
+            Some(sandbox) if sandbox.ready == ready => sandbox,
+            _ => {
+                changed = true;
+                Sandbox::of(&item, SystemTime::now())
+            }
+        };
+        if sandbox.wants_details(SystemTime::now()) {
+            // One that goes in between is missing in the next list.
+            match runtime.details(&item.id).await {
+                Ok(details) => {
+                    sandbox = tokio::task::spawn_blocking(move || sandbox.with(details))
+                        .await
+                        .context("cannot look at a sandbox")?;
+                    changed |= sandbox.complete;
+                }
+                Err(why) if why.code() == tonic::Code::NotFound => {}
+                Err(why) => return Err(api::sentence(&why)),
+            }
+        }
+        next.insert(item.id, sandbox);
+    }
+    let mut state = shared.state();
+    if changed || state.pods.len() != next.len() {
+        state.changes += 1;
+    }
+    state.pods = next;
+    state.answered = Some(Instant::now());
+    state.reason.clear();
+    Ok(())
+}
+
+/// Is there a socket to ask at, or has the user named one?
+pub fn is_there(given: Option<&CriEndpoint>) -> bool {
+    let endpoint = Endpoint::if_there(given);
+    endpoint.wanted || endpoint.find().is_ok()
+}
+
+/// What `doctor` says where no agent answers: which runtime it is, and how many pods it has.
+pub async fn examine(given: Option<&CriEndpoint>) -> Result<String> {
+    let endpoint = Endpoint::if_there(given);
+    let socket = endpoint.find()?;
+    let mut runtime = Runtime::connect(socket).await?;
+    let version = runtime.version().await?;
+    let listed = runtime.sandboxes().await?;
+    let ready = listed
+        .iter()
+        .filter(|item| item.state == api::READY)
+        .count();
+    Ok(format!("{version} at {}, {ready} pods", socket.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_socket_that_is_there_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["a.sock", "b.sock"].map(|name| folder.path().join(name));
+        let endpoint = Endpoint {
+            sockets: vec![first.clone(), second.clone()],
+            wanted: false,
+        };
+        let error = endpoint.find().unwrap_err().to_string();
+        assert!(
+            error.contains("a.sock") && error.contains("b.sock"),
+            "{error}"
+        );
+        std::fs::write(&second, "").unwrap();
+        assert_eq!(endpoint.find().unwrap(), second);
+        std::fs::write(&first, "").unwrap();
+        assert_eq!(endpoint.find().unwrap(), first);
+    }
+}

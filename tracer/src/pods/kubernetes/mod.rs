@@ -1,0 +1,270 @@
+//! Source `kubernetes`: this node's pods, by a watch on the API server. It needs get, list and watch
+//! on pods.
+//!
+//! A task of its own follows the watch and keeps a few hundred bytes a pod; the resolver only takes
+//! what is there. While the API server is away the last pods known stay, and their age shows.
+
+mod access;
+mod nodes;
+mod object;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::{StreamExt as _, pin_mut};
+use http_body_util::BodyExt as _;
+use hyper::Response;
+use k8s_openapi::api::core::v1::Pod as PodResource;
+use kube::{
+    Api, Client,
+    api::ListParams,
+    client::{ClientBuilder, DynBody},
+    core::ApiResource,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::{runtime::Handle, task::JoinHandle};
+use tower::util::MapResponseLayer;
+
+use self::object::{Kept, Pod};
+pub use self::{access::Access, nodes::Nodes};
+use super::{Known, Source};
+use crate::output::printable;
+
+/// How long before credentials that could not be had are tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long `doctor` waits for an answer.
+const EXAMINE: Duration = Duration::from_secs(5);
+/// What a server may say of a failure, in characters.
+const MAX_REASON: usize = 300;
+
+/// The source.
+pub struct Kubernetes {
+    shared: Arc<Shared>,
+    /// What the resolver has been told.
+    told: u64,
+    task: JoinHandle<()>,
+}
+
+/// What the task and the source share.
+#[derive(Default)]
+struct Shared(Mutex<Store>);
+
+#[derive(Default)]
+struct Store {
+    /// By uid.
+    pods: HashMap<String, Kept>,
+    /// What a list that is not complete yet has brought.
+    listing: Option<HashMap<String, Kept>>,
+    /// Has there been a complete list?
+    listed: bool,
+    /// Counts changes that matter to the resolver.
+    version: u64,
+    /// When the API server last said anything good.
+    heard: Option<Instant>,
+    /// The last failure, and when.
+    failure: Option<(Instant, String)>,
+}
+
+impl Kubernetes {
+    /// Begins to watch the pods of this node. Fails where the way to the API server cannot be read;
+    /// a server that does not answer is tried again and again. Needs a tokio runtime of several
+    /// threads.
+    pub fn start(access: Access, node: &str) -> Result<Self> {
+        if !object::is_plain(node, 253) {
+            bail!("{node:?} is no Kubernetes node's name; give it with --node or NODE_NAME");
+        }
+        let config = tokio::task::block_in_place(|| Handle::current().block_on(access.load()))?;
+        let shared = Arc::new(Shared::default());
+        let task = tokio::spawn(follow(config, node.to_owned(), Arc::clone(&shared)));
+        Ok(Self {
+            shared,
+            told: 0,
+            task,
+        })
+    }
+}
+
+impl Drop for Kubernetes {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Source for Kubernetes {
+    fn name(&self) -> &'static str {
+        "kubernetes"
+    }
+
+    fn has_changed(&mut self) -> bool {
+        self.shared.store().version != self.told
+    }
+
+    fn answered(&self) -> Instant {
+        self.shared.store().heard.unwrap_or_else(Instant::now)
+    }
+
+    fn names_pods(&self) -> bool {
+        true
+    }
+
+    fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
+        let store = self.shared.store();
+        if let Some((at, why)) = &store.failure
+            && store.heard.is_none_or(|heard| heard <= *at)
+        {
+            bail!("{why}");
+        }
+        if !store.listed {
+            bail!("waiting for the first list of pods");
+        }
+        self.told = store.version;
+        Ok(store.known())
+    }
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self) {
+        self.store().heard = Some(Instant::now());
+    }
+
+    fn fail(&self, why: &anyhow::Error) {
+        let why = told(why);
+        tracing::debug!("the watch on pods failed: {why}");
+        self.store().failure = Some((Instant::now(), why));
+    }
+}
+
+/// What the user is told of a failure, whose words may be the server's.
+fn told(why: &anyhow::Error) -> String {
+    // The client's errors quote what caused them, but not to the bottom.
+    let (what, cause) = (why.to_string(), why.root_cause().to_string());
+    let why = if what.contains(&cause) {
+        what
+    } else {
+        format!("{what}: {cause}")
+    };
+    printable(&why).chars().take(MAX_REASON).collect()
+}
+
+impl Store {
+    /// The younger first: who comes first has what two claim.
+    fn known(&self) -> Vec<Known> {
+        let mut pods: Vec<&Kept> = self.pods.values().collect();
+        pods.sort_unstable_by_key(|kept| (kept.ending, -kept.created));
+        pods.into_iter().map(|kept| kept.known.clone()).collect()
+    }
+
+    fn take(&mut self, event: Event<Pod>) {
+        match event {
+            Event::Init => self.listing = Some(HashMap::new()),
+            Event::InitApply(pod) => {
+                if let (Some(uid), Some(kept)) = (object::uid(&pod), object::keep(&pod)) {
+                    let listing = self.listing.get_or_insert_default();
+                    listing.insert(uid.to_owned(), kept);
+                }
+            }
+            Event::InitDone => {
+                self.pods = self.listing.take().unwrap_or_default();
+                self.listed = true;
+                self.version += 1;
+            }
+            Event::Apply(pod) => {
+                let (Some(uid), Some(kept)) = (object::uid(&pod), object::keep(&pod)) else {
+                    return;
+                };
+                let same = |old: &Kept| old.says_the_same(&kept);
+                if !self.pods.get(uid).is_some_and(same) {
+                    self.version += 1;
+                    self.pods.insert(uid.to_owned(), kept);
+                }
+            }
+            Event::Delete(pod) => {
+                let gone = object::uid(&pod).and_then(|uid| self.pods.remove(uid));
+                self.version += u64::from(gone.is_some());
+                if self.pods.capacity() > 4 * self.pods.len().max(64) {
+                    self.pods.shrink_to_fit();
+                }
+            }
+        }
+    }
+}
+
+/// For `doctor`: does the API server answer, and how many pods of the node does it know?
+pub async fn examine(access: Access, node: &str) -> Result<String> {
+    let shared = Arc::new(Shared::default());
+    let client = client(access.load().await?, &shared)?;
+    let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
+    let list = ListParams::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .match_any();
+    let pods = tokio::time::timeout(EXAMINE, api.list(&list))
+        .await
+        .with_context(|| format!("no answer within {EXAMINE:?}"))?
+        .map_err(|why| anyhow!(told(&why.into())))?;
+    Ok(format!("{} pods on node {node}", pods.items.len()))
+}
+
+/// Follows the watch for good.
+async fn follow(config: kube::Config, node: String, shared: Arc<Shared>) {
+    let client = loop {
+        // Credentials may come from a program or a file that is not there yet.
+        match client(config.clone(), &shared) {
+            Ok(client) => break client,
+            Err(why) => shared.fail(&why),
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
+    // From the server's cache, which has an index by node: a list from etcd would read all pods of
+    // the cluster.
+    let selection = watcher::Config::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .any_semantic();
+    let events = watcher(api, selection).default_backoff();
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => shared.store().take(event),
+            Err(why) => shared.fail(&anyhow!(why)),
+        }
+    }
+}
+
+/// A client that notes whenever the server says anything: bookmarks, which tell that a quiet watch
+/// lives, do not come out of the watcher.
+fn client(config: kube::Config, shared: &Arc<Shared>) -> Result<Client> {
+    let shared = Arc::clone(shared);
+    let listening = MapResponseLayer::new(move |response: Response<Box<DynBody>>| {
+        let good = response.status().is_success();
+        if good {
+            shared.hear();
+        }
+        let shared = Arc::clone(&shared);
+        response.map(move |body| {
+            body.map_frame(move |frame| {
+                if good {
+                    shared.hear();
+                }
+                frame
+            })
+        })
+    });
+    Ok(ClientBuilder::try_from(config)
+        .context("cannot make a client of the API server")?
+        .with_layer(&listening)
+        .build())
+}
+
+#[cfg(test)]
+mod tests;

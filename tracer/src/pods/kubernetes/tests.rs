@@ -1,0 +1,109 @@
+use serde_json::json;
+
+use super::*;
+
+fn pod(name: &str, uid: &str, created: &str, address: &str) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": uid, "creationTimestamp": created},
+        "spec": {},
+        "status": {"phase": "Running", "podIPs": [{"ip": address}]},
+    }))
+    .unwrap()
+}
+
+fn cart(n: u32) -> Pod {
+    pod(
+        &format!("cart-{n}"),
+        &format!("uid-{n}"),
+        "2026-01-02T03:04:05Z",
+        "10.0.0.2",
+    )
+}
+
+fn names(store: &Store) -> Vec<String> {
+    let mut names: Vec<String> = store
+        .known()
+        .iter()
+        .map(|known| known.owner.pod.clone())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_list_counts_only_when_it_is_complete() {
+    let mut store = Store::default();
+    store.take(Event::Init);
+    store.take(Event::InitApply(cart(1)));
+    assert!(!store.listed && store.known().is_empty());
+    store.take(Event::InitDone);
+    assert_eq!(names(&store), ["cart-1"]);
+    // A list anew, after a 410: what is not in it is gone, what is stays all the while.
+    store.take(Event::Init);
+    store.take(Event::InitApply(cart(2)));
+    assert_eq!(names(&store), ["cart-1"]);
+    // The connection broke in the middle of the list; the next one begins anew.
+    store.take(Event::Init);
+    store.take(Event::InitApply(cart(3)));
+    store.take(Event::InitDone);
+    assert_eq!(names(&store), ["cart-3"]);
+}
+
+#[test]
+fn only_what_matters_wakes_the_resolver() {
+    let mut store = Store::default();
+    store.take(Event::Apply(cart(1)));
+    let version = store.version;
+    store.take(Event::Apply(cart(1)));
+    assert_eq!(store.version, version);
+    store.take(Event::Delete(cart(2)));
+    assert_eq!(store.version, version);
+    store.take(Event::Delete(cart(1)));
+    assert_eq!((store.version, store.known().len()), (version + 1, 0));
+}
+
+#[test]
+fn the_younger_of_two_has_the_address() {
+    let mut store = Store::default();
+    store.take(Event::Apply(pod(
+        "old",
+        "a",
+        "2026-01-02T03:04:05Z",
+        "10.0.0.2",
+    )));
+    store.take(Event::Apply(pod(
+        "new",
+        "b",
+        "2026-01-02T03:04:06Z",
+        "10.0.0.2",
+    )));
+    assert_eq!(store.known()[0].owner.pod, "new");
+    // And one that is to end loses it in any case.
+    let mut ending = pod("new", "b", "2026-01-02T03:04:06Z", "10.0.0.2");
+    ending.metadata.deletion_timestamp = ending.metadata.creation_timestamp.clone();
+    store.take(Event::Apply(ending));
+    assert_eq!(store.known()[0].owner.pod, "old");
+}
+
+#[test]
+fn a_failure_stands_until_the_server_is_heard_again() {
+    let shared = Shared::default();
+    shared.store().take(Event::Init);
+    shared.store().take(Event::InitDone);
+    let mut source = Kubernetes {
+        shared: Arc::new(shared),
+        told: 0,
+        task: tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .spawn(async {}),
+    };
+    assert!(source.has_changed());
+    assert!(source.pods(false).is_ok());
+    assert!(!source.has_changed());
+    source.shared.fail(&anyhow!("cut \u{1b}[31moff"));
+    let why = source.pods(false).unwrap_err().to_string();
+    assert_eq!(why, "cut \\u{1b}[31moff");
+    source.shared.hear();
+    assert!(source.pods(false).is_ok());
+}
