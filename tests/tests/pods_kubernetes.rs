@@ -1,18 +1,19 @@
 //! Source `kubernetes`, against a stand-in for the API server: what a real one does is tested by
 //! `cargo xtask cluster`.
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::cgroup::Cgroup;
 use tests::dns::{A, Client, Lookup};
 use tests::neigh::{FIRST_SILENT, burst};
 use tests::netns::Netns;
+use tests::process::Reaped;
 use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually, http};
@@ -68,41 +69,23 @@ fn await_pods(agent: &Agent, count: u64, limit: Duration) {
 
 /// A process in a namespace and in a cgroup of its own, as a container runtime arranges it.
 struct Container {
-    process: Child,
-    cgroup: PathBuf,
+    _process: Reaped,
+    _cgroup: Cgroup,
 }
 
 impl Container {
     fn start(netns: &Netns, uid: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("there are mounts");
-        let mount = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields[2] == "cgroup2")
-            .map(|fields| PathBuf::from(fields[1]))
-            .expect("cgroup2 is mounted");
-        let folder = format!("tracer-test-kubepods-{}/pod{uid}/main", std::process::id());
-        let cgroup = mount.join(folder);
-        fs::create_dir_all(&cgroup).expect("cgroups can be made");
+        let cgroup = Cgroup::make(&format!("kubepods/pod{uid}/main"));
         let process = netns.run(|| {
             Command::new("sleep")
                 .arg("600")
                 .spawn()
                 .expect("sleep runs")
         });
-        fs::write(cgroup.join("cgroup.procs"), process.id().to_string())
-            .expect("a process can be moved");
-        Self { process, cgroup }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        // On the way down from a panic there is nothing better to do than to go on cleaning up.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        for folder in self.cgroup.ancestors().take(3) {
-            let _ = fs::remove_dir(folder);
+        cgroup.take_in(process.id());
+        Self {
+            _process: Reaped(process),
+            _cgroup: cgroup,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! otherwise. One module per hook, as everywhere in tracer.
 #![no_std]
 
+pub mod cgroups;
 pub mod dns;
 pub mod drops;
 pub mod event;
@@ -20,11 +21,13 @@ pub enum Hook {
     Drops = 2,
     /// Removed neighbour entries.
     Gc = 3,
+    /// Names of cgroups, for the others: it counts nothing.
+    Cgroups = 4,
 }
 
 impl Hook {
     /// All hooks, by index.
-    pub const ALL: [Self; 4] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc];
+    pub const ALL: [Self; 5] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc, Self::Cgroups];
     /// How many hooks there are: entries of the per-hook maps.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -35,6 +38,7 @@ impl Hook {
             Self::Dns => "dns",
             Self::Drops => "drops",
             Self::Gc => "gc",
+            Self::Cgroups => "cgroups",
         }
     }
 }

@@ -27,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("kfree_skb", "raw_tp"),
     ("udp_fail_queue", "raw_tp"),
     ("conntrack_begin", "raw_tp"),
+    ("cgroup_mkdir", "raw_tp"),
 ];
 
 /// Every map.
@@ -63,6 +64,7 @@ const MAPS: &[&str] = &[
     "REASONS",
     "DROPS_NODE",
     "RING",
+    "CGROUPS",
     "RING_STATS",
     "RATE",
     "FULL",

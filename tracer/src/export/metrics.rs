@@ -468,7 +468,7 @@ fn own(out: &mut Families, view: &View<'_>) {
             Hook::Neigh => figures.neigh.iter().map(neigh::Counts::attempts).sum(),
             Hook::Dns => figures.dns.queries + figures.dns.received,
             Hook::Drops => figures.receive_drops.iter().sum(),
-            Hook::Gc => 0,
+            Hook::Gc | Hook::Cgroups => 0,
         });
         out.counter(
             "unattributed_total",

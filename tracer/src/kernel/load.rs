@@ -114,6 +114,7 @@ pub const fn mechanism(hook: Hook) -> &'static str {
         Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
         Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
         Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
+        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
     }
 }
 
@@ -123,6 +124,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
         Hook::Drops => &["kfree_skb", "udp_fail_queue", "conntrack_begin"],
         Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
+        Hook::Cgroups => &["cgroup_mkdir"],
     }
 }
 
@@ -194,8 +196,9 @@ impl Loaded {
             hooks: Vec::new(),
             logger,
         };
-        // Drops and answers before queries: no query is counted whose end could go unseen.
-        for hook in [Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Dns] {
+        // Names before what is counted under them; drops and answers before queries: no query is
+        // counted whose end could go unseen.
+        for hook in [Hook::Cgroups, Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Dns] {
             let status = programs.start(hook, offsets, attach);
             programs.hooks.push(status);
         }
@@ -308,6 +311,7 @@ impl Loaded {
                 self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
             }
             Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
+            Hook::Cgroups => self.attach_tracepoint("cgroup_mkdir", "cgroup_mkdir"),
             Hook::Dns => {
                 let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
                 self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;

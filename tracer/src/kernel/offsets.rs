@@ -97,6 +97,17 @@ const GC: &[Field] = &[
     ("OFF_NEIGHBOUR_PRIMARY_KEY", "neighbour", "primary_key"),
 ];
 
+const CGROUPS: &[Field] = &[
+    ("OFF_CGROUP_ROOT", "cgroup", "root"),
+    (
+        "OFF_CGROUP_ROOT_HIERARCHY_ID",
+        "cgroup_root",
+        "hierarchy_id",
+    ),
+    ("OFF_CGROUP_KN", "cgroup", "kn"),
+    ("OFF_KERNFS_NODE_ID", "kernfs_node", "id"),
+];
+
 /// Fields that a hook does without where they are missing: cgroups, IPv6 and conntrack may not be
 /// built in.
 const OPTIONAL: &[Field] = &[
@@ -141,6 +152,7 @@ impl Offsets {
             (Hook::Dns, DNS),
             (Hook::Drops, DROPS),
             (Hook::Gc, GC),
+            (Hook::Cgroups, CGROUPS),
         ] {
             for (global, structure, path) in fields {
                 match btf.offset(structure, path) {
