@@ -3,9 +3,13 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use crate::netns::Netns;
+use crate::process::Reaped;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -67,6 +71,32 @@ impl Drop for Cgroup {
             if folder == self.top {
                 break;
             }
+        }
+    }
+}
+
+/// A process in a network namespace and in a pod's cgroup, as a container runtime arranges it.
+#[derive(Debug)]
+pub struct Container {
+    // Before the cgroup, which must be empty when it goes.
+    _process: Reaped,
+    _cgroup: Cgroup,
+}
+
+impl Container {
+    /// Of the pod with this uid.
+    pub fn start(netns: &Netns, uid: &str) -> Self {
+        let cgroup = Cgroup::make(&format!("kubepods/pod{uid}/main"));
+        let process = netns.run(|| {
+            Command::new("sleep")
+                .arg("600")
+                .spawn()
+                .expect("sleep runs")
+        });
+        cgroup.take_in(process.id());
+        Self {
+            _process: Reaped(process),
+            _cgroup: cgroup,
         }
     }
 }

@@ -84,6 +84,11 @@ impl StandinApiserver {
         Self { address, shared }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Writes a kubeconfig for it.
     pub fn kubeconfig(&self, folder: &Path) -> PathBuf {
         kubeconfig(folder, self.address)
@@ -212,11 +217,17 @@ impl StandinApiserver {
 
 /// Writes a kubeconfig for a server at an address.
 pub fn kubeconfig(folder: &Path, address: SocketAddr) -> PathBuf {
+    let cluster = json!({"server": format!("http://{address}")});
+    kubeconfig_of(folder, &cluster, &json!({"token": TOKEN}))
+}
+
+/// Writes a kubeconfig with this cluster and this user.
+pub fn kubeconfig_of(folder: &Path, cluster: &Value, user: &Value) -> PathBuf {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "lab",
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        "clusters": [{"name": "lab", "cluster": {"server": format!("http://{address}")}}],
-        "users": [{"name": "lab", "user": {"token": TOKEN}}],
+        "clusters": [{"name": "lab", "cluster": cluster}],
+        "users": [{"name": "lab", "user": user}],
     });
     let path = folder.join("kubeconfig");
     fs::write(&path, config.to_string()).expect("file can be written");

@@ -3,17 +3,14 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::cgroup::Cgroup;
+use tests::cgroup::Container;
 use tests::dns::{A, Client, Lookup};
 use tests::neigh::{FIRST_SILENT, burst};
-use tests::netns::Netns;
-use tests::process::Reaped;
 use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually, http};
@@ -67,29 +64,6 @@ fn await_pods(agent: &Agent, count: u64, limit: Duration) {
     });
 }
 
-/// A process in a namespace and in a cgroup of its own, as a container runtime arranges it.
-struct Container {
-    _process: Reaped,
-    _cgroup: Cgroup,
-}
-
-impl Container {
-    fn start(netns: &Netns, uid: &str) -> Self {
-        let cgroup = Cgroup::make(&format!("kubepods/pod{uid}/main"));
-        let process = netns.run(|| {
-            Command::new("sleep")
-                .arg("600")
-                .spawn()
-                .expect("sleep runs")
-        });
-        cgroup.take_in(process.id());
-        Self {
-            _process: Reaped(process),
-            _cgroup: cgroup,
-        }
-    }
-}
-
 #[test]
 fn a_pod_is_named_by_the_namespace_of_its_processes() {
     const UID: &str = "3f2b4c1d-0000-4000-8000-000000000001";
@@ -97,6 +71,7 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
     let pod = lab.pod("named", 1, 1);
     let server = StandinApiserver::start();
     server.apply_pod("cart-7d9f", UID, &pod.address(Family::V4).to_string());
+    // There before the agent is, which knows the pod's namespace then once it is ready.
     let _container = Container::start(&pod.netns, UID);
     let Watched { server, agent, .. } = watched(server, &["--pods", "kubernetes"]);
     let created = |labels: &[(&str, &str)]| {
@@ -107,8 +82,6 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
         )
     };
     let labels = [("namespace", "shop"), ("pod", "cart-7d9f")];
-    // The cgroups are walked within a second.
-    sleep(Duration::from_millis(1500));
     burst(&pod, Family::V4, FIRST_SILENT, 10);
     eventually(SOON, || {
         let count = created(&labels);
