@@ -1,11 +1,13 @@
 //! The way to the API server: TLS, and whence the credentials come. None of them shows in a log.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::agent::run_refused;
+use tests::process::{run, tracer};
 use tests::standin_apiserver::{StandinApiserver, TOKEN, kubeconfig_of};
 use tests::standin_tls::StandinTls;
 use tests::wait::ensure;
@@ -65,6 +67,15 @@ fn launch(wrapper: &[&str], variables: &[&str], pods: &str) -> Agent {
 fn with_kubeconfig(path: &Path) -> Agent {
     let variable = format!("KUBECONFIG={}", path.display());
     launch(&[], &[&variable], "kubernetes")
+}
+
+fn asks_a_program(server: &StandinApiserver, folder: &Path, script: &str) -> PathBuf {
+    let user = json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+        "command": "sh", "args": ["-c", script],
+    }});
+    let cluster = json!({"server": format!("http://{}", server.address())});
+    kubeconfig_of(folder, &cluster, &user)
 }
 
 #[test]
@@ -152,13 +163,73 @@ fn a_program_that_gives_credentials_is_asked() {
         "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
         "status": {"token": TOKEN},
     });
-    let user = json!({"exec": {
-        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
-        "command": "echo", "args": [credential.to_string()],
-    }});
-    let cluster = json!({"server": format!("http://{}", server.address())});
-    let agent = with_kubeconfig(&kubeconfig_of(folder.path(), &cluster, &user));
+    let script = format!("echo '{credential}'");
+    let agent = with_kubeconfig(&asks_a_program(&server, folder.path(), &script));
     await_pods(&agent, 1);
     assert_secret(&server, &agent);
     agent.stop_cleanly();
+}
+
+/// The client's errors quoted all that the program had printed, and the agent's log them.
+#[test]
+fn what_a_credential_program_prints_when_it_fails_shows_nowhere() {
+    let server = StandinApiserver::start();
+    for (end, why) in [("exit 3", "exit status: 3"), ("exit 0", "ExecCredential")] {
+        let folder = folder();
+        let script = format!("echo {TOKEN}; echo {TOKEN} >&2; {end}");
+        let config = asks_a_program(&server, folder.path(), &script);
+        let variable = format!("KUBECONFIG={}", config.display());
+        let arguments = [
+            "--node",
+            "lab",
+            "--pods",
+            "kubernetes",
+            "--log-level",
+            "trace",
+        ];
+        let agent = Agent::launch(&["env", &variable], &arguments);
+        eventually(SOON, || {
+            let ready =
+                tests::http::tcp(agent.listen(), "GET", "/readyz").map_err(|e| e.to_string())?;
+            ensure(ready.status == 503 && ready.body.contains(why), || {
+                format!("{ready:?}")
+            })
+        });
+        let mut doctor = tracer();
+        doctor.arg("doctor").env("KUBECONFIG", &config);
+        let doctor = run(&mut doctor, Duration::from_secs(10));
+        assert!(doctor.stdout.contains(why), "{doctor:#?}");
+        let ready = agent.http("GET", "/readyz").body;
+        let snapshot = agent.api("GET", "/api/v1/snapshot").body;
+        for said in [
+            agent.stderr(),
+            ready,
+            snapshot,
+            doctor.stdout,
+            doctor.stderr,
+        ] {
+            assert!(!said.contains(TOKEN), "the token shows:\n{said}");
+        }
+        agent.stop_cleanly();
+    }
+}
+
+/// The line with the token used to be quoted, for the mistake is in it.
+#[test]
+fn a_broken_kubeconfig_is_refused_in_one_line_without_its_secrets() {
+    let folder = folder();
+    let path = folder.path().join("kubeconfig");
+    let variable = format!("KUBECONFIG={}", path.display());
+    let refused = |words: &[&str]| {
+        let arguments = ["--node", "lab", "--pods", "kubernetes"];
+        let ended = run_refused(&["env", &variable], &arguments);
+        ended.assert_refused(2, words);
+        assert!(!ended.stderr.contains(TOKEN), "{ended:#?}");
+    };
+    refused(&["KUBECONFIG", "No such file"]);
+    let text = format!("kind: Config\nusers:\n- name: lab\n  user:\n    token: [{TOKEN}]\n");
+    fs::write(&path, text).expect("files can be written");
+    refused(&["KUBECONFIG", "line 5"]);
+    fs::write(&path, "kind: Config\n").expect("files can be written");
+    refused(&["KUBECONFIG", "context"]);
 }
