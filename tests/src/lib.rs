@@ -25,6 +25,7 @@ pub mod router;
 pub mod snmp;
 pub mod stack;
 pub mod standin_apiserver;
+pub mod standin_cri;
 pub mod standin_tls;
 pub mod wait;
 
