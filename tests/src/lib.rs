@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod cgroup;
 pub mod containerd;
 pub mod cri;
 pub mod dns;
@@ -24,6 +25,8 @@ pub mod router;
 pub mod snmp;
 pub mod stack;
 pub mod standin_apiserver;
+pub mod standin_cri;
+pub mod standin_tls;
 pub mod wait;
 
 pub use agent::Agent;
