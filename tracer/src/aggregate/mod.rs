@@ -1,6 +1,8 @@
 //! Figures by owner and for the node, from the kernel's counters and the resolver.
 
+pub mod episodes;
 pub mod forecast;
+pub mod history;
 pub mod ledger;
 pub mod pressure;
 pub mod window;
@@ -8,7 +10,7 @@ pub mod window;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tracer_common::{
@@ -20,6 +22,8 @@ use tracer_common::{
 };
 
 use self::{
+    episodes::{Episode, Episodes, Kind, Observation},
+    history::Totals,
     ledger::{Ledger, Tally},
     window::{Attempts, Window},
 };
@@ -80,7 +84,7 @@ impl Tally for dns::Counts {
 }
 
 /// Figures of one owner, or of the node.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Creations, by family.
     pub neigh: NeighCounts,
@@ -94,26 +98,64 @@ pub struct Figures {
     pub dns_ratio: Option<f64>,
     /// Failures ÷ attempts over the window.
     pub neigh_ratio: Option<f64>,
+    /// What has failed, since when.
+    pub episodes: Vec<Episode>,
 }
 
 #[derive(Debug, Default)]
 struct Windows {
     dns: Window,
     neigh: Window,
+    episodes: Episodes,
 }
 
 impl Windows {
-    fn note(&mut self, second: u64, span: u64, neigh: &NeighCounts, dns: &dns::Counts) {
-        let neigh = Attempts {
-            all: neigh.iter().map(neigh::Counts::attempts).sum(),
-            failed: neigh.iter().map(|n| n.table_full).sum(),
+    fn note(&mut self, (second, span): (u64, u64), figures: &Figures, first: bool) {
+        let totals = figures.totals();
+        self.neigh.note(second, totals.neighbour, span);
+        self.dns.note(second, totals.dns, span);
+        let now = SystemTime::now();
+        self.episodes
+            .note(figures.observations(), (second, span), now, first);
+    }
+}
+
+impl Figures {
+    /// What the ratios are of.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            dns: Attempts {
+                all: self.dns.ended(),
+                failed: self.dns.failed(),
+            },
+            neighbour: Attempts {
+                all: self.neigh.iter().map(neigh::Counts::attempts).sum(),
+                failed: self.neigh.iter().map(|n| n.table_full).sum(),
+            },
+        }
+    }
+
+    /// What may fail, each with what of it has failed.
+    fn observations(&self) -> impl Iterator<Item = Observation> {
+        let observation = |signal, cause, failed, all| Observation {
+            kind: Kind { signal, cause },
+            totals: Attempts { all, failed },
         };
-        let dns = Attempts {
-            all: dns.ended(),
-            failed: dns.failed(),
-        };
-        self.neigh.note(second, neigh, span);
-        self.dns.note(second, dns, span);
+        let [v4, v6] = &self.neigh;
+        let lookups = self.dns.ended();
+        let causes = dns::Cause::ALL.iter().zip(self.dns.causes);
+        let dropped = self.receive_drops.iter().sum();
+        let unanswered = self.dns.served[dns::Outcome::Timeout as usize];
+        [
+            observation("neighbour", "ipv4_table_full", v4.table_full, v4.attempts()),
+            observation("neighbour", "ipv6_table_full", v6.table_full, v6.attempts()),
+            observation("neighbour", "ipv4_recreated", v4.recreated, v4.created),
+            observation("neighbour", "ipv6_recreated", v6.recreated, v6.created),
+            observation("served", "unanswered", unanswered, self.dns.received),
+            observation("receive", "socket_buffer_full", dropped, dropped),
+        ]
+        .into_iter()
+        .chain(causes.map(move |(cause, failed)| observation("dns", cause.name(), failed, lookups)))
     }
 }
 
@@ -165,6 +207,7 @@ pub struct Aggregate {
     dns_ports: Vec<u16>,
     admitted: HashSet<Arc<Owner>>,
     node: Windows,
+    has_read: bool,
     windows: HashMap<Arc<Owner>, Windows>,
     gone: HashMap<Arc<Owner>, Instant>,
     picture: Arc<Picture>,
@@ -183,6 +226,7 @@ impl Aggregate {
             dns_ports,
             admitted: HashSet::new(),
             node: Windows::default(),
+            has_read: false,
             windows: HashMap::new(),
             gone: HashMap::new(),
             picture: Arc::default(),
@@ -300,10 +344,12 @@ impl Aggregate {
         picture.pending[Hook::Drops as usize] = self.receivers.pending();
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
-        self.node
-            .note(second, span, &reading.neigh_node, &reading.dns_node);
+        let first = !self.has_read;
+        self.has_read = true;
+        self.node.note((second, span), &picture.node, first);
         picture.node.neigh_ratio = self.node.neigh.ratio();
         picture.node.dns_ratio = self.node.dns.ratio();
+        picture.node.episodes = self.node.episodes.all().collect();
 
         // The rest keys are always there; they show once something was charged to them.
         for (owner, counts) in self.neigh.totals() {
@@ -342,9 +388,10 @@ impl Aggregate {
             .retain(|owner, _| picture.owners.contains_key(owner));
         for (owner, figures) in &mut picture.owners {
             let windows = self.windows.entry(owner.clone()).or_default();
-            windows.note(second, span, &figures.neigh, &figures.dns);
+            windows.note((second, span), figures, first);
             figures.neigh_ratio = windows.neigh.ratio();
             figures.dns_ratio = windows.dns.ratio();
+            figures.episodes = windows.episodes.all().collect();
         }
         picture.reading = reading;
         self.picture = Arc::new(picture);

@@ -7,7 +7,12 @@ use tracer_common::{Hook, dns, neigh};
 
 use super::{Engine, lock};
 use crate::{
-    aggregate::Figures,
+    aggregate::{
+        Figures,
+        episodes::Episode,
+        history::{STEP, Sample},
+        window::Attempts,
+    },
     export::{
         metrics::{self, View, served},
         snapshot::{self, Snapshot},
@@ -104,9 +109,13 @@ impl Engine {
             window_seconds: self.config.window.as_secs_f64(),
             tables,
             conntrack: taken.conntrack.map(conntrack),
+            history: history(&taken.history),
             hooks,
             sources,
-            total: figures(&picture.node, picture.dns_pending()),
+            total: snapshot::Figures {
+                drops: self.drops(&picture.drops),
+                ..figures(&picture.node, picture.dns_pending())
+            },
             unattributed_pending: Hook::ALL
                 .iter()
                 .map(|hook| (hook.name().to_owned(), picture.pending[*hook as usize]))
@@ -121,6 +130,59 @@ impl Engine {
                 })
                 .collect(),
         })
+    }
+
+    fn drops(&self, dropped: &[(u32, u64)]) -> BTreeMap<String, u64> {
+        let names = self.reasons.names_of_failures();
+        let mut drops = BTreeMap::new();
+        for (number, name) in names {
+            if let Some((_, n)) = dropped.iter().find(|(of, n)| *of == number && *n > 0) {
+                drops.insert(name, *n);
+            }
+        }
+        drops
+    }
+}
+
+fn history(samples: &[Sample]) -> snapshot::History {
+    let by_signal = |count: fn(Attempts) -> u64| {
+        BTreeMap::from([
+            (
+                "dns".to_owned(),
+                samples.iter().map(|s| count(s.dns)).collect(),
+            ),
+            (
+                "neighbour".to_owned(),
+                samples.iter().map(|s| count(s.neighbour)).collect(),
+            ),
+        ])
+    };
+    snapshot::History {
+        step_seconds: STEP,
+        entries: FAMILY_NAMES
+            .iter()
+            .enumerate()
+            .map(|(index, family)| {
+                let column = samples.iter().map(|s| s.entries[index].into());
+                ((*family).to_owned(), column.collect())
+            })
+            .collect(),
+        attempts: by_signal(|a| a.all),
+        failed: by_signal(|a| a.failed),
+    }
+}
+
+fn episode(of: &Episode) -> snapshot::Episode {
+    let time = |at| humantime::format_rfc3339_seconds(at).to_string();
+    snapshot::Episode {
+        signal: of.kind.signal.to_owned(),
+        cause: of.kind.cause.to_owned(),
+        since: time(of.since),
+        last: time(of.last),
+        failed: of.whole.failed,
+        attempts: of.whole.all,
+        recent_failed: of.recent.failed,
+        recent_attempts: of.recent.all,
     }
 }
 
@@ -194,7 +256,15 @@ fn figures(of: &Figures, pending: u64) -> snapshot::Figures {
             duration_sum_seconds: dns.duration_ns as f64 / 1e9,
             p50_seconds: dns.quantile(0.5),
             p99_seconds: dns.quantile(0.99),
+            buckets: if dns.answered() > 0 {
+                dns.buckets.to_vec()
+            } else {
+                Vec::new()
+            },
         },
         failure_ratio,
+        receive_drops: of.receive_drops.iter().sum(),
+        episodes: of.episodes.iter().map(episode).collect(),
+        ..snapshot::Figures::default()
     }
 }

@@ -20,7 +20,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     figures.dns.received = 1;
     figures.dns.served[0] = 1;
     let mut picture = Picture {
-        node: figures,
+        node: figures.clone(),
         drops: vec![(2, 1)],
         ..Picture::default()
     };
@@ -107,7 +107,7 @@ fn every_series_carries_the_node_and_is_there_once() {
 fn hostile_names_stay_inside_their_label() {
     view_with(|view| {
         let mut picture = view.picture.clone();
-        let figures = picture.node;
+        let figures = picture.node.clone();
         picture
             .owners
             .insert(Owner::new("a\"} 1\nforged_total 7", "b\\"), figures);
