@@ -17,3 +17,4 @@ pub mod output;
 pub mod pods;
 pub mod top;
 pub mod usage;
+pub mod why;
