@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod engine;
 pub mod events_cmd;
 pub mod export;
+pub mod held_log;
 pub mod hooks;
 pub mod kernel;
 pub mod man;

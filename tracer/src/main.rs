@@ -18,7 +18,7 @@ use tracer::{
     engine::Engine,
     events_cmd,
     export::snapshot::Snapshot,
-    man, top, usage, why,
+    held_log, man, top, usage, why,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -112,7 +112,7 @@ fn log_to_stderr(logging: Logging) {
     ));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(held_log::Stderr)
         .with_target(false);
     match logging.format {
         LogFormat::Json => builder.json().init(),
