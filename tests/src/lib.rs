@@ -18,12 +18,14 @@ pub mod metrics;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod overflow;
 pub mod point;
 pub mod process;
 pub mod router;
 pub mod snmp;
 pub mod stack;
 pub mod standin_apiserver;
+pub mod tmux;
 pub mod wait;
 
 pub use agent::Agent;

@@ -86,7 +86,7 @@ fn since(facts: &Facts, episode: &Episode) -> String {
         later(&facts.snapshot.since, &episode.since).is_some_and(|gap| gap.as_secs() < 3);
     let at = moment(&episode.since, now);
     if with_the_agent {
-        format!("since {at} at least (when tracer began to count)")
+        format!("since {at} or before")
     } else {
         format!("since {at}")
     }

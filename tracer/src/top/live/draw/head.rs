@@ -41,7 +41,7 @@ pub(super) fn lines<'a>(state: &State, theme: Theme, area: Rect) -> Vec<Line<'a>
             fresh.style(Tone::Warn),
         ));
     }
-    let most = if area.height >= 30 { 3 } else { 2 };
+    let most = if area.height >= 30 { 4 } else { 3 };
     lines.extend(verdict(state, theme, width, most));
     for table in &snapshot.tables {
         lines.push(neighbours(table, &snapshot.history, theme, width));
@@ -188,7 +188,7 @@ fn neighbours<'a>(table: &Table, history: &History, theme: Theme, width: usize) 
         .map(|entries| entries.iter().map(|n| *n as f64).collect())
         .unwrap_or_default();
     spans.push(Span::styled(
-        theme.spark(&past, spark_width),
+        theme.spark(&past, spark_width, limit as f64),
         theme.style(Tone::Good),
     ));
     spans.push(Span::styled(until, theme.badge_if(tone, filled >= 0.995)));
@@ -242,7 +242,10 @@ fn ratios<'a>(snapshot: &Snapshot, theme: Theme, width: usize) -> Line<'a> {
         spans.push(Span::styled(text, theme.style(tone)));
         if ratio.is_some() && !past.is_empty() {
             spans.push(Span::raw(" "));
-            spans.push(Span::styled(theme.spark(&past, room), theme.style(tone)));
+            spans.push(Span::styled(
+                theme.spark(&past, room, 0.0),
+                theme.style(tone),
+            ));
         } else {
             spans.push(Span::raw(" ".repeat(each.saturating_sub(used + 1).min(61))));
         }

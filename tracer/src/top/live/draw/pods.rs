@@ -202,7 +202,7 @@ fn line<'a>(
             .map(|t| t.failures().iter().map(|n| *n as f64).collect())
             .unwrap_or_default();
         spans.push(Span::raw(" "));
-        let spark = theme.spark(&thirds(&past), trend - 1);
+        let spark = theme.spark(&thirds(&past), trend - 1, 0.0);
         spans.push(Span::styled(spark, theme.style(tone)));
     }
     Line::from(spans)

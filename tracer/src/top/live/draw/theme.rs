@@ -87,13 +87,14 @@ impl Theme {
         ]
     }
 
-    /// The last `width` values as one cell each, the newest on the right; the highest fills a cell.
-    pub(super) fn spark(self, values: &[f64], width: usize) -> String {
+    /// The last `width` values as one cell each, the newest on the right; the
+    /// highest, or `full` where that is more, fills a cell.
+    pub(super) fn spark(self, values: &[f64], width: usize, full: f64) -> String {
         const UNICODE: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
         const ASCII: [&str; 9] = [" ", ".", ".", ":", ":", "-", "=", "+", "#"];
         let levels = if self.unicode { UNICODE } else { ASCII };
         let shown = &values[values.len().saturating_sub(width)..];
-        let highest = shown.iter().copied().fold(0.0, f64::max);
+        let highest = shown.iter().copied().fold(full, f64::max);
         let mut out = " ".repeat(width - shown.len());
         for value in shown {
             let level = if highest > 0.0 && *value > 0.0 {
@@ -139,14 +140,14 @@ mod tests {
 
     #[test]
     fn sparklines_are_scaled_and_as_wide_as_asked() {
-        assert_eq!(THEME.spark(&[0.0, 1.0, 4.0, 8.0], 6), "  ·▁▄█");
-        assert_eq!(THEME.spark(&[1.0, 2.0, 3.0], 2), "▆█");
-        assert_eq!(THEME.spark(&[], 3), "   ");
+        assert_eq!(THEME.spark(&[0.0, 1.0, 4.0, 8.0], 6, 0.0), "  ·▁▄█");
+        assert_eq!(THEME.spark(&[1.0, 2.0, 3.0], 2, 0.0), "▆█");
+        assert_eq!(THEME.spark(&[], 3, 8.0), "   ");
         let ascii = Theme {
             unicode: false,
             ..THEME
         };
-        assert!(ascii.spark(&[0.0, 1.0, 9.0], 3).is_ascii());
+        assert!(ascii.spark(&[0.0, 1.0, 9.0], 3, 99.0).is_ascii());
     }
 
     #[test]
