@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod overflow;
 pub mod point;
 pub mod process;
 pub mod router;
@@ -27,6 +28,7 @@ pub mod stack;
 pub mod standin_apiserver;
 pub mod standin_cri;
 pub mod standin_tls;
+pub mod tmux;
 pub mod wait;
 
 pub use agent::Agent;

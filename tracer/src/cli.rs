@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::AgentAddr;
 use crate::config::{
-    Api, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel, NodeName,
-    OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
+    Api, Color, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
+    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
 };
 use crate::top::Column;
 
@@ -78,6 +78,8 @@ pub enum Command {
     Events(Box<EventsArgs>),
     /// Say what this node supports and what it lacks
     Doctor(DoctorArgs),
+    /// Say in sentences what is wrong on this node or with a pod, why, and since when
+    Why(WhyArgs),
     /// Print a shell's completion script
     #[command(hide = true)]
     Completions {
@@ -180,6 +182,9 @@ pub struct TopArgs {
     /// Span of the rates and time between tables, 100ms to 1h [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TRACER_INTERVAL")]
     pub interval: Option<Interval>,
+    /// Colours of the live view; auto: unless NO_COLOR is set [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN", env = "TRACER_COLOR")]
+    pub color: Option<Color>,
     /// Column to sort by, as in the head of the table [default: worst first]
     #[arg(long, value_name = "COLUMN", env = "TRACER_SORT")]
     pub sort: Option<Column>,
@@ -212,6 +217,20 @@ pub struct EventsArgs {
     /// Stop after this long, such as 10s [default: never]
     #[arg(long = "for", value_name = "DURATION", env = "TRACER_FOR")]
     pub duration: Option<Span>,
+}
+
+/// Flags of `tracer why`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct WhyArgs {
+    /// The pod [default: the whole node]
+    #[arg(value_name = "NS/POD")]
+    pub pod: Option<PodName>,
+    /// The agent: unix:PATH or http://HOST:PORT [default: unix:/run/tracer.sock]
+    #[arg(long, value_name = "ADDR", env = "TRACER_AGENT")]
+    pub agent: Option<AgentAddr>,
+    /// Sentences or one JSON object [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "TRACER_OUTPUT")]
+    pub output: Option<OutputFormat>,
 }
 
 /// Flags of `tracer doctor`.

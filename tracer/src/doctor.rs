@@ -318,6 +318,13 @@ fn tables(entries: [Option<u32>; 2], agent: Option<&Snapshot>) -> Vec<Table> {
 /// One entry in the kernel's slab: `struct neighbour` and its key are 330 to 350 bytes.
 const ENTRY_BYTES: u64 = 512;
 
+/// gc_thresh1, 2, 3 to set: twice what was seen, or twice a limit that did not do; never less than
+/// what the kernel's documentation proposes for a busy router.
+pub(crate) fn thresholds_for(highest: u64, limit: u64) -> [u64; 3] {
+    let high = (highest.max(limit) * 2).next_power_of_two().max(4096);
+    [high / 4, high / 2, high]
+}
+
 /// What to do about a table, from the most entries seen and what was refused.
 fn advice(
     family: &str,
@@ -338,10 +345,7 @@ fn advice(
         0 => reason,
         pods => format!("{reason}; {pods} pods and host services share the table"),
     };
-    // Twice what was seen, or twice a limit that did not do; never less than what the kernel's
-    // documentation proposes for a busy router.
-    let high = (highest.max(limit) * 2).next_power_of_two().max(4096);
-    let gc_thresh = [high / 4, high / 2, high];
+    let gc_thresh = thresholds_for(highest, limit);
     Some(Advice {
         reason,
         gc_thresh,
@@ -349,7 +353,7 @@ fn advice(
             .zip(gc_thresh)
             .map(|(n, value)| format!("sysctl -w net.{family}.neigh.default.gc_thresh{n}={value}"))
             .collect(),
-        memory_bytes: high * ENTRY_BYTES,
+        memory_bytes: gc_thresh[2] * ENTRY_BYTES,
     })
 }
 

@@ -22,6 +22,7 @@ use crate::{
     aggregate::{
         Aggregate, Picture,
         forecast::Forecast,
+        history::{History, Sample},
         pressure::{Pressure, PressureState},
     },
     config::Config,
@@ -90,6 +91,7 @@ struct Collected {
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
     pressures: [Pressure; 2],
+    history: History,
     conntrack: Option<Conntrack>,
     conntrack_reader: conntrack::Reader,
     fillings: Vec<Filling>,
@@ -105,6 +107,7 @@ struct Taken {
     highest: [u32; 2],
     seconds_until_full: [f64; 2],
     pressures: [PressureState; 2],
+    history: Vec<Sample>,
     conntrack: Option<Conntrack>,
     fillings: Vec<Filling>,
     misses: Vec<(Hook, u64)>,
@@ -387,6 +390,10 @@ impl Engine {
             // Somebody new: the sources know by now.
             aggregate.update(picture.reading.clone(), &resolver, now, second);
         }
+        let entries = collected.entries.map(Option::unwrap_or_default);
+        collected
+            .history
+            .note(second, entries, picture.node.totals());
         if collected
             .retired
             .is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL)
@@ -491,6 +498,7 @@ impl Engine {
             highest: collected.highest,
             seconds_until_full: collected.seconds_until_full,
             pressures: [0, 1].map(|family| collected.pressures[family].state()),
+            history: collected.history.samples().copied().collect(),
             conntrack: collected.conntrack,
             fillings: collected.fillings.clone(),
             misses: collected.misses.clone(),

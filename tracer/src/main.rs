@@ -12,12 +12,13 @@ use tracer::{
     client::{AgentAddr, Client},
     config::{
         self, Config, EventsConfig, File, LogFormat, Logging, OutputFormat, TopConfig, UsageError,
+        WhyConfig,
     },
     doctor,
     engine::Engine,
     events_cmd,
     export::snapshot::Snapshot,
-    man, top, usage,
+    held_log, man, top, usage, why,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -53,6 +54,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Events(args) => {
             runtime()?.block_on(events_cmd::run(EventsConfig::new(&args, &file)))?;
+        }
+        Command::Why(args) => {
+            runtime()?.block_on(why::run(WhyConfig::new(&args, &file)))?;
         }
         Command::Doctor(args) => {
             // An agent on this node knows what was before; none answering is no fault.
@@ -108,7 +112,7 @@ fn log_to_stderr(logging: Logging) {
     ));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(held_log::Stderr)
         .with_target(false);
     match logging.format {
         LogFormat::Json => builder.json().init(),

@@ -24,6 +24,10 @@ const TOOLS: &[Tool] = &[
         package: "iproute2",
     },
     Tool {
+        program: "tmux",
+        package: "tmux",
+    },
+    Tool {
         program: "nft",
         package: "nftables",
     },

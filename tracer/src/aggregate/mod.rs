@@ -1,7 +1,9 @@
 //! Figures by owner and for the node, from the kernel's counters and the resolver.
 
 pub mod dead;
+pub mod episodes;
 pub mod forecast;
+pub mod history;
 pub mod ledger;
 pub mod pressure;
 pub mod shares;
@@ -10,7 +12,7 @@ pub mod window;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tracer_common::{
@@ -22,6 +24,8 @@ use tracer_common::{
 
 use self::{
     dead::{Attempts as DeadAttempts, Dead, DeadEndpoint},
+    episodes::{Episode, Episodes, Kind, Observation},
+    history::Totals,
     ledger::{Ledger, Tally},
     shares::Shares,
     window::{Attempts, Window},
@@ -114,6 +118,8 @@ pub struct Figures {
     pub neigh_ratio: Option<f64>,
     /// Failures ÷ attempts over the window.
     pub connect_ratio: Option<f64>,
+    /// What has failed, since when.
+    pub episodes: Vec<Episode>,
 }
 
 #[derive(Debug, Default)]
@@ -121,29 +127,73 @@ struct Windows {
     dns: Window,
     neigh: Window,
     connect: Window,
+    episodes: Episodes,
 }
 
 impl Windows {
-    /// Takes the counters over and sets the ratios.
-    fn note(&mut self, second: u64, span: u64, figures: &mut Figures) {
-        let neigh = Attempts {
-            all: figures.neigh.iter().map(neigh::Counts::attempts).sum(),
-            failed: figures.neigh.iter().map(|n| n.table_full).sum(),
-        };
-        let dns = Attempts {
-            all: figures.dns.ended(),
-            failed: figures.dns.failed(),
-        };
-        let connect = Attempts {
-            all: figures.tcp.ended(),
-            failed: figures.tcp.failed(),
-        };
-        self.neigh.note(second, neigh, span);
-        self.dns.note(second, dns, span);
-        self.connect.note(second, connect, span);
+    /// Takes the counters over; sets the ratios and the episodes.
+    fn note(&mut self, (second, span): (u64, u64), figures: &mut Figures, first: bool) {
+        let totals = figures.totals();
+        self.neigh.note(second, totals.neighbour, span);
+        self.dns.note(second, totals.dns, span);
+        self.connect.note(second, totals.connect, span);
+        let now = SystemTime::now();
+        self.episodes
+            .note(figures.observations(), (second, span), now, first);
         figures.neigh_ratio = self.neigh.ratio();
         figures.dns_ratio = self.dns.ratio();
         figures.connect_ratio = self.connect.ratio();
+        figures.episodes = self.episodes.all().collect();
+    }
+}
+
+impl Figures {
+    /// What the ratios are of.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            dns: Attempts {
+                all: self.dns.ended(),
+                failed: self.dns.failed(),
+            },
+            neighbour: Attempts {
+                all: self.neigh.iter().map(neigh::Counts::attempts).sum(),
+                failed: self.neigh.iter().map(|n| n.table_full).sum(),
+            },
+            connect: Attempts {
+                all: self.tcp.ended(),
+                failed: self.tcp.failed(),
+            },
+        }
+    }
+
+    /// What may fail, each with what of it has failed.
+    fn observations(&self) -> impl Iterator<Item = Observation> {
+        let observation = |signal, cause, failed, all| Observation {
+            kind: Kind { signal, cause },
+            totals: Attempts { all, failed },
+        };
+        let [v4, v6] = &self.neigh;
+        let lookups = self.dns.ended();
+        let causes = dns::Cause::ALL.iter().zip(self.dns.causes);
+        let dropped = self.receive_drops.values().sum();
+        let connects = self.tcp.ended();
+        let failed_connects = tcp::Outcome::RESULTS.iter().zip(self.tcp.results).skip(1);
+        let unanswered = self.dns.served[dns::Outcome::Timeout as usize];
+        [
+            observation("neighbour", "ipv4_table_full", v4.table_full, v4.attempts()),
+            observation("neighbour", "ipv6_table_full", v6.table_full, v6.attempts()),
+            observation("neighbour", "ipv4_recreated", v4.recreated, v4.created),
+            observation("neighbour", "ipv6_recreated", v6.recreated, v6.created),
+            observation("served", "unanswered", unanswered, self.dns.received),
+            observation("receive", "socket_buffer_full", dropped, dropped),
+        ]
+        .into_iter()
+        .chain(causes.map(move |(cause, failed)| observation("dns", cause.name(), failed, lookups)))
+        .chain(
+            failed_connects.map(move |(result, failed)| {
+                observation("connect", result.name(), failed, connects)
+            }),
+        )
     }
 }
 
@@ -208,6 +258,7 @@ pub struct Aggregate {
     dead: Dead,
     admitted: HashSet<Arc<Owner>>,
     node: Windows,
+    has_read: bool,
     windows: HashMap<Arc<Owner>, Windows>,
     gone: HashMap<Arc<Owner>, Instant>,
     picture: Arc<Picture>,
@@ -230,6 +281,7 @@ impl Aggregate {
             dead: Dead::default(),
             admitted: HashSet::new(),
             node: Windows::default(),
+            has_read: false,
             windows: HashMap::new(),
             gone: HashMap::new(),
             picture: Arc::default(),
@@ -394,7 +446,9 @@ impl Aggregate {
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
         picture.node.tcp = reading.tcp_node;
-        self.node.note(second, span, &mut picture.node);
+        let first = !self.has_read;
+        self.has_read = true;
+        self.node.note((second, span), &mut picture.node, first);
         picture.dead_endpoints = self.dead.endpoints();
 
         // The rest keys are always there; they show once something was charged to them.
@@ -449,7 +503,7 @@ impl Aggregate {
             .retain(|owner, _| picture.owners.contains_key(owner));
         for (owner, figures) in &mut picture.owners {
             let windows = self.windows.entry(owner.clone()).or_default();
-            windows.note(second, span, figures);
+            windows.note((second, span), figures, first);
         }
         picture.reading = reading;
         self.picture = Arc::new(picture);

@@ -20,6 +20,14 @@ pub struct Window {
 }
 
 impl Window {
+    /// Counts what comes after these totals.
+    pub fn beginning_at(base: Attempts) -> Self {
+        Self {
+            seconds: VecDeque::new(),
+            base,
+        }
+    }
+
     /// Notes the totals as they are in a second, and forgets what lies before the window.
     pub fn note(&mut self, second: u64, now: Attempts, span: u64) {
         match self.seconds.back_mut() {
@@ -36,11 +44,18 @@ impl Window {
         }
     }
 
+    /// Attempts and failures in the window.
+    pub fn counts(&self) -> Attempts {
+        let now = self.seconds.back().map_or(self.base, |(_, now)| *now);
+        Attempts {
+            all: now.all - self.base.all,
+            failed: now.failed - self.base.failed,
+        }
+    }
+
     /// Failures ÷ attempts in the window; `None` without attempts.
     pub fn ratio(&self) -> Option<f64> {
-        let (_, now) = self.seconds.back()?;
-        let all = now.all - self.base.all;
-        let failed = now.failed - self.base.failed;
+        let Attempts { all, failed } = self.counts();
         (all > 0).then(|| failed as f64 / all as f64)
     }
 }

@@ -11,8 +11,8 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Api, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel, NodeName,
-    OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, UsageError, Window,
+    Api, Color, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
+    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, UsageError, Window,
 };
 use crate::client::AgentAddr;
 use crate::output::printable;
@@ -52,6 +52,7 @@ pub struct File {
     #[serde(deserialize_with = "text")]
     pub(super) agent: Option<AgentAddr>,
     pub(super) once: bool,
+    pub(super) color: Option<Color>,
     #[serde(deserialize_with = "text")]
     pub(super) interval: Option<Interval>,
     #[serde(deserialize_with = "text")]
@@ -161,7 +162,7 @@ mod tests {
              cri-endpoint = \"unix:///run/x\"\ndns-port = [53, 5353]\ndns-timeout = \"2s\"\n\
              window = \"30s\"\nstate-dir = \"none\"\nevent-rate = 5\nmax-pods = 7\n\
              log-format = \"json\"\nlog-level = \"debug\"\nagent = \"http://a:1\"\nonce = true\n\
-             interval = \"2s\"\nsort = \"p99\"\nsince = \"30m\"\noutput = \"json\"\n\
+             interval = \"2s\"\nsort = \"p99\"\ncolor = \"never\"\nsince = \"30m\"\noutput = \"json\"\n\
              pod = \"a/b\"\nkind = \"drop\"\nfor = \"1m\"\n",
         )
         .unwrap();

@@ -13,11 +13,11 @@ use std::time::Duration;
 pub use file::File;
 pub(crate) use values::socket_path;
 pub use values::{
-    Api, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
-    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
+    Api, Color, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, DropReasons, Interval, Kind, LogFormat,
+    LogLevel, NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
 };
 
-use crate::cli::{AgentArgs, DoctorArgs, EventsArgs, GlobalArgs, TopArgs, TraceArgs};
+use crate::cli::{AgentArgs, DoctorArgs, EventsArgs, GlobalArgs, TopArgs, TraceArgs, WhyArgs};
 use crate::client::AgentAddr;
 use crate::top::Column;
 
@@ -241,6 +241,8 @@ pub struct TopConfig {
     pub once: bool,
     /// Span of the rates.
     pub interval: Duration,
+    /// Colours of the live view.
+    pub color: bool,
     /// Column to sort by.
     pub sort: Column,
     /// For tracing in-process.
@@ -255,6 +257,11 @@ impl TopConfig {
             agent: args.agent.clone().or(file.agent.clone()),
             once: args.once || file.once,
             interval: interval.map_or(Duration::from_secs(1), |i| i.0),
+            color: args
+                .color
+                .or(file.color)
+                .unwrap_or_default()
+                .wanted(std::env::var_os("NO_COLOR").as_deref()),
             sort: args.sort.or(file.sort).unwrap_or_default(),
             trace: Config::in_process(&args.trace, file)?,
         })
@@ -289,6 +296,29 @@ impl EventsConfig {
             pod: args.pod.clone().or(file.pod.clone()),
             kind: args.kind.clone().or(file.kind.clone()),
             duration: args.duration.or(file.r#for).map(|s| s.0),
+        }
+    }
+}
+
+/// What `tracer why` needs.
+#[derive(Clone, Debug)]
+pub struct WhyConfig {
+    /// The agent.
+    pub agent: AgentAddr,
+    /// The pod; `None`: the node.
+    pub pod: Option<PodName>,
+    /// How the verdict looks.
+    pub output: OutputFormat,
+}
+
+impl WhyConfig {
+    /// Arguments, then file, then default.
+    pub fn new(args: &WhyArgs, file: &File) -> Self {
+        let agent = args.agent.as_ref().or(file.agent.as_ref());
+        Self {
+            agent: agent.cloned().unwrap_or_default(),
+            pod: args.pod.clone(),
+            output: args.output.or(file.output).unwrap_or_default(),
         }
     }
 }

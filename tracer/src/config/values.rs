@@ -266,6 +266,30 @@ impl<const MIN: u64, const MAX: u64, const STEP: u64> FromStr for Span<MIN, MAX,
     }
 }
 
+/// Colours of the live view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Color {
+    /// Unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// In any case.
+    Always,
+    /// Bold, reversed and dim only.
+    Never,
+}
+
+impl Color {
+    /// Are there to be colours? `no_color` is the variable `NO_COLOR`: set and not empty is no.
+    pub fn wanted(self, no_color: Option<&std::ffi::OsStr>) -> bool {
+        match self {
+            Self::Auto => no_color.is_none_or(std::ffi::OsStr::is_empty),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
 /// How a command's output looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]

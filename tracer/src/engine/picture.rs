@@ -7,7 +7,13 @@ use tracer_common::{Hook, dns, neigh, tcp};
 
 use super::{Engine, lock, reader::time_of};
 use crate::{
-    aggregate::{Figures, Picture, dead::DeadEndpoint},
+    aggregate::{
+        Figures, Picture,
+        dead::DeadEndpoint,
+        episodes::Episode,
+        history::{STEP, Sample},
+        window::Attempts,
+    },
     export::{
         metrics::{self, View, dns::served},
         snapshot::{self, Snapshot},
@@ -104,6 +110,7 @@ impl Engine {
             window_seconds: self.config.window.as_secs_f64(),
             tables,
             conntrack: taken.conntrack.map(conntrack),
+            history: history(&taken.history),
             hooks,
             sources,
             total: self.total(&picture),
@@ -119,10 +126,60 @@ impl Engine {
                 .map(|(owner, of)| snapshot::Pod {
                     namespace: owner.namespace.clone(),
                     pod: owner.pod.clone(),
-                    figures: self.figures(of, of.dns.started.saturating_sub(of.dns.ended())),
+                    figures: self.figures(
+                        of,
+                        &picture.dead_endpoints,
+                        of.dns.started.saturating_sub(of.dns.ended()),
+                    ),
                 })
                 .collect(),
         })
+    }
+}
+
+fn history(samples: &[Sample]) -> snapshot::History {
+    let by_signal = |count: fn(Attempts) -> u64| {
+        BTreeMap::from([
+            (
+                "dns".to_owned(),
+                samples.iter().map(|s| count(s.dns)).collect(),
+            ),
+            (
+                "neighbour".to_owned(),
+                samples.iter().map(|s| count(s.neighbour)).collect(),
+            ),
+            (
+                "connect".to_owned(),
+                samples.iter().map(|s| count(s.connect)).collect(),
+            ),
+        ])
+    };
+    snapshot::History {
+        step_seconds: STEP,
+        entries: FAMILY_NAMES
+            .iter()
+            .enumerate()
+            .map(|(index, family)| {
+                let column = samples.iter().map(|s| s.entries[index].into());
+                ((*family).to_owned(), column.collect())
+            })
+            .collect(),
+        attempts: by_signal(|a| a.all),
+        failed: by_signal(|a| a.failed),
+    }
+}
+
+fn episode(of: &Episode) -> snapshot::Episode {
+    let time = |at| humantime::format_rfc3339_seconds(at).to_string();
+    snapshot::Episode {
+        signal: of.kind.signal.to_owned(),
+        cause: of.kind.cause.to_owned(),
+        since: time(of.since),
+        last: time(of.last),
+        failed: of.whole.failed,
+        attempts: of.whole.all,
+        recent_failed: of.recent.failed,
+        recent_attempts: of.recent.all,
     }
 }
 
@@ -152,9 +209,29 @@ fn dead_endpoint(dead: &DeadEndpoint) -> snapshot::DeadEndpoint {
     }
 }
 
+/// The dead destinations that an owner calls, most attempts first.
+fn called(of: &Figures, dead: &[DeadEndpoint]) -> Vec<snapshot::DeadEndpoint> {
+    let mut called: Vec<_> = of
+        .dead_attempts
+        .iter()
+        .map(|(destination, attempts)| {
+            let known = dead
+                .iter()
+                .find(|dead| Some(&dead.destination) == destination.as_ref());
+            snapshot::DeadEndpoint {
+                destination: destination.clone().unwrap_or_else(other),
+                attempts: *attempts,
+                ..known.map(dead_endpoint).unwrap_or_default()
+            }
+        })
+        .collect();
+    called.sort_by_key(|dead| std::cmp::Reverse(dead.attempts));
+    called
+}
+
 impl Engine {
     fn total(&self, picture: &Picture) -> snapshot::Figures {
-        let mut total = self.figures(&picture.node, picture.dns_pending());
+        let mut total = self.figures(&picture.node, &[], picture.dns_pending());
         let failures = self.reasons.names_of_failures();
         total.drops = picture
             .drops
@@ -181,7 +258,7 @@ impl Engine {
             .collect()
     }
 
-    fn figures(&self, of: &Figures, pending: u64) -> snapshot::Figures {
+    fn figures(&self, of: &Figures, dead: &[DeadEndpoint], pending: u64) -> snapshot::Figures {
         let neighbour = FAMILY_NAMES
             .iter()
             .zip(&of.neigh)
@@ -245,32 +322,34 @@ impl Engine {
                 duration_sum_seconds: dns.duration_ns as f64 / 1e9,
                 p50_seconds: dns.quantile(0.5),
                 p99_seconds: dns.quantile(0.99),
+                buckets: if dns.answered() > 0 {
+                    dns.buckets.to_vec()
+                } else {
+                    Vec::new()
+                },
             },
-            tcp: snapshot::Tcp {
-                connects: tcp::Outcome::RESULTS
-                    .iter()
-                    .zip(of.tcp.results)
-                    .map(|(result, n)| (result.name().to_owned(), n))
-                    .collect(),
-                retransmits: of.tcp.retransmits,
-                resets: of.tcp.resets,
-                silent: of.tcp.silent,
-            },
+            connects: tcp::Outcome::RESULTS
+                .iter()
+                .zip(of.tcp.results)
+                .filter(|_| of.tcp.ended() > 0)
+                .map(|(result, n)| (result.name().to_owned(), n))
+                .collect(),
+            retransmits: of.tcp.retransmits,
+            resets: of.tcp.resets,
+            silent: of.tcp.silent,
             drops: of
                 .drops
                 .iter()
                 .map(|(reason, n)| (self.reasons.name(*reason), *n))
                 .collect(),
-            receive_drops: of
+            receive_drops: of.receive_drops.values().sum(),
+            receive_drops_by_port: of
                 .receive_drops
                 .iter()
                 .map(|(port, n)| (port.map_or_else(other, |port| port.to_string()), *n))
                 .collect(),
-            dead_endpoint_attempts: of
-                .dead_attempts
-                .iter()
-                .map(|(destination, n)| (destination.clone().unwrap_or_else(other), *n))
-                .collect(),
+            dead_endpoints: called(of, dead),
+            episodes: of.episodes.iter().map(episode).collect(),
             failure_ratio,
         }
     }

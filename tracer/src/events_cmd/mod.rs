@@ -11,6 +11,8 @@ use crate::client::{Client, Lines};
 use crate::config::{EventsConfig, Kind, OutputFormat, PodName};
 use crate::output::{Output, Signals, printable};
 
+pub(crate) use text::sentence;
+
 /// Why the stream ended without an error.
 #[derive(PartialEq, Eq)]
 enum End {

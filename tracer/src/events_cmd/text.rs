@@ -10,14 +10,7 @@ use crate::output::{printable, seconds};
 /// Time, kind and pod in columns, then a sentence, then the process where one is known.
 pub(super) fn line(event: &Value) -> String {
     let kind = event["kind"].as_str().unwrap_or("?");
-    let sentence = match kind {
-        "neighbour_overflow" => overflow(event),
-        "neighbour_pressure" => pressure(event),
-        "dns_failure" => dns(event),
-        "drop" => drop(event),
-        "connect_failure" => connect(event),
-        _ => unknown(event),
-    };
+    let sentence = told(event);
     let pod = &event["pod"];
     let pod = format!("{}/{}", word(&pod["namespace"]), word(&pod["name"]));
     let text = format!(
@@ -26,6 +19,22 @@ pub(super) fn line(event: &Value) -> String {
         process(event)
     );
     printable(&text).into_owned()
+}
+
+/// What an event says of its own, for people.
+pub(crate) fn sentence(event: &Value) -> String {
+    printable(&told(event)).into_owned()
+}
+
+fn told(event: &Value) -> String {
+    match event["kind"].as_str().unwrap_or_default() {
+        "neighbour_overflow" => overflow(event),
+        "neighbour_pressure" => pressure(event),
+        "dns_failure" => dns(event),
+        "drop" => drop(event),
+        "connect_failure" => connect(event),
+        _ => unknown(event),
+    }
 }
 
 /// The agent's time in milliseconds, so that the columns stay straight.

@@ -166,9 +166,13 @@ fn failed(error: &anyhow::Error) -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
 }
 
+const NDJSON: &str = "application/x-ndjson";
+
 #[derive(Deserialize)]
 struct EventsQuery {
     since: Option<String>,
+    /// `false`: the held ones, then the end.
+    follow: Option<bool>,
 }
 
 async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQuery>) -> Response {
@@ -188,6 +192,9 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
         .into_iter()
         .map(|line| with_newline(&line))
         .collect::<String>();
+    if query.follow == Some(false) {
+        return ([(header::CONTENT_TYPE, NDJSON)], first).into_response();
+    }
     let stop = engine.stopping();
     let stream = futures_util::stream::unfold(
         (Some(first), receiver, stop, engine.node().to_owned()),
@@ -207,11 +214,7 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
             Some((Ok(text), (None, receiver, stop, node)))
         },
     );
-    (
-        [(header::CONTENT_TYPE, "application/x-ndjson")],
-        Body::from_stream(stream),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(stream)).into_response()
 }
 
 fn with_newline(line: &str) -> String {

@@ -22,6 +22,9 @@ pub struct Snapshot {
     pub tables: Vec<Table>,
     /// Connection tracking in the host's namespace; `None` where the kernel has none.
     pub conntrack: Option<Conntrack>,
+    /// The node's last ten minutes.
+    #[serde(default)]
+    pub history: History,
     /// The hooks.
     pub hooks: Vec<Hook>,
     /// The pod sources.
@@ -38,6 +41,42 @@ pub struct Snapshot {
     pub unattributed_pending: BTreeMap<String, u64>,
     /// One for each pod, and for what is no pod.
     pub pods: Vec<Pod>,
+}
+
+/// The node's last ten minutes in steps, oldest first; the last step is not over yet.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// Length of a step, seconds.
+    pub step_seconds: u64,
+    /// Most neighbour entries seen in the step, by family.
+    pub entries: BTreeMap<String, Vec<u64>>,
+    /// Attempts that ended in the step, by signal (`dns`, `neighbour`, `connect`).
+    pub attempts: BTreeMap<String, Vec<u64>>,
+    /// Of those, the failed ones.
+    pub failed: BTreeMap<String, Vec<u64>>,
+}
+
+/// Failures of one kind without a gap of five minutes: the last such row, which may be over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Episode {
+    /// `dns`, `neighbour`, `connect`, `served`, `receive`.
+    pub signal: String,
+    /// What killed: of `dns` a cause, of `connect` a result, of `neighbour` `ipv4_table_full`,
+    /// `ipv6_table_full`, `ipv4_recreated`, `ipv6_recreated` (thrown out, and asked for again within
+    /// 10 s), of `served` `unanswered`, of `receive` `socket_buffer_full`.
+    pub cause: String,
+    /// The first failure, to the second, RFC 3339, UTC.
+    pub since: String,
+    /// The last failure, likewise.
+    pub last: String,
+    /// Failed since then for this cause.
+    pub failed: u64,
+    /// All attempts of the signal since then.
+    pub attempts: u64,
+    /// Failed for this cause within the window of the ratios.
+    pub recent_failed: u64,
+    /// All attempts of the signal within that window.
+    pub recent_attempts: u64,
 }
 
 /// One neighbour table.
@@ -136,37 +175,37 @@ pub struct Figures {
     pub neighbour: BTreeMap<String, Neighbour>,
     /// Lookups.
     pub dns: Dns,
-    /// Connections.
-    #[serde(default)]
-    pub tcp: Tcp,
-    /// Packets dropped for a reason that means failure, by the kernel's name; only reasons that
-    /// occurred.
-    #[serde(default)]
-    pub drops: BTreeMap<String, u64>,
-    /// Datagrams lost in full receive buffers, by port: the node's busiest 20, else `(other)`. Not of
-    /// the node.
-    #[serde(default)]
-    pub receive_drops: BTreeMap<String, u64>,
-    /// Failed attempts to destinations that answer nobody, by `ip:port`: the node's busiest 100, else
-    /// `(other)`. Not of the node.
-    #[serde(default)]
-    pub dead_endpoint_attempts: BTreeMap<String, u64>,
     /// Failures ÷ attempts over the window, by signal (`dns`, `neighbour`, `connect`); none without
     /// attempts.
     pub failure_ratio: BTreeMap<String, f64>,
-}
-
-/// TCP connections.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Tcp {
-    /// Attempts ended, by result; all results present.
+    /// TCP connection attempts that ended, by result; empty without any.
+    #[serde(default)]
     pub connects: BTreeMap<String, u64>,
-    /// Segments sent again on established connections.
-    pub retransmits: u64,
-    /// Established connections that the other end reset.
+    /// Established connections that the peer reset.
+    #[serde(default)]
     pub resets: u64,
+    /// TCP segments sent again on established connections.
+    #[serde(default)]
+    pub retransmits: u64,
     /// Times that the other end of an established connection fell silent.
+    #[serde(default)]
     pub silent: u64,
+    /// Packets dropped for a reason that means failure, by the kernel's name; those above 0.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// Destinations that answer nobody, most attempts first; the busiest 100 of the node, the rest and
+    /// those that answer again as `(other)`. Not of the node's total.
+    #[serde(default)]
+    pub dead_endpoints: Vec<DeadEndpoint>,
+    /// Datagrams lost in a full receive buffer; not of the node's total.
+    #[serde(default)]
+    pub receive_drops: u64,
+    /// The same by port: the node's busiest 20, the rest as `(other)`.
+    #[serde(default)]
+    pub receive_drops_by_port: BTreeMap<String, u64>,
+    /// What has failed since counting began, and since when.
+    #[serde(default)]
+    pub episodes: Vec<Episode>,
 }
 
 /// A destination that answers nobody.
@@ -174,14 +213,17 @@ pub struct Tcp {
 pub struct DeadEndpoint {
     /// `ip:port`.
     pub destination: String,
+    /// Failed attempts: of the pod since counting began, or of all since `since`.
+    pub attempts: u64,
     /// `NS/NAME` of the pod of this node that had the address last, or has it.
+    #[serde(default)]
     pub last_owner: Option<String>,
     /// Since when that pod is gone, RFC 3339, UTC; `None`: it is not, or nobody is known.
+    #[serde(default)]
     pub owner_gone_since: Option<String>,
-    /// The first of the failed attempts, RFC 3339, UTC.
+    /// The first failed attempt since it answered last, RFC 3339, UTC; empty for `(other)`.
+    #[serde(default)]
     pub since: String,
-    /// Failed attempts since then, of all pods.
-    pub attempts: u64,
 }
 
 /// Failures towards one peer.
@@ -250,4 +292,8 @@ pub struct Dns {
     pub p50_seconds: Option<f64>,
     /// 99th percentile, likewise.
     pub p99_seconds: Option<f64>,
+    /// Answered lookups by duration: up to 0.5 ms, 1, 2.5, 5, 10, 25, 50, 100, 250, 500 ms, 1 s,
+    /// 2.5, 5 s, and longer; empty without answers.
+    #[serde(default)]
+    pub buckets: Vec<u64>,
 }

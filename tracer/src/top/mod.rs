@@ -1,54 +1,30 @@
 //! `tracer top`: what fails now, a row for each pod. Two snapshots one interval apart make a table
-//! ([`table`]), a table makes text ([`text`]); where the snapshots come from is a [`Source`].
+//! ([`table`]); a table makes text ([`text`]) for scripts, or the live view ([`live`]) on a terminal.
+//! Where the snapshots come from is a [`Source`].
 
+mod columns;
+mod live;
+mod source;
 mod table;
 mod text;
 
-use std::sync::Arc;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-pub use table::{Column, Row, rows};
+pub use columns::Column;
+use source::Agent;
+pub use source::{Source, Stream};
+pub use table::{Row, rows};
 
 use crate::client::Client;
 use crate::config::{Config, TopConfig};
-use crate::engine::Engine;
 use crate::export::snapshot::Snapshot;
 use crate::output::{Output, Signals};
 
-/// Where snapshots come from.
-pub trait Source {
-    /// What is known now.
-    fn snapshot(&mut self) -> impl Future<Output = anyhow::Result<Snapshot>>;
-    /// Undoes what making the source did to the node.
-    fn stop(self) -> impl Future<Output = ()>;
-}
-
-/// An agent's API.
-struct Agent(Client);
-
-impl Source for Agent {
-    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
-        Ok(self.0.get_json("/api/v1/snapshot").await?)
-    }
-
-    async fn stop(self) {}
-}
-
-/// The engine in this process.
-impl Source for Arc<Engine> {
-    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
-        self.snapshot_now()
-    }
-
-    async fn stop(self) {
-        Engine::stop(self).await;
-    }
-}
-
-/// Prints tables to standard output, of the agent, or of what `trace` starts in this process where
+/// Shows the live view on a terminal, else prints tables, of the agent, or of what `trace` starts in this process where
 /// no agent answers at the default address and the user is root.
 pub async fn run<S: Source>(
     config: TopConfig,
@@ -63,7 +39,7 @@ pub async fn run<S: Source>(
         () = signals.recv() => return Ok(()),
     };
     match answer {
-        Ok(_) => watch(&config, Agent(client), output, &mut signals).await,
+        Ok(_) => show(&config, Agent(client), output, &mut signals).await,
         Err(e) if e.nobody_listens() && config.agent.is_none() => {
             if !rustix::process::geteuid().is_root() {
                 return Err(anyhow!(
@@ -74,10 +50,28 @@ pub async fn run<S: Source>(
             let source = trace(&config.trace)
                 .await
                 .context("cannot trace in this process")?;
-            watch(&config, source, output, &mut signals).await
+            show(&config, source, output, &mut signals).await
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// The live view where somebody looks, tables where something reads.
+async fn show(
+    config: &TopConfig,
+    source: impl Source,
+    output: Output,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    let somebody_looks = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    if config.once || dumb || !somebody_looks {
+        return watch(config, source, output, signals).await;
+    }
+    drop(output);
+    let result = live::run(config, &source, signals).await;
+    source.stop().await;
+    result
 }
 
 /// Prints until a signal or a reader that has gone, or once; stops the source in any case.
@@ -131,15 +125,19 @@ fn one_table(before: &Snapshot, after: &Snapshot, interval: Duration, sort: Colu
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::config::File;
 
+    #[derive(Clone)]
     struct Fake {
         asked: u64,
-        stopped: std::rc::Rc<std::cell::Cell<bool>>,
+        stopped: Arc<AtomicBool>,
     }
 
     impl Source for Fake {
@@ -155,7 +153,15 @@ mod tests {
         }
 
         async fn stop(self) {
-            self.stopped.set(true);
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+
+        async fn events(&mut self, _since: Duration) -> anyhow::Result<Stream> {
+            Err(anyhow!("no events"))
+        }
+
+        fn in_process(&self) -> bool {
+            true
         }
     }
 
@@ -165,15 +171,15 @@ mod tests {
             panic!("not top");
         };
         let config = TopConfig::new(&args, &File::default()).unwrap();
-        let stopped = std::rc::Rc::default();
+        let stopped = Arc::<AtomicBool>::default();
         let file = tempfile::NamedTempFile::new().unwrap();
         let source = Fake {
             asked: 0,
-            stopped: std::rc::Rc::clone(&stopped),
+            stopped: Arc::clone(&stopped),
         };
         let output = Output::to(file.reopen().unwrap()).unwrap();
         let result = watch(&config, source, output, &mut Signals::new().unwrap()).await;
-        assert!(stopped.get());
+        assert!(stopped.load(Ordering::Relaxed));
         (result, std::fs::read_to_string(file.path()).unwrap())
     }
 

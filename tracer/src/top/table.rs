@@ -1,10 +1,10 @@
 //! Two snapshots become rows. No drawing here, and no clock.
 
-use std::cmp::Ordering;
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::time::Duration;
 
+use super::columns::Column;
 use crate::export::snapshot::{Figures, Snapshot};
 
 /// What one pod did in the interval, and since counting began.
@@ -38,6 +38,30 @@ pub struct Row {
     pub failures_total: u64,
     /// Neighbour entries refused for a full table since counting began.
     pub overflows_total: u64,
+    /// Packets dropped for a reason that means failure, or in a full receive buffer, a second.
+    pub drops: f64,
+    /// Failed TCP connects ÷ all over the agent's window; none without any.
+    pub connect_failed_ratio: Option<f64>,
+    /// TCP segments sent again, a second.
+    pub retransmits: f64,
+    /// Since when something fails that still does, RFC 3339, UTC.
+    pub since: Option<String>,
+}
+
+impl Row {
+    /// Does anything fail, now or within the agent's window?
+    pub fn is_failing(&self) -> bool {
+        let some = |ratio: Option<f64>| ratio.is_some_and(|r| r > 0.0);
+        self.since.is_some()
+            || self.failures + self.overflows + self.drops > 0.0
+            || some(self.failed_ratio)
+            || some(self.connect_failed_ratio)
+    }
+
+    /// `NS/POD`.
+    pub fn key(&self) -> (&str, &str) {
+        (&self.namespace, &self.pod)
+    }
 }
 
 /// The row of the whole node, pods that are gone included; it has no name.
@@ -71,12 +95,24 @@ pub fn rows(before: &Snapshot, after: &Snapshot, interval: Duration, sort: Colum
             }
         })
         .collect();
-    rows.sort_by(|a, b| {
-        sort.compare(a, b)
-            .then_with(|| Column::Worst.compare(a, b))
-            .then_with(|| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)))
-    });
+    sort_rows(&mut rows, sort, false);
     rows
+}
+
+/// By the column, or against it; then the worst first, then by name.
+pub(super) fn sort_rows<R: Borrow<Row>>(rows: &mut [R], sort: Column, reverse: bool) {
+    rows.sort_by(|a, b| {
+        let (a, b) = (a.borrow(), b.borrow());
+        let by_column = sort.compare(a, b);
+        let by_column = if reverse {
+            by_column.reverse()
+        } else {
+            by_column
+        };
+        by_column
+            .then_with(|| Column::Worst.compare(a, b))
+            .then_with(|| a.key().cmp(&b.key()))
+    });
 }
 
 /// Where the agent began to count anew in between, the old figures say nothing of the interval.
@@ -114,7 +150,21 @@ fn row(old: &Figures, new: &Figures, interval: Duration) -> Row {
         overflows: rate(overflows),
         failures_total: failures(new),
         overflows_total: overflows(new),
+        drops: rate(drops),
+        connect_failed_ratio: new.failure_ratio.get("connect").copied(),
+        retransmits: rate(|f| f.retransmits),
+        since: since(new),
     }
+}
+
+fn drops(figures: &Figures) -> u64 {
+    figures.drops.values().sum::<u64>() + figures.receive_drops
+}
+
+/// The first failure of what goes on longest.
+fn since(figures: &Figures) -> Option<String> {
+    let active = figures.episodes.iter().filter(|e| e.recent_failed > 0);
+    active.map(|e| e.since.clone()).min()
 }
 
 /// Every failed lookup has one cause.
@@ -136,103 +186,6 @@ fn main_cause(old: &Figures, new: &Figures) -> Option<String> {
     };
     let grown = |c: &str, n: u64| n.saturating_sub(old.dns.causes.get(c).copied().unwrap_or(0));
     most(&grown).or_else(|| most(&|_, n| n))
-}
-
-/// A column of the table, or the order in which the worst comes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Column {
-    /// Most failures now, then most failures ever.
-    #[default]
-    Worst,
-    /// Kubernetes namespace.
-    Namespace,
-    /// Pod.
-    Pod,
-    /// Lookups a second.
-    Lookups,
-    /// Failed share of the lookups.
-    Failed,
-    /// Timeouts a second.
-    Timeouts,
-    /// Median of the answered lookups.
-    P50,
-    /// 99th percentile.
-    P99,
-    /// Main cause.
-    Cause,
-    /// Neighbour entries in the tables now.
-    Entries,
-    /// Neighbour entries asked for, a second.
-    Creates,
-    /// Overflows a second.
-    Overflows,
-    /// Failed lookups since counting began.
-    FailuresTotal,
-    /// Overflows since counting began.
-    OverflowsTotal,
-}
-
-impl Column {
-    /// In the order of the table, with [`Column::Worst`] before them.
-    pub const ALL: [(Self, &str); 14] = [
-        (Self::Worst, "worst"),
-        (Self::Namespace, "namespace"),
-        (Self::Pod, "pod"),
-        (Self::Lookups, "lookups/s"),
-        (Self::Failed, "failed%"),
-        (Self::Timeouts, "timeouts/s"),
-        (Self::P50, "p50"),
-        (Self::P99, "p99"),
-        (Self::Cause, "main-cause"),
-        (Self::Entries, "neigh-entries"),
-        (Self::Creates, "neigh-creates/s"),
-        (Self::Overflows, "overflows/s"),
-        (Self::FailuresTotal, "failures"),
-        (Self::OverflowsTotal, "overflows"),
-    ];
-
-    /// Names rise, figures fall: what matters stands above.
-    fn compare(self, a: &Row, b: &Row) -> Ordering {
-        let falling = |figure: fn(&Row) -> f64| figure(b).total_cmp(&figure(a));
-        // What has no figure stands below every figure.
-        let optional = |figure: fn(&Row) -> Option<f64>| {
-            let value = |row| figure(row).unwrap_or(f64::NEG_INFINITY);
-            value(b).total_cmp(&value(a))
-        };
-        match self {
-            Self::Worst => falling(|r| r.failures + r.overflows)
-                .then_with(|| falling(|r| (r.failures_total + r.overflows_total) as f64))
-                .then_with(|| falling(|r| r.lookups + r.creates)),
-            Self::Namespace => a.namespace.cmp(&b.namespace),
-            Self::Pod => a.pod.cmp(&b.pod),
-            Self::Lookups => falling(|r| r.lookups),
-            Self::Failed => optional(|r| r.failed_ratio),
-            Self::Timeouts => falling(|r| r.timeouts),
-            Self::P50 => optional(|r| r.p50),
-            Self::P99 => optional(|r| r.p99),
-            Self::Cause => {
-                let key = |row: &Row| (row.cause.is_none(), row.cause.clone());
-                key(a).cmp(&key(b))
-            }
-            Self::Entries => b.entries.cmp(&a.entries),
-            Self::Creates => falling(|r| r.creates),
-            Self::Overflows => falling(|r| r.overflows),
-            Self::FailuresTotal => b.failures_total.cmp(&a.failures_total),
-            Self::OverflowsTotal => b.overflows_total.cmp(&a.overflows_total),
-        }
-    }
-}
-
-impl FromStr for Column {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let matches = |(_, name): &&(Self, &str)| name.eq_ignore_ascii_case(s);
-        Self::ALL.iter().find(matches).map(|c| c.0).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|c| c.1).collect();
-            format!("no such column; the columns are {}", names.join(", "))
-        })
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::table::{Column, Row};
+use super::columns::Column;
+use super::table::Row;
 use crate::export::snapshot::{Hook, Snapshot, Table};
 use crate::output::{printable, seconds};
 
@@ -135,11 +136,15 @@ fn cell(row: &Row, column: Column) -> String {
         Column::Overflows => figure(row.overflows),
         Column::FailuresTotal => row.failures_total.to_string(),
         Column::OverflowsTotal => row.overflows_total.to_string(),
+        Column::Drops => figure(row.drops),
+        Column::ConnectFailed => percent(row.connect_failed_ratio),
+        Column::Retransmits => figure(row.retransmits),
+        Column::Since => printable(row.since.as_deref().unwrap_or("-")).into_owned(),
     }
 }
 
 /// A rate: whole where it is large.
-fn figure(rate: f64) -> String {
+pub(super) fn figure(rate: f64) -> String {
     match rate {
         r if r <= 0.0 => "0".into(),
         r if r < 100.0 => format!("{r:.1}"),
@@ -148,7 +153,7 @@ fn figure(rate: f64) -> String {
 }
 
 /// A few in a million must not look like none, nor almost all like all.
-fn percent(ratio: Option<f64>) -> String {
+pub(super) fn percent(ratio: Option<f64>) -> String {
     match ratio {
         None => "-".into(),
         Some(r) if r <= 0.0 => "0".into(),
@@ -174,6 +179,7 @@ mod tests {
             p99: Some(0.25),
             cause: Some("neighbour_table_full".into()),
             overflows_total: 170,
+            since: Some("2026-01-01T00:00:09Z".into()),
             ..Row::default()
         }
     }
@@ -225,11 +231,11 @@ event details lost in a full ring: dns 12
 waiting for a pod's name: dns 3
 pod source file does not answer: no such file
 NAMESPACE  POD   LOOKUPS/S  FAILED%  TIMEOUTS/S     P50    P99  MAIN-CAUSE            \
-            NEIGH-ENTRIES  NEIGH-CREATES/S  OVERFLOWS/S  FAILURES  OVERFLOWS
+            NEIGH-ENTRIES  NEIGH-CREATES/S  OVERFLOWS/S  FAILURES  OVERFLOWS  DROPS/S  CONNECT-FAILED%  RETRANSMITS/S                 SINCE
 shop       cart        120     25.0        30.0  0.70ms  250ms  neighbour_table_full\
-            \x20             0                0            0         0        170
+            \x20             0                0            0         0        170        0                -              0  2026-01-01T00:00:09Z
                          0        -           0       -      -  -\
-            \x20                                0                0            0         0          0
+            \x20                                0                0            0         0          0        0                -              0                     -
 ";
         assert_eq!(text(&snapshot, &rows[0], &rows), expected);
     }

@@ -1,0 +1,96 @@
+//! Where snapshots and events come from: an agent's API, or the engine in this process.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::client::{Client, Lines};
+use crate::engine::Engine;
+use crate::export::snapshot::Snapshot;
+
+/// Where snapshots come from. Copies ask the same agent or engine.
+pub trait Source: Clone + Send + Sync + 'static {
+    /// What is known now.
+    fn snapshot(&mut self) -> impl Future<Output = anyhow::Result<Snapshot>> + Send;
+    /// The failures of so long, then the new ones.
+    fn events(&mut self, since: Duration) -> impl Future<Output = anyhow::Result<Stream>> + Send;
+    /// Undoes what making the source did to the node.
+    fn stop(self) -> impl Future<Output = ()> + Send;
+    /// Is it this process that traces?
+    fn in_process(&self) -> bool;
+}
+
+/// An agent's API.
+#[derive(Clone)]
+pub(super) struct Agent(pub Client);
+
+impl Source for Agent {
+    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
+        Ok(self.0.get_json("/api/v1/snapshot").await?)
+    }
+
+    async fn events(&mut self, since: Duration) -> anyhow::Result<Stream> {
+        let path = format!("/api/v1/events?since={}ms", since.as_millis());
+        Ok(Stream::Agent(self.0.stream_lines(&path).await?))
+    }
+
+    async fn stop(self) {}
+
+    fn in_process(&self) -> bool {
+        false
+    }
+}
+
+/// The engine in this process.
+impl Source for Arc<Engine> {
+    async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || engine.snapshot_now()).await?
+    }
+
+    async fn events(&mut self, since: Duration) -> anyhow::Result<Stream> {
+        let (past, new) = self.subscribe(Some(since));
+        Ok(Stream::Engine(past.into(), new))
+    }
+
+    async fn stop(self) {
+        Engine::stop(self).await;
+    }
+
+    fn in_process(&self) -> bool {
+        true
+    }
+}
+
+/// Events, one JSON object a line.
+pub enum Stream {
+    /// By an agent's API.
+    Agent(Lines),
+    /// By the engine in this process: those held, then new ones.
+    Engine(VecDeque<Arc<str>>, Receiver<Arc<str>>),
+}
+
+impl Stream {
+    /// The next line; `None` at the end. May be cancelled without loss.
+    pub async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Agent(lines) => Ok(lines.next().await?),
+            Self::Engine(past, new) => {
+                if let Some(line) = past.pop_front() {
+                    return Ok(Some(line.to_string()));
+                }
+                Ok(match new.recv().await {
+                    Ok(line) => Some(line.to_string()),
+                    // As the API says it.
+                    Err(RecvError::Lagged(count)) => {
+                        Some(serde_json::json!({"kind": "missed", "count": count}).to_string())
+                    }
+                    Err(RecvError::Closed) => None,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! TCP connections: destinations where nobody is, and other failures.
+
+use serde_json::json;
+
+use super::{Finding, Weight, figures, pod_flag, since, window};
+use crate::export::snapshot::{DeadEndpoint, Pod};
+use crate::why::evidence::{Facts, most_common};
+use crate::why::words::{count, counted, moment, name, share};
+
+/// Results of a connection attempt that failed, and what each means.
+const FAILED: [(&str, &str); 4] = [
+    ("refused", "are refused"),
+    ("timeout", "get no answer"),
+    ("unreachable", "find no way"),
+    ("other", "fail"),
+];
+/// Dead endpoints told in sentences; `top` and the snapshot show them all.
+const TOLD: usize = 3;
+
+/// Pods go on calling an address that answers nobody.
+pub(super) fn dead_endpoint(facts: &Facts) -> Vec<Finding> {
+    let pods = facts.snapshot.pods.iter().filter(|pod| {
+        facts
+            .pod
+            .is_none_or(|asked| (&asked.namespace, &asked.pod) == (&pod.namespace, &pod.pod))
+    });
+    // Its attempts are of all time: only what fails in the window too goes on.
+    let goes_on = pods.filter_map(|pod| {
+        let ratio = pod.figures.failure_ratio.get("connect").copied()?;
+        (ratio > 0.0).then_some((pod, ratio))
+    });
+    let mut found: Vec<Finding> = goes_on
+        .flat_map(|(pod, ratio)| {
+            let dead = pod.figures.dead_endpoints.iter().take(TOLD);
+            dead.filter(|dead| dead.attempts > 0 && dead.destination != "(other)")
+                .map(move |dead| call(facts, pod, dead, ratio))
+        })
+        .collect();
+    found.sort_by_key(|f| std::cmp::Reverse(f.figures["attempts"].as_u64()));
+    found.truncate(TOLD);
+    found
+}
+
+fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
+    let now = &facts.snapshot.time;
+    let gone = dead.owner_gone_since.as_deref();
+    let was = match (dead.last_owner.as_deref().filter(|o| !o.is_empty()), gone) {
+        (Some(owner), Some(since)) => {
+            format!(
+                "which was {owner} until {} and is nobody now",
+                moment(since, now)
+            )
+        }
+        (Some(owner), None) => format!("which was {owner} and answers nobody"),
+        (None, _) => "which answers nobody".to_owned(),
+    };
+    let unknown = dead.last_owner.is_none().then(|| {
+        format!(
+            "who had {} before: no pod of this node in the last hour",
+            dead.destination
+        )
+    });
+    Finding {
+        rule: "dead-endpoint",
+        weight: Weight::Elsewhere,
+        share: ratio,
+        sentence: format!(
+            "{} calls {}, {was}: {} failed so far",
+            name(pod),
+            dead.destination,
+            counted(dead.attempts, "attempt", "attempts"),
+        ),
+        since: dead.owner_gone_since.clone(),
+        figures: figures([
+            ("pod", json!(name(pod))),
+            ("destination", json!(dead.destination)),
+            ("attempts", json!(dead.attempts)),
+            ("last_owner", json!(dead.last_owner)),
+            ("owner_gone_since", json!(dead.owner_gone_since)),
+            ("connect_failure_ratio", json!(ratio)),
+        ]),
+        next: format!(
+            "tracer events --since 5m --kind connect_failure --pod {}",
+            name(pod)
+        ),
+        unknown,
+    }
+}
+
+/// Connection attempts fail, and no dead endpoint explains them.
+pub(super) fn connects_fail(facts: &Facts) -> Vec<Finding> {
+    if !dead_endpoint(facts).is_empty() {
+        return Vec::new();
+    }
+    let with_since = FAILED.into_iter().filter_map(|(result, means)| {
+        let episode = facts.active("connect", result)?;
+        let recent = facts.recent("connect_failure", result);
+        let towards = most_common(&recent, |f| f.towards.as_deref());
+        let to = towards.map_or_else(String::new, |(towards, _)| format!(" to {towards}"));
+        let of = facts
+            .pod
+            .map_or_else(String::new, |pod| format!(" of {}", name(pod)));
+        Some(finding(
+            facts,
+            super::ratio(episode.recent_failed, episode.recent_attempts),
+            format!(
+                "{} of the TCP connects{of}{to} ({} of {} {}) {means} {}",
+                share(episode.recent_failed, episode.recent_attempts),
+                count(episode.recent_failed),
+                count(episode.recent_attempts),
+                window(facts),
+                since(facts, episode),
+            ),
+            Some(episode.since.clone()),
+        ))
+    });
+    let found: Vec<Finding> = with_since.collect();
+    if !found.is_empty() {
+        return found;
+    }
+    // An agent that does not say since when still has the ratio of the window.
+    let ratio = facts.figures().failure_ratio.get("connect").copied();
+    let of = facts
+        .pod
+        .map_or_else(String::new, |pod| format!(" of {}", name(pod)));
+    ratio
+        .filter(|ratio| *ratio > 0.0)
+        .map(|ratio| {
+            let sentence = format!(
+                "{:.1} % of the TCP connects{of} fail {}",
+                100.0 * ratio,
+                window(facts)
+            );
+            finding(facts, ratio, sentence, None)
+        })
+        .into_iter()
+        .collect()
+}
+
+fn finding(facts: &Facts, ratio: f64, sentence: String, since: Option<String>) -> Finding {
+    Finding {
+        rule: "connects-fail",
+        weight: Weight::Elsewhere,
+        share: ratio,
+        sentence,
+        since,
+        figures: figures([
+            ("connect_failure_ratio", json!(ratio)),
+            ("connects", json!(facts.figures().connects)),
+        ]),
+        next: format!(
+            "tracer events --since 5m --kind connect_failure{}",
+            pod_flag(facts)
+        ),
+        unknown: Some("whether the far side is down or the way to it: look at its node".into()),
+    }
+}

@@ -1,0 +1,171 @@
+//! Lookups that fail for another reason than a full neighbour table.
+
+use serde_json::json;
+
+use super::{Finding, Weight, figures, pod_flag, ratio, since, window};
+use crate::export::snapshot::Episode;
+use crate::why::evidence::{Facts, Failure, most_common};
+use crate::why::words::{count, counted, name, share};
+
+/// Causes that lie on this node, what they mean, and the command that shows more.
+const HERE: [(&str, &str, &str); 5] = [
+    (
+        "netfilter",
+        "a netfilter rule on this node drops their packets",
+        "nft list ruleset",
+    ),
+    (
+        "socket_buffer_full",
+        "a full receive buffer on this node loses their packets: a process reads too slowly",
+        "ss -uamn",
+    ),
+    (
+        "neighbour_queue_full",
+        "too many packets wait here for one neighbour that does not answer",
+        "ip neigh show",
+    ),
+    (
+        "no_route",
+        "this node or the pod has no route to the server",
+        "ip route",
+    ),
+    (
+        "dropped",
+        "the kernel of this node drops their packets for a reason of its own",
+        "",
+    ),
+];
+
+/// Causes that lie elsewhere, or where nothing on this node is seen, and what cannot be known.
+const ELSEWHERE: [(&str, &str, &str); 4] = [
+    (
+        "server",
+        "the server answers with an error",
+        "why the server answers so: ask the server's own log",
+    ),
+    (
+        "no_answer",
+        "no answer came, and no packet of theirs was dropped on this node",
+        "whether query or answer was lost beyond this node, or the server is silent: look at the \
+         server's node",
+    ),
+    (
+        "port_unreachable",
+        "nobody listens at the server's port",
+        "why nobody listens there: look at the server's pod",
+    ),
+    (
+        "neighbour_unresolved",
+        "the next host on the way to the server does not answer ARP or neighbour discovery",
+        "whether that host is gone or cut off",
+    ),
+];
+
+/// Packets of lookups die on this node.
+pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
+    HERE.into_iter()
+        .filter_map(|(cause, means, next)| {
+            let episode = facts.active("dns", cause)?;
+            let reason = (cause == "dropped").then(|| drop_reason(facts)).flatten();
+            let next = if next.is_empty() {
+                events(facts)
+            } else {
+                next.into()
+            };
+            Some(Finding {
+                rule: "dns-killed-here",
+                weight: Weight::Node,
+                ..finding(
+                    facts,
+                    episode,
+                    &format!("{means}{}", reason.unwrap_or_default()),
+                    next,
+                )
+            })
+        })
+        .collect()
+}
+
+/// Lookups fail, and nothing on this node is seen to be the cause.
+pub(super) fn killed_elsewhere(facts: &Facts) -> Vec<Finding> {
+    ELSEWHERE
+        .into_iter()
+        .filter_map(|(cause, means, unknown)| {
+            let episode = facts.active("dns", cause)?;
+            Some(Finding {
+                rule: "dns-killed-elsewhere",
+                weight: Weight::Elsewhere,
+                unknown: Some(unknown.to_owned()),
+                ..finding(facts, episode, means, events(facts))
+            })
+        })
+        .collect()
+}
+
+fn finding(facts: &Facts, episode: &Episode, means: &str, next: String) -> Finding {
+    let recent = facts.recent("dns_failure", &episode.cause);
+    let server = common(&recent, |f| f.towards.as_deref());
+    let asked = common(&recent, |f| f.name.as_deref());
+    let pods = facts.suffering("dns", &episode.cause);
+    let whose = match (facts.pod, &pods[..]) {
+        (Some(pod), _) => format!(" of {}", name(pod)),
+        (None, [(pod, _)]) => format!(" of {}", name(pod)),
+        (None, []) => String::new(),
+        (None, many) => format!(" of {}", counted(many.len() as u64, "pod", "pods")),
+    };
+    let at = server.map_or_else(String::new, |(server, _)| format!(" at {server}"));
+    let mainly = asked.map_or_else(String::new, |(asked, n)| {
+        format!(", {} of {} recorded for {asked}", n, recent.len())
+    });
+    Finding {
+        rule: "",
+        weight: Weight::Elsewhere,
+        share: ratio(episode.recent_failed, episode.recent_attempts),
+        sentence: format!(
+            "{} of the lookups{whose} ({} of {} {}{mainly}) fail{at} {}: {means}",
+            share(episode.recent_failed, episode.recent_attempts),
+            count(episode.recent_failed),
+            count(episode.recent_attempts),
+            window(facts),
+            since(facts, episode),
+        ),
+        since: Some(episode.since.clone()),
+        figures: figures([
+            ("cause", json!(episode.cause)),
+            ("lookups_failed", json!(episode.recent_failed)),
+            ("lookups", json!(episode.recent_attempts)),
+            ("pods", json!(pods.len())),
+            ("server", json!(server.map(|(server, _)| server))),
+            ("server_failures_recorded", json!(server.map(|(_, n)| n))),
+            ("name", json!(asked.map(|(asked, _)| asked))),
+            ("failures_recorded", json!(recent.len())),
+        ]),
+        next,
+        unknown: None,
+    }
+}
+
+/// What most of the recorded failures share; one failure shares nothing with anybody.
+fn common<'a>(
+    recent: &[&'a Failure],
+    part: impl Fn(&'a Failure) -> Option<&'a str>,
+) -> Option<(&'a str, usize)> {
+    most_common(recent, part)
+}
+
+/// The kernel's word for it, from the events.
+fn drop_reason(facts: &Facts) -> Option<String> {
+    let recent = facts.recent("dns_failure", "dropped");
+    let reason = recent.iter().rev().find_map(|f| {
+        let (_, rest) = f.sentence.rsplit_once('(')?;
+        rest.strip_suffix(')')
+    })?;
+    Some(format!(" ({reason})"))
+}
+
+fn events(facts: &Facts) -> String {
+    format!(
+        "tracer events --since 5m --kind dns_failure{}",
+        pod_flag(facts)
+    )
+}
