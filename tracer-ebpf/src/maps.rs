@@ -158,6 +158,10 @@ pub static TCP_NODE: PerCpuArray<tcp::Counts> = PerCpuArray::with_max_entries(1,
 pub static CONNECTING: HashMap<u64, tcp::Connecting> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
+/// What the first of a pair of programs has counted, by socket and packet.
+#[map]
+pub static TURNS: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(8192, 0);
+
 /// Connections to `--silent-port`, by the address of their `struct sock`.
 #[map]
 pub static TALKING: HashMap<u64, tcp::Talking> =

@@ -29,7 +29,7 @@ use tracer_common::{
 use crate::{
     dns::cgroup_id,
     layout::*,
-    maps::{CONNECTING, TALKING},
+    maps::{CONNECTING, TALKING, TURNS},
     peer, ring,
     util::{add, read},
 };
@@ -55,14 +55,68 @@ const ECONNREFUSED: u32 = 111;
 const EHOSTDOWN: u32 = 112;
 const EHOSTUNREACH: u32 = 113;
 
-#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-pub fn tcp_state(ctx: RawTracePointContext) -> i32 {
-    let _ = try_state(ctx.arg(0), ctx.arg(1), ctx.arg(2)); // what cannot be read is no connection
-    0
+/// Marks an error in [`Connecting::error`] that does not end the attempt.
+const SOFT: u32 = 1 << 31;
+
+/// Within this time after its beginning, an attempt of the same socket is the same. Nanoseconds: a
+/// pair of programs is done in a few microseconds; sockets are not closed and reused as fast.
+const SAME_NS: u64 = 20_000;
+
+/// Two of each: since 6.1 the kernel keeps a program from running on a CPU where it is at work already
+/// (`bpf_prog.active`), and a softirq may interrupt a task in the midst of one. The first of a pair
+/// does the work and leaves a note; the second, which runs right after it, does what the first was kept
+/// from. Softirqs do not interrupt each other, so one of the two always runs.
+macro_rules! pair {
+    ($first:ident, $second:ident, $tracepoint:literal, $body:path) => {
+        #[raw_tracepoint(tracepoint = $tracepoint)]
+        pub fn $first(ctx: RawTracePointContext) -> i32 {
+            let _ = $body(&ctx, Turn::First); // what cannot be read is no connection
+            0
+        }
+
+        #[raw_tracepoint(tracepoint = $tracepoint)]
+        pub fn $second(ctx: RawTracePointContext) -> i32 {
+            let _ = $body(&ctx, Turn::Second); // as above
+            0
+        }
+    };
+}
+
+pair!(tcp_state, tcp_state_again, "inet_sock_set_state", try_state);
+pair!(tcp_reset, tcp_reset_again, "tcp_receive_reset", try_reset);
+pair!(
+    tcp_retransmit,
+    tcp_retransmit_again,
+    "tcp_retransmit_skb",
+    try_retransmit
+);
+
+/// Which of a pair runs.
+#[derive(Clone, Copy)]
+enum Turn {
+    First,
+    Second,
+}
+
+impl Turn {
+    /// Is it this one's turn to count what the key stands for?
+    #[inline(always)]
+    fn counts(self, a: u64, b: u64) -> bool {
+        let key = [a, b];
+        match self {
+            Self::First => {
+                // Full: the least recently used goes, whose second has long run.
+                let _ = TURNS.insert(key, 1, BPF_ANY as u64);
+                true
+            }
+            Self::Second => TURNS.remove(key).is_err(),
+        }
+    }
 }
 
 #[inline(always)]
-fn try_state(sk: u64, old: u32, new: u32) -> Option<()> {
+fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
+    let (sk, old, new): (u64, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     if read::<u16>(sk, OFF_SOCK_PROTOCOL.load())? != IPPROTO_TCP {
         return None;
     }
@@ -73,13 +127,20 @@ fn try_state(sk: u64, old: u32, new: u32) -> Option<()> {
         }
         // Both ends connected at the same moment (RFC 9293 3.5): not over yet.
         (SYN_SENT, SYN_RECV) => None,
-        (SYN_SENT, _) => end(sk, new, CONNECTING.get_ptr(sk).map(|c| unsafe { *c })),
-        (SYN_RECV, _) => {
+        (SYN_SENT | SYN_RECV, _) => {
             // SAFETY: a map's value; entries outlive the program's RCU section.
-            let connecting = CONNECTING.get_ptr(sk).map(|c| unsafe { *c })?; // else a server's
-            end(sk, new, Some(connecting))
+            let connecting = CONNECTING.get_ptr(sk).map(|c| unsafe { *c });
+            if connecting.is_some() {
+                // Whoever removes it counts it.
+                CONNECTING.remove(sk).ok()?;
+                add(&mut count::node()?.over, 1);
+            } else if old == SYN_RECV || matches!(turn, Turn::Second) {
+                return None; // a server's side; or the first of the pair has counted it
+            }
+            // None: begun before the hook was, or the map was full.
+            end(sk, new, connecting.unwrap_or_default())
         }
-        (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => close(sk),
+        (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => close(sk, turn),
         _ => None,
     }
 }
@@ -93,16 +154,26 @@ fn begin(sk: u64) -> u64 {
 
 #[inline(always)]
 fn try_begin(sk: u64) -> Option<()> {
-    // connect() runs in the context of the process that asks.
     // SAFETY: the helpers have no precondition.
     let (task, now_ns) = unsafe { (bpf_get_current_task(), bpf_ktime_get_ns()) };
+    if let Some(connecting) = CONNECTING.get_ptr(sk) {
+        // SAFETY: a map's value.
+        let started_ns = unsafe { (*connecting).started_ns };
+        if now_ns.wrapping_sub(started_ns) < SAME_NS {
+            return None; // the first of the pair has made it
+        }
+        // Its socket's end was not seen, as before the second of the pair was attached.
+        CONNECTING.remove(sk).ok()?;
+        add(&mut count::node()?.over, 1);
+    }
+    // connect() runs in the context of the process that asks.
     let connecting = Connecting {
         started_ns: now_ns,
         pid: read(task, OFF_TASK_TGID.load()).unwrap_or_default(),
         error: 0,
         comm: read(task, OFF_TASK_COMM.load()).unwrap_or_default(),
     };
-    if CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
+    if CONNECTING.insert(sk, connecting, NEW).is_err() {
         // The end is counted all the same; who asked and since when is not known then.
         ring::count_full(ClientMap::Connecting);
         return None;
@@ -113,12 +184,7 @@ fn try_begin(sk: u64) -> Option<()> {
 
 /// An attempt is over.
 #[inline(always)]
-fn end(sk: u64, state: u32, connecting: Option<Connecting>) -> Option<()> {
-    // Not there: begun before the hook was, or the map was full.
-    if CONNECTING.remove(sk).is_ok() {
-        add(&mut count::node()?.over, 1);
-    }
-    let connecting = connecting.unwrap_or_default();
+fn end(sk: u64, state: u32, connecting: Connecting) -> Option<()> {
     let outcome = if state == ESTABLISHED {
         Outcome::Established
     } else {
@@ -133,7 +199,10 @@ fn end(sk: u64, state: u32, connecting: Option<Connecting>) -> Option<()> {
 fn why(sk: u64, connecting: &Connecting) -> Outcome {
     let error = match read::<u32>(sk, OFF_SOCK_ERR.load()) {
         Some(error) if error != 0 => error,
-        _ => connecting.error, // the application has taken it
+        _ if connecting.error & SOFT == 0 => connecting.error, // the application has taken it
+        // Whoever polls takes the soft error and gives up; whoever blocks never hears of it.
+        _ if read::<u32>(sk, OFF_SOCK_ERR_SOFT.load()) == Some(0) => connecting.error & !SOFT,
+        _ => 0,
     };
     match error {
         ECONNREFUSED => Outcome::Refused,
@@ -142,14 +211,20 @@ fn why(sk: u64, connecting: &Connecting) -> Outcome {
             Outcome::Unreachable
         }
         // The application gave up; or nothing could be sent at all, for want of a port.
-        0 if read::<u32>(sk, OFF_TCP_SOCK_SEGS_OUT.load()).unwrap_or(1) > 0 => Outcome::Timeout,
+        0 if has_sent(sk) => Outcome::Timeout,
         _ => Outcome::Other,
     }
 }
 
+/// Has a SYN left? Where not, the other end has nothing to do with it.
+#[inline(always)]
+fn has_sent(sk: u64) -> bool {
+    read::<u32>(sk, OFF_TCP_SOCK_SEGS_OUT.load()).unwrap_or(1) > 0
+}
+
 /// An established connection is over.
 #[inline(always)]
-fn close(sk: u64) -> Option<()> {
+fn close(sk: u64, turn: Turn) -> Option<()> {
     let port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
     if silence::is_silent_port(port) {
         let _ = TALKING.remove(sk); // begun before the hook was
@@ -157,20 +232,16 @@ fn close(sk: u64) -> Option<()> {
     // Retransmissions tell of it long before; keepalive and window probes do not.
     if read::<u32>(sk, OFF_SOCK_ERR.load())? == ETIMEDOUT
         && read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? < SILENT_RUN
+        && turn.counts(sk, CLOSE as u64)
     {
         return count::happened(sk, Outcome::Silent, 0);
     }
     None
 }
 
-#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
-pub fn tcp_reset(ctx: RawTracePointContext) -> i32 {
-    let _ = try_reset(ctx.arg(0));
-    0
-}
-
 #[inline(always)]
-fn try_reset(sk: u64) -> Option<()> {
+fn try_reset(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
+    let sk: u64 = ctx.arg(0);
     match read::<u8>(sk, OFF_SOCK_STATE.load())? as u32 {
         SYN_SENT | SYN_RECV => {
             // The application may take the error before the state changes.
@@ -180,7 +251,8 @@ fn try_reset(sk: u64) -> Option<()> {
             None
         }
         CLOSE | LISTEN => None,
-        _ => count::happened(sk, Outcome::Reset, 0),
+        _ if turn.counts(sk, 0) => count::happened(sk, Outcome::Reset, 0),
+        _ => None,
     }
 }
 
@@ -195,10 +267,10 @@ fn try_error(sk: u64) -> Option<()> {
     if read::<u8>(sk, OFF_SOCK_STATE.load())? as u32 != SYN_SENT {
         return None;
     }
-    let mut error = read::<u32>(sk, OFF_SOCK_ERR.load())?;
-    if error == 0 {
-        error = icmp_error(sk)?;
-    }
+    let error = match read::<u32>(sk, OFF_SOCK_ERR.load())? {
+        0 => icmp_error(sk)? | SOFT,
+        error => error,
+    };
     // SAFETY: as above.
     let connecting = unsafe { &mut *CONNECTING.get_ptr_mut(sk)? };
     connecting.error = error;
@@ -218,14 +290,8 @@ fn icmp_error(sk: u64) -> Option<u32> {
     read(tail, OFF_SK_BUFF_CB.load() + OFF_SOCK_EXTERR_ERRNO.load())
 }
 
-#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
-pub fn tcp_retransmit(ctx: RawTracePointContext) -> i32 {
-    let _ = try_retransmit(&ctx);
-    0
-}
-
 #[inline(always)]
-fn try_retransmit(ctx: &RawTracePointContext) -> Option<()> {
+fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
     let state = read::<u8>(sk, OFF_SOCK_STATE.load())? as u32;
@@ -238,6 +304,9 @@ fn try_retransmit(ctx: &RawTracePointContext) -> Option<()> {
         if error != 0 {
             return None; // older kernels do not tell of these
         }
+    }
+    if !turn.counts(sk, skb) {
+        return None;
     }
     let segments =
         read::<u16>(skb, OFF_SK_BUFF_CB.load() + OFF_TCP_SKB_CB_GSO_SEGS.load())?.max(1) as u64;

@@ -99,7 +99,7 @@ mod tests {
         let evil = line(&["events", "--kind", "a\u{1b}[31mb\nc\u{9b}d"]);
         assert!(evil.chars().all(|c| c == ' ' || c.is_ascii_graphic()));
         assert!(line(&["completions"]).contains("<SHELL>"));
-        assert!(line(&["why"]).contains("unrecognized subcommand 'why'"));
+        assert!(line(&["solve"]).contains("unrecognized subcommand 'solve'"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tracer_common::{
     },
 };
 
-use super::{NEW, ends_of, owner, silence};
+use super::{NEW, ends_of, has_sent, owner, silence};
 use crate::{
     maps::{ATTEMPTS, BEHIND, DESTINATIONS, TALKING, TCP, TCP_NODE},
     peer, ring,
@@ -100,16 +100,18 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         answered(&ends, key.net_cookie);
         return None;
     }
-    peer::count(
-        &peers::Key {
-            address: ends.destination,
-            family: ends.family,
-            kind: Kind::Connect as u16,
-        },
-        Kind::Connect,
-        1,
-    );
-    failed(&key, &ends, value, netns);
+    if has_sent(sk) {
+        peer::count(
+            &peers::Key {
+                address: ends.destination,
+                family: ends.family,
+                kind: Kind::Connect as u16,
+            },
+            Kind::Connect,
+            1,
+        );
+        failed(&key, &ends, value, netns);
+    }
     tell(&key, &ends, outcome as u8, connecting);
     None
 }

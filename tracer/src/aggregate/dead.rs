@@ -159,6 +159,7 @@ impl Dead {
                 .cmp(&a.attempts)
                 .then_with(|| a.destination.cmp(&b.destination))
         });
+        self.shares.settle(second);
         // Whoever answers again has no name any more.
         let named: Vec<String> = self.shares.named().cloned().collect();
         for label in named {
@@ -166,7 +167,6 @@ impl Dead {
                 self.shares.forget_label(&label);
             }
         }
-        self.shares.settle(second);
     }
 
     /// Failed attempts to dead destinations, by owner.

@@ -534,6 +534,7 @@ impl Aggregate {
                 self.reasons.take(*key, value.dropped, owner, reason);
             }
         }
+        self.reasons.settle(second);
     }
 
     /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and

@@ -139,8 +139,11 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
         Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
         Hook::Tcp => &[
             "tcp_state",
+            "tcp_state_again",
             "tcp_retransmit",
+            "tcp_retransmit_again",
             "tcp_reset",
+            "tcp_reset_again",
             "tcp_error",
             "tcp_age",
         ],
@@ -349,9 +352,13 @@ impl Loaded {
             Hook::Tcp => {
                 // Ends before begins: nothing is begun whose end could go unseen.
                 self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
+                // The kernel runs them in this order: the second of a pair after the first.
                 self.attach_tracepoint("tcp_reset", "tcp_receive_reset")?;
+                self.attach_tracepoint("tcp_reset_again", "tcp_receive_reset")?;
                 self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
-                self.attach_tracepoint("tcp_state", "inet_sock_set_state")
+                self.attach_tracepoint("tcp_retransmit_again", "tcp_retransmit_skb")?;
+                self.attach_tracepoint("tcp_state", "inet_sock_set_state")?;
+                self.attach_tracepoint("tcp_state_again", "inet_sock_set_state")
             }
             Hook::Cgroups => self.attach_tracepoint("cgroup_mkdir", "cgroup_mkdir"),
             Hook::Dns => {

@@ -108,6 +108,7 @@ const TCP: &[Field] = &[
     ("OFF_SOCK_DPORT", "sock", "__sk_common.skc_dport"),
     ("OFF_SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("OFF_SOCK_ERR", "sock", "sk_err"),
+    ("OFF_SOCK_ERR_SOFT", "sock", "sk_err_soft"),
     ("OFF_SOCK_ERROR_QUEUE_TAIL", "sock", "sk_error_queue.prev"),
     ("OFF_SOCK_EXTERR_ERRNO", "sock_exterr_skb", "ee.ee_errno"),
     ("OFF_INET_SOCK_SPORT", "inet_sock", "inet_sport"),
