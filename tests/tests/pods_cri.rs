@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tests::containerd::{Containerd, CriPod};
+use tests::containerd::{Containerd, CriPod, PREFIX_V6};
 use tests::host::HostLock;
 use tests::neigh::table_fulls;
 use tests::wait::ensure;
@@ -283,6 +283,33 @@ fn a_runtime_that_comes_late_and_goes_away_is_waited_for() {
     );
     lab.sh(&old, &lookups(1));
     await_dns_failures(&agent, &old, 3);
+    agent.stop_cleanly();
+    lab.end();
+}
+
+#[test]
+fn a_pod_of_both_families_is_named_for_each() {
+    let _lock = HostLock::take();
+    let mut lab = Containerd::start_dual_stack();
+    // For both families.
+    let _server = lab
+        .node
+        .run(|| UdpSocket::bind("[::]:53").expect("port 53 is free"));
+    let agent = agent(&lab, "cri");
+    let dual = lab.pod("dual");
+    let server = format!("{PREFIX_V6}:1");
+    lab.sh(&dual, &lookups(2));
+    lab.sh(&dual, &lookups(3).replace(NODE, &server));
+    await_dns_failures(&agent, &dual, 5);
+    lab.remove(&dual);
+    // Both addresses went with it.
+    eventually(Duration::from_secs(5), || {
+        let metrics = agent.metrics();
+        let told = metrics.sum("tracer_gone_pod_address_info", &dual.labels());
+        ensure(told > 1.5 && told < 2.5, || {
+            format!("{told} addresses are told")
+        })
+    });
     agent.stop_cleanly();
     lab.end();
 }
