@@ -22,6 +22,8 @@ use crate::wait::eventually;
 const IMAGE: &str = "lab.local/busybox:1";
 /// The node's address in the pods' network, and what is before a pod's number.
 const PREFIX: &str = "10.244.0";
+/// The pods' other network, where they have addresses of both families; the node's address ends in 1.
+pub const PREFIX_V6: &str = "fd00:244:";
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -67,6 +69,10 @@ impl Containerd {
     /// A node whose pods get the addresses from `first` to `last` of `10.244.0.0/24`, round robin;
     /// containerd is not started yet.
     pub fn prepare(first: u8, last: u8) -> Self {
+        Self::prepare_with(first, last, false)
+    }
+
+    fn prepare_with(first: u8, last: u8, dual_stack: bool) -> Self {
         let node = Netns::new("node");
         node.sysctl("ipv4/ip_forward", "1");
         let folder = tempfile::tempdir().expect("temporary folders can be made");
@@ -80,7 +86,7 @@ impl Containerd {
         };
         fs::write(lab.path("config.toml"), lab.config()).expect("files can be written");
         fs::create_dir_all(lab.path("cni")).expect("folders can be made");
-        let network = lab.network(first, last).to_string();
+        let network = lab.network(first, last, dual_stack).to_string();
         fs::write(lab.path("cni/10-lab.conflist"), network).expect("files can be written");
         make_image(&lab.path("image"));
         lab
@@ -89,6 +95,13 @@ impl Containerd {
     /// The same, with containerd up.
     pub fn start(first: u8, last: u8) -> Self {
         let mut lab = Self::prepare(first, last);
+        lab.start_with_image();
+        lab
+    }
+
+    /// The same, and its pods have addresses of both families.
+    pub fn start_dual_stack() -> Self {
+        let mut lab = Self::prepare_with(10, 60, true);
         lab.start_with_image();
         lab
     }
@@ -146,7 +159,17 @@ impl Containerd {
         )
     }
 
-    fn network(&self, first: u8, last: u8) -> serde_json::Value {
+    fn network(&self, first: u8, last: u8, dual_stack: bool) -> serde_json::Value {
+        let mut ranges = vec![json!([{
+            "subnet": format!("{PREFIX}.0/24"),
+            "rangeStart": format!("{PREFIX}.{first}"),
+            "rangeEnd": format!("{PREFIX}.{last}"),
+        }])];
+        let mut routes = vec![json!({"dst": "0.0.0.0/0"})];
+        if dual_stack {
+            ranges.push(json!([{"subnet": format!("{PREFIX_V6}:/64")}]));
+            routes.push(json!({"dst": "::/0"}));
+        }
         json!({
             "cniVersion": "0.4.0",
             "name": "lab",
@@ -157,12 +180,8 @@ impl Containerd {
                 "ipam": {
                     "type": "host-local",
                     "dataDir": self.path("ipam"),
-                    "ranges": [[{
-                        "subnet": format!("{PREFIX}.0/24"),
-                        "rangeStart": format!("{PREFIX}.{first}"),
-                        "rangeEnd": format!("{PREFIX}.{last}"),
-                    }]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": ranges,
+                    "routes": routes,
                 },
             }],
         })

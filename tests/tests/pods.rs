@@ -181,8 +181,9 @@ fn pods_that_live_for_a_moment_keep_their_counts() {
     for index in 1..=8 {
         let pod = lab.pod("moment", index, 1);
         burst(&pod, Family::V4, FIRST_SILENT, 10);
-        // That is how long it lives. A name is noticed within 50 ms of its making.
-        std::thread::sleep(Duration::from_millis(150));
+        // That is how long it lives. A name is noticed within 50 ms of its making, the counters are
+        // read once a second.
+        std::thread::sleep(Duration::from_millis(300));
         names.push(pod.netns.name().to_owned());
     }
     eventually(Duration::from_secs(5), || {

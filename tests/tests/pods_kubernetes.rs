@@ -15,10 +15,9 @@ use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually, http};
 
-const SOON: Duration = Duration::from_secs(5);
-/// The client's longest pause between tries is 30 s, the first 0.8 s; so many tries in a row fail
-/// here that a pause may have grown to this.
-const AFTER_PAUSES: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(10);
+/// The client's pauses between tries grow from 0.8 s to 30 s, and are up to twice as long by chance.
+const AFTER_PAUSES: Duration = Duration::from_mins(1);
 
 /// A server with an agent that watches it.
 struct Watched {

@@ -53,11 +53,33 @@ fn kubernetes_without_a_cluster_is_refused_with_what_to_do() {
     run_refused(&nowhere, &["--pods", "kubernetes"]).assert_refused(2, &["pods", "KUBECONFIG"]);
     let lost = ["env", "KUBECONFIG=/nonexistent/config"];
     for pods in ["kubernetes", "auto"] {
-        run_refused(&lost, &["--pods", pods]).assert_refused(1, &["KUBECONFIG", "/nonexistent"]);
+        run_refused(&lost, &["--pods", pods]).assert_refused(2, &["KUBECONFIG", "/nonexistent"]);
     }
     let cluster = ["env", "KUBECONFIG=/dev/null"];
     let named = ["--pods", "kubernetes", "--node", "a,b=c"];
-    run_refused(&cluster, &named).assert_refused(1, &["--node", "a,b=c"]);
+    run_refused(&cluster, &named).assert_refused(2, &["--node", "a,b=c"]);
+}
+
+#[test]
+fn a_pod_file_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let path = folder.path().join("pods.toml");
+    let pods = format!("file:{}", path.display());
+    run_refused(&[], &["--pods", &pods]).assert_refused(2, &["pods.toml", "No such file"]);
+    for (text, word) in [
+        ("[[pod]]\nnam", "line 2"),
+        ("[[pod]]\nnamespace = \"a\"\n", "name"),
+        (
+            "[[pod]]\nnamespace = \"a\"\nname = \"b\"\nips = [\"1.2.3\"]\n",
+            "line 4",
+        ),
+        ("[[pod]]\nnamespace = \"\"\nname = \"b\"\n", "namespace"),
+        // It would pass for a process of the host.
+        ("[[pod]]\nnamespace = \"(host)\"\nname = \"b\"\n", "(host)"),
+    ] {
+        std::fs::write(&path, text).expect("files can be written");
+        run_refused(&[], &["--pods", &pods]).assert_refused(2, &["pods.toml", word]);
+    }
 }
 
 #[test]

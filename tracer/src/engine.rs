@@ -122,6 +122,8 @@ impl Engine {
     /// Loads, attaches and begins to count. Needs a tokio runtime.
     pub fn start(config: &Config) -> Result<Arc<Self>> {
         kernel::capabilities::check()?;
+        // What is configured wrongly is told before anything that takes long.
+        let mut resolver = Resolver::new(config)?;
         let btf = Btf::open(btf::VMLINUX)?;
         let offsets = Offsets::resolve(&btf);
         let mut reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
@@ -130,7 +132,6 @@ impl Engine {
         }
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
-        let mut resolver = Resolver::new(config)?;
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
         for status in &loaded.hooks {

@@ -82,6 +82,14 @@ fn parse(path: &Path) -> Result<Vec<Pod>> {
                 path.display()
             );
         }
+        // Tracer's own words have parentheses, and Kubernetes' names have none.
+        let odd = |c: char| c == '(' || c == ')' || c.is_control();
+        if let Some(name) = [&pod.namespace, &pod.name]
+            .into_iter()
+            .find(|n| n.contains(odd))
+        {
+            bail!("pod file {}: {name:?} is no pod's name", path.display());
+        }
     }
     Ok(contents.pod)
 }

@@ -35,7 +35,7 @@ use tower::util::MapResponseLayer;
 use self::object::{Kept, Pod};
 pub use self::{access::Access, nodes::Nodes};
 use super::{Known, Source};
-use crate::output::printable;
+use crate::{config::UsageError, output::printable};
 
 /// How long before credentials that could not be had are tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -73,12 +73,13 @@ struct Store {
 }
 
 impl Kubernetes {
-    /// Begins to watch the pods of this node. Fails where the way to the API server cannot be read;
-    /// a server that does not answer is tried again and again. Needs a tokio runtime of several
+    /// Begins to watch the pods of this node. Fails with a [`UsageError`] where the node's name is
+    /// none, or the way to the API server cannot be read; a server that does not answer is tried again and again. Needs a tokio runtime of several
     /// threads.
     pub fn start(access: Access, node: &str) -> Result<Self> {
         if !object::is_plain(node, 253) {
-            bail!("{node:?} is no Kubernetes node's name; give it with --node or NODE_NAME");
+            let words = "is no Kubernetes node's name; give it with --node or NODE_NAME";
+            return Err(UsageError(format!("{node:?} {words}")).into());
         }
         let config = tokio::task::block_in_place(|| Handle::current().block_on(access.load()))?;
         let shared = Arc::new(Shared::default());
