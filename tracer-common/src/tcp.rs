@@ -77,6 +77,10 @@ pub const MAX_SILENT_PORTS: usize = 8;
 /// accord (a window update, an end of a stream, with TLS around it) is shorter.
 pub const REQUEST: u64 = 64;
 
+/// A destination that clients are redirected to is not held to be dead for longer than this after the
+/// last failure: its answers look like those of the address that was asked. Nanoseconds.
+pub const REDIRECTED_NS: u64 = 60_000_000_000;
+
 /// New destinations of failed attempts that one client may enter in [`NEW_DESTINATIONS_NS`].
 pub const NEW_DESTINATIONS: u64 = 256;
 /// Nanoseconds.
@@ -217,12 +221,19 @@ pub struct Connecting {
 pub struct Talking {
     /// Whose.
     pub key: Key,
-    /// Since when a request has no answer, `CLOCK_MONOTONIC` nanoseconds; 0: none waits.
-    pub waiting_ns: u64,
+    /// When the request was first seen that has no answer, `CLOCK_MONOTONIC` nanoseconds; 0: none
+    /// waits.
+    pub asked_ns: u64,
+    /// When it was last looked at, likewise.
+    pub looked_ns: u64,
+    /// For how long since then nothing more was sent either, nanoseconds.
+    pub quiet_ns: u64,
     /// Bytes received when it was last looked at (`tcp_sock.bytes_received`).
     pub received: u64,
     /// Bytes that the other end had acknowledged when some were last received
     /// (`tcp_sock.bytes_acked`).
+    pub answered: u64,
+    /// The same when it was last looked at.
     pub acked: u64,
     /// Inode of the namespace.
     pub netns: u32,
@@ -257,6 +268,8 @@ pub struct DestinationValue {
     pub answered: u64,
     /// `CLOCK_MONOTONIC` nanoseconds.
     pub last_failed_ns: u64,
+    /// Not 0: who asked was redirected to it, so its answers are not seen.
+    pub redirected: u64,
 }
 
 /// Failed attempts of one client to one destination between two answers of it: key of the map
@@ -288,16 +301,22 @@ pub struct AttemptsValue {
     pub _pad: u32,
 }
 
-/// A client's end of a connection that is redirected: key of the map `BEHIND`.
+/// A connection that is redirected, as its client knows it: key of the map `BEHIND`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct BehindKey {
     /// The client's address, network byte order; IPv4 in the first word.
-    pub address: [u32; 4],
+    pub client: [u32; 4],
+    /// The address that it asked.
+    pub asked: [u32; 4],
     /// `AF_INET` or `AF_INET6`.
     pub family: u16,
     /// The client's port, host byte order.
-    pub port: u16,
+    pub client_port: u16,
+    /// The port that it asked.
+    pub asked_port: u16,
+    /// Keeps the layout free of padding.
+    pub _pad: u16,
 }
 
 /// Where its last packet that was dropped was redirected to: value of the map `BEHIND`.
@@ -349,6 +368,8 @@ mod user {
     unsafe impl aya::Pod for super::AttemptsKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::AttemptsValue {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Talking {}
 }
 
 #[cfg(test)]

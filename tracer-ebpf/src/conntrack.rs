@@ -108,6 +108,11 @@ pub fn origin(packet: u64, family: u16) -> Option<Origin> {
             port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_SOURCE_PORT.load())?),
             family,
         },
+        asked: Server {
+            address: read(connection, OFF_NF_CONN_ORIGINAL_DESTINATION.load())?,
+            port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?),
+            family,
+        },
         is_redirected: info < REPLY
             && read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & DST_NAT != 0,
     })
@@ -116,6 +121,8 @@ pub fn origin(packet: u64, family: u16) -> Option<Origin> {
 /// Who began a connection.
 pub struct Origin {
     pub client: Server,
+    /// Whom the client asked.
+    pub asked: Server,
     /// Is the packet one of the client's, and its destination translated?
     pub is_redirected: bool,
 }

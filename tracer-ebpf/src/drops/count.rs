@@ -71,7 +71,7 @@ fn try_count(ctx: &RawTracePointContext) -> Option<()> {
     };
     let netns = owner(skb, socket, &packet, &mut key);
     if packet.is_redirected != 0 && packet.protocol == IPPROTO_TCP {
-        remember(&packet);
+        remember(skb, &packet);
     }
     // A refused neighbour entry is told by the hook `neigh`.
     count(skb, &key, &packet, netns, meaning.ends_refusal == 0);
@@ -178,11 +178,17 @@ fn try_owner(skb: u64, socket: u64, packet: &Packet, key: &mut Key) -> Option<u3
 /// Notes where the packet was to go: its connection's socket knows only whom it asked. Out of line: as
 /// above.
 #[inline(never)]
-fn remember(packet: &Packet) -> u64 {
+fn remember(skb: u64, packet: &Packet) -> u64 {
+    let Some(origin) = conntrack::origin(skb, packet.family) else {
+        return 0;
+    };
     let key = BehindKey {
-        address: packet.client,
+        client: origin.client.address,
+        asked: origin.asked.address,
         family: packet.family,
-        port: packet.client_port,
+        client_port: origin.client.port,
+        asked_port: origin.asked.port,
+        _pad: 0,
     };
     let behind = Behind {
         // SAFETY: the helper has no precondition.

@@ -6,7 +6,8 @@ use tracer_common::{
     peers::{self, Kind},
     tcp::{
         AttemptsKey, AttemptsValue, BehindKey, Connecting, Counts, Destination, DestinationValue,
-        Ends, Failure, Key, NEW_DESTINATIONS, NEW_DESTINATIONS_NS, Outcome, Talking, Value,
+        Ends, Failure, Key, NEW_DESTINATIONS, NEW_DESTINATIONS_NS, Outcome, REDIRECTED_NS, Talking,
+        Value,
     },
 };
 
@@ -110,7 +111,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
             Kind::Connect,
             1,
         );
-        failed(&key, &ends, value, netns);
+        failed(&key, &ends, value, connecting.started_ns);
     }
     tell(&key, &ends, outcome as u8, connecting);
     None
@@ -148,28 +149,41 @@ fn is_local(ends: &Ends) -> bool {
     (a | b | c == 0 && d == 1) || a >> 22 == 0xfe80 >> 6
 }
 
-/// Where a packet of the connection was redirected to that this node dropped.
-#[inline(always)]
-fn behind(ends: &Ends, now_ns: u64) -> Option<([u32; 4], u16)> {
+/// Puts in where a packet of the connection was redirected to that this node dropped since the
+/// connection's begin; 0 if none was seen. Out of line: its stack is its own.
+#[inline(never)]
+fn redirected(ends: &Ends, since_ns: u64, to: &mut Destination) -> u64 {
     let key = BehindKey {
-        address: ends.source,
+        client: ends.source,
+        asked: ends.destination,
         family: ends.family,
-        port: ends.source_port,
+        client_port: ends.source_port,
+        asked_port: ends.destination_port,
+        _pad: 0,
     };
-    // SAFETY: a map's value.
-    let behind = unsafe { &*BEHIND.get_ptr(key)? };
-    (now_ns.wrapping_sub(behind.ktime_ns) < BEHIND_NS).then_some((behind.address, behind.port))
+    let Some(behind) = BEHIND.get_ptr(key) else {
+        return 0;
+    };
+    // SAFETY: a map's value; the helper has no precondition.
+    let (behind, now_ns) = unsafe { (&*behind, bpf_ktime_get_ns()) };
+    if behind.ktime_ns < since_ns || now_ns.wrapping_sub(behind.ktime_ns) >= BEHIND_NS {
+        return 0;
+    }
+    to.address = behind.address;
+    to.port = behind.port;
+    to.net_cookie = 0;
+    1
 }
 
 /// Notes a failed attempt under its destination. Out of line: its stack is its own.
 #[inline(never)]
-fn failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> u64 {
-    let _ = try_failed(client, ends, value, netns); // counted as untracked where there is no room
+fn failed(client: &Key, ends: &Ends, value: &mut Value, since_ns: u64) -> u64 {
+    let _ = try_failed(client, ends, value, since_ns); // counted as untracked where there is no room
     0
 }
 
 #[inline(always)]
-fn try_failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> Option<()> {
+fn try_failed(client: &Key, ends: &Ends, value: &mut Value, since_ns: u64) -> Option<()> {
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = AttemptsKey {
@@ -178,11 +192,7 @@ fn try_failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> Optio
         answered: 0,
     };
     let to = &mut key.destination;
-    if let Some((address, port)) = behind(ends, now_ns) {
-        to.address = address;
-        to.port = port;
-        to.net_cookie = 0;
-    }
+    let is_redirected = redirected(ends, since_ns, to);
     if DESTINATIONS.get_ptr(&*to).is_none() && enter(to, value, now_ns) == 0 {
         add(&mut value.counts.untracked, 1);
         add(&mut node()?.untracked, 1);
@@ -190,13 +200,17 @@ fn try_failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> Optio
     }
     // SAFETY: as in `answered`.
     let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(&*to)? };
+    at.redirected = is_redirected;
+    if is_redirected != 0 && now_ns.wrapping_sub(at.last_failed_ns) >= REDIRECTED_NS {
+        add(&mut at.answered, 1); // or so it is taken
+    }
     at.last_failed_ns = now_ns;
     key.answered = at.answered;
     if ATTEMPTS.get_ptr(key).is_none() {
         let fresh = AttemptsValue {
             failed: 0,
             first_ns: now_ns,
-            netns,
+            netns: value.netns,
             _pad: 0,
         };
         let _ = ATTEMPTS.insert(key, fresh, NEW); // EEXIST: another CPU was faster
@@ -284,7 +298,8 @@ fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Opt
     };
     let mut entry = ring::reserve::<Failure>(Hook::Tcp, now_ns, &mut value.event_second)?;
     let record = entry.as_mut_ptr();
-    let (backend, backend_port) = behind(ends, now_ns).unwrap_or_default();
+    let mut backend = Destination::default();
+    redirected(ends, connecting.started_ns, &mut backend);
     // SAFETY: the ring gave this room; every field is written before it is submitted.
     unsafe {
         (*record).header = event::Header {
@@ -303,8 +318,8 @@ fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Opt
             started_ns => now_ns - started_ns,
         };
         (*record).ends = *ends;
-        (*record).backend = backend;
-        (*record).backend_port = backend_port;
+        (*record).backend = backend.address;
+        (*record).backend_port = backend.port;
         (*record).outcome = outcome;
         (*record)._pad = [0; 5];
     }

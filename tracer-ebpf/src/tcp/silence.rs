@@ -57,29 +57,38 @@ unsafe extern "C" fn look(
 fn try_look(sk: u64, talking: &mut Talking) -> Option<()> {
     let received = read::<u64>(sk, OFF_TCP_SOCK_BYTES_RECEIVED.load())?;
     let acked = read::<u64>(sk, OFF_TCP_SOCK_BYTES_ACKED.load())?;
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let since_ns = now_ns - talking.looked_ns;
+    talking.looked_ns = now_ns;
     if received != talking.received {
-        // What was sent before the next look may have been answered by it: it is let pass.
+        // What was sent before this look may have been answered by it: it is let pass.
         talking.received = received;
+        talking.answered = acked;
         talking.acked = acked;
-        talking.waiting_ns = 0;
+        talking.asked_ns = 0;
         talking.told = 0;
         return None;
     }
+    // Whoever still sends (an upload) does not wait yet.
+    let is_quiet = acked == talking.acked;
+    talking.acked = acked;
     // What is not even acknowledged is told by its retransmissions. The SYN counts as one.
     let enough = if received == 0 { 2 } else { REQUEST };
-    if talking.told != 0 || acked.wrapping_sub(talking.acked) < enough {
+    if talking.told != 0 || acked.wrapping_sub(talking.answered) < enough {
         return None;
     }
-    // SAFETY: the helper has no precondition.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    if talking.waiting_ns == 0 {
-        talking.waiting_ns = now_ns;
+    if talking.asked_ns == 0 {
+        talking.asked_ns = now_ns;
+        talking.quiet_ns = 0;
         return None;
     }
-    let waited_ns = now_ns - talking.waiting_ns;
-    if waited_ns < SILENT_AFTER_NS.load() {
+    if is_quiet {
+        talking.quiet_ns += since_ns;
+    }
+    if talking.quiet_ns < SILENT_AFTER_NS.load() {
         return None;
     }
     talking.told = 1;
-    count::happened(sk, Outcome::Silent, waited_ns)
+    count::happened(sk, Outcome::Silent, now_ns - talking.asked_ns)
 }

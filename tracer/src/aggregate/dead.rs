@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_common::tcp::{AttemptsKey, Destination, Key};
+use tracer_common::tcp::{AttemptsKey, Destination, DestinationValue, Key, REDIRECTED_NS};
 
 use super::shares::Shares;
 use crate::{
@@ -57,12 +57,20 @@ pub struct Over {
     pub destinations: Vec<Destination>,
 }
 
+/// What is remembered of a silence.
+#[derive(Debug)]
+struct Row {
+    /// The first of the failures that are held against the destination.
+    since: Instant,
+    /// Failures that are not, for its address has got a new owner since.
+    forgiven: u64,
+}
+
 /// The state between readings.
 #[derive(Debug)]
 pub struct Dead {
     shares: Shares<AttemptsKey, Arc<Owner>, String>,
-    /// Failures that are no more held against a destination, for its address has a new owner.
-    forgiven: HashMap<Silence, u64>,
+    rows: HashMap<Silence, Row>,
     /// Silences with too many failures.
     deadly: HashSet<Silence>,
     list: Vec<DeadEndpoint>,
@@ -72,7 +80,7 @@ impl Default for Dead {
     fn default() -> Self {
         Self {
             shares: Shares::new(NAMED),
-            forgiven: HashMap::new(),
+            rows: HashMap::new(),
             deadly: HashSet::new(),
             list: Vec::new(),
         }
@@ -82,6 +90,12 @@ impl Default for Dead {
 fn text(destination: &Destination) -> String {
     let address = address(destination.family, destination.address);
     SocketAddr::new(address, destination.port).to_string()
+}
+
+/// Have redirected clients not failed there for long? Its answers are not seen.
+fn is_over(value: &DestinationValue) -> bool {
+    let age = kernel::monotonic().saturating_sub(Duration::from_nanos(value.last_failed_ns));
+    value.redirected != 0 && age >= Duration::from_nanos(REDIRECTED_NS)
 }
 
 /// The moment of a `CLOCK_MONOTONIC` time.
@@ -109,34 +123,35 @@ impl Dead {
             *sum += value.failed;
             *first = value.first_ns.min(*first);
         }
-        self.forgiven
-            .retain(|silence, _| failed.contains_key(silence));
-        let answered: HashMap<&Destination, u64> = reading
-            .destinations
-            .iter()
-            .map(|(d, v)| (d, v.answered))
-            .collect();
+        self.rows.retain(|silence, _| failed.contains_key(silence));
+        let present: HashMap<&Destination, &DestinationValue> =
+            reading.destinations.iter().map(|(d, v)| (d, v)).collect();
         self.list.clear();
         self.deadly.clear();
         for (silence, (sum, first_ns)) in &failed {
             let (destination, then) = silence;
-            let forgiven = self.forgiven.get(silence).copied().unwrap_or_default();
-            if sum - forgiven < IN_A_ROW {
+            let row = self.rows.entry(*silence).or_insert_with(|| Row {
+                since: moment(*first_ns, now),
+                forgiven: 0,
+            });
+            if sum - row.forgiven < IN_A_ROW {
                 continue;
             }
-            let since = moment(*first_ns, now);
-            let tenant = tenant(address(destination.family, destination.address));
-            if answered.get(destination) == Some(then) {
-                let is_anew = tenant.until.is_none() && tenant.noticed.is_some_and(|at| at > since);
-                if is_anew && forgiven == 0 {
-                    self.forgiven.insert(*silence, *sum);
+            let value = present.get(destination);
+            if value.is_some_and(|value| value.answered == *then && !is_over(value)) {
+                let tenant = tenant(address(destination.family, destination.address));
+                let is_anew = tenant.until.is_none()
+                    && tenant.noticed.is_some_and(|noticed| noticed > row.since);
+                if is_anew {
+                    row.forgiven = *sum;
+                    row.since = now;
                     continue;
                 }
                 self.list.push(DeadEndpoint {
                     destination: text(destination),
                     tenant,
-                    since,
-                    attempts: sum - forgiven,
+                    since: row.since,
+                    attempts: sum - row.forgiven,
                 });
             }
             self.deadly.insert(*silence);
@@ -144,7 +159,8 @@ impl Dead {
         for (key, value) in &reading.attempts {
             let silence = (key.destination, key.answered);
             if !self.deadly.contains(&silence) {
-                if self.forgiven.get(&silence) == failed.get(&silence).map(|(sum, _)| sum) {
+                let forgiven = self.rows.get(&silence).map(|row| row.forgiven);
+                if forgiven == failed.get(&silence).map(|(sum, _)| *sum) {
                     self.shares.skip(*key, value.failed);
                 }
                 continue;
@@ -225,10 +241,7 @@ impl Dead {
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::{
-        AF_INET,
-        tcp::{AttemptsValue, DestinationValue},
-    };
+    use tracer_common::{AF_INET, tcp::AttemptsValue};
 
     use super::*;
 
@@ -256,6 +269,7 @@ mod tests {
         let value = DestinationValue {
             answered,
             last_failed_ns: now_ns,
+            ..DestinationValue::default()
         };
         let attempts = failed.iter().map(|(client, answered, failed)| {
             let key = AttemptsKey {
@@ -335,7 +349,7 @@ mod tests {
         let anew = Tenant {
             owner: Some(Owner::new("shop", "next")),
             until: None,
-            noticed: Some(Instant::now() + Duration::from_secs(1)),
+            noticed: Some(Instant::now()),
         };
         update(&mut dead, &reading(0, &[(A, 0, 4)]), &anew);
         assert!(dead.endpoints().is_empty());
@@ -345,6 +359,26 @@ mod tests {
         assert_eq!(dead.endpoints()[0].attempts, 3);
         let counted: u64 = attempts(&dead, "a").iter().map(|(_, n)| n).sum();
         assert_eq!(counted, 6, "the one while it was forgiven does not count");
+        // And so does the next owner's.
+        let next = Tenant {
+            noticed: Some(Instant::now() + Duration::from_secs(2)),
+            ..anew
+        };
+        update(&mut dead, &reading(0, &[(A, 0, 7)]), &next);
+        assert!(dead.endpoints().is_empty());
+    }
+
+    #[test]
+    fn one_behind_a_redirection_leaves_when_nobody_has_failed_for_a_while() {
+        let mut dead = Dead::default();
+        let mut reading = reading(0, &[(A, 0, 3)]);
+        reading.destinations[0].1.redirected = 1;
+        update(&mut dead, &reading, &Tenant::default());
+        assert_eq!(dead.endpoints().len(), 1);
+        reading.destinations[0].1.last_failed_ns -= REDIRECTED_NS;
+        update(&mut dead, &reading, &Tenant::default());
+        assert!(dead.endpoints().is_empty());
+        assert_eq!(attempts(&dead, "a"), [(None, 3)]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct Maps {
     drops: HashMap<MapData, drops::Key, drops::Value>,
     tcp: HashMap<MapData, tcp::Key, tcp::Value>,
     tcp_node: PerCpuArray<MapData, tcp::Counts>,
-    talking: HashMap<MapData, u64, [u64; 6]>,
+    talking: HashMap<MapData, u64, tcp::Talking>,
     destinations: HashMap<MapData, tcp::Destination, tcp::DestinationValue>,
     attempts: HashMap<MapData, tcp::AttemptsKey, tcp::AttemptsValue>,
     max_entries: [u64; CLIENT_MAPS.len()],
