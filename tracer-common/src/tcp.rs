@@ -77,6 +77,9 @@ pub const MAX_SILENT_PORTS: usize = 8;
 /// accord (a window update, an end of a stream, with TLS around it) is shorter.
 pub const REQUEST: u64 = 64;
 
+/// Bytes without an answer beyond which a client that goes on sending uploads, and does not wait.
+pub const UPLOAD: u64 = 65_536;
+
 /// A destination that clients are redirected to is not held to be dead for longer than this after the
 /// last failure: its answers look like those of the address that was asked. Nanoseconds.
 pub const REDIRECTED_NS: u64 = 60_000_000_000;

@@ -234,7 +234,7 @@ fn close(sk: u64, turn: Turn) -> Option<()> {
         && read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? < SILENT_RUN
         && turn.counts(sk, CLOSE as u64)
     {
-        return count::happened(sk, Outcome::Silent, 0);
+        count::happened(sk, Outcome::Silent, 0);
     }
     None
 }
@@ -251,8 +251,12 @@ fn try_reset(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
             None
         }
         CLOSE | LISTEN => None,
-        _ if turn.counts(sk, 0) => count::happened(sk, Outcome::Reset, 0),
-        _ => None,
+        _ => {
+            if turn.counts(sk, 0) {
+                count::happened(sk, Outcome::Reset, 0);
+            }
+            None
+        }
     }
 }
 
@@ -327,7 +331,7 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     );
     // The kernel counts timeouts in a row, back to 0 when anything is acknowledged.
     if read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? == SILENT_RUN {
-        return count::happened(sk, Outcome::Silent, 0);
+        count::happened(sk, Outcome::Silent, 0);
     }
     None
 }

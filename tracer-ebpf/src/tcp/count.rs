@@ -101,6 +101,8 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         answered(&ends, key.net_cookie);
         return None;
     }
+    let mut to = destination(&ends, key.net_cookie);
+    let is_redirected = redirected(&ends, connecting.started_ns, &mut to);
     if has_sent(sk) {
         peer::count(
             &peers::Key {
@@ -111,9 +113,10 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
             Kind::Connect,
             1,
         );
-        failed(&key, &ends, value, connecting.started_ns);
+        failed(&key, &to, value, is_redirected);
     }
-    tell(&key, &ends, outcome as u8, connecting);
+    let backend = (is_redirected != 0).then_some(&to);
+    tell(&key, &ends, backend, outcome as u8, connecting);
     None
 }
 
@@ -177,29 +180,27 @@ fn redirected(ends: &Ends, since_ns: u64, to: &mut Destination) -> u64 {
 
 /// Notes a failed attempt under its destination. Out of line: its stack is its own.
 #[inline(never)]
-fn failed(client: &Key, ends: &Ends, value: &mut Value, since_ns: u64) -> u64 {
-    let _ = try_failed(client, ends, value, since_ns); // counted as untracked where there is no room
+fn failed(client: &Key, to: &Destination, value: &mut Value, is_redirected: u64) -> u64 {
+    let _ = try_failed(client, to, value, is_redirected); // untracked where there is no room
     0
 }
 
 #[inline(always)]
-fn try_failed(client: &Key, ends: &Ends, value: &mut Value, since_ns: u64) -> Option<()> {
+fn try_failed(client: &Key, to: &Destination, value: &mut Value, is_redirected: u64) -> Option<()> {
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = AttemptsKey {
         client: *client,
-        destination: destination(ends, client.net_cookie),
+        destination: *to,
         answered: 0,
     };
-    let to = &mut key.destination;
-    let is_redirected = redirected(ends, since_ns, to);
-    if DESTINATIONS.get_ptr(&*to).is_none() && enter(to, value, now_ns) == 0 {
+    if DESTINATIONS.get_ptr(to).is_none() && enter(to, value, now_ns) == 0 {
         add(&mut value.counts.untracked, 1);
         add(&mut node()?.untracked, 1);
         return None;
     }
     // SAFETY: as in `answered`.
-    let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(&*to)? };
+    let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(to)? };
     at.redirected = is_redirected;
     if is_redirected != 0 && now_ns.wrapping_sub(at.last_failed_ns) >= REDIRECTED_NS {
         add(&mut at.answered, 1); // or so it is taken
@@ -248,9 +249,15 @@ fn enter(to: &Destination, value: &mut Value, now_ns: u64) -> u64 {
     1
 }
 
-/// Something happened to an established connection.
+/// Something happened to an established connection. Out of line: its stack is its own.
+#[inline(never)]
+pub fn happened(sk: u64, outcome: Outcome, waited_ns: u64) -> u64 {
+    let _ = try_happened(sk, outcome, waited_ns); // the socket cannot be read
+    0
+}
+
 #[inline(always)]
-pub fn happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
+fn try_happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
     let (key, netns) = owner(sk)?;
     let value = client_of(&key, netns)?;
     let node = node()?;
@@ -275,19 +282,33 @@ pub fn happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
         },
         ..Connecting::default()
     };
-    tell(&key, &ends, outcome as u8, &nobody);
+    let mut to = Destination::default();
+    let backend = (redirected(&ends, 0, &mut to) != 0).then_some(&to);
+    tell(&key, &ends, backend, outcome as u8, &nobody);
     None
 }
 
 /// Sends the record. Out of line: its stack is its own.
 #[inline(never)]
-fn tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> u64 {
-    let _ = try_tell(key, ends, outcome, connecting); // held back or lost, and counted so
+fn tell(
+    key: &Key,
+    ends: &Ends,
+    backend: Option<&Destination>,
+    outcome: u8,
+    connecting: &Connecting,
+) -> u64 {
+    let _ = try_tell(key, ends, backend, outcome, connecting); // held back or lost, and counted so
     0
 }
 
 #[inline(always)]
-fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Option<()> {
+fn try_tell(
+    key: &Key,
+    ends: &Ends,
+    backend: Option<&Destination>,
+    outcome: u8,
+    connecting: &Connecting,
+) -> Option<()> {
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: entries are removed only long after their client is gone.
@@ -298,8 +319,6 @@ fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Opt
     };
     let mut entry = ring::reserve::<Failure>(Hook::Tcp, now_ns, &mut value.event_second)?;
     let record = entry.as_mut_ptr();
-    let mut backend = Destination::default();
-    redirected(ends, connecting.started_ns, &mut backend);
     // SAFETY: the ring gave this room; every field is written before it is submitted.
     unsafe {
         (*record).header = event::Header {
@@ -318,8 +337,8 @@ fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Opt
             started_ns => now_ns - started_ns,
         };
         (*record).ends = *ends;
-        (*record).backend = backend.address;
-        (*record).backend_port = backend.port;
+        (*record).backend = backend.map_or([0; 4], |to| to.address);
+        (*record).backend_port = backend.map_or(0, |to| to.port);
         (*record).outcome = outcome;
         (*record)._pad = [0; 5];
     }

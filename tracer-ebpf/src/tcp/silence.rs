@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem};
-use tracer_common::tcp::{MAX_SILENT_PORTS, Outcome, REQUEST, Talking};
+use tracer_common::tcp::{MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD};
 
 use super::count;
 use crate::{layout::*, maps::TALKING, util::read};
@@ -85,10 +85,13 @@ fn try_look(sk: u64, talking: &mut Talking) -> Option<()> {
     }
     if is_quiet {
         talking.quiet_ns += since_ns;
+    } else if acked.wrapping_sub(talking.answered) > UPLOAD {
+        talking.quiet_ns = 0;
     }
     if talking.quiet_ns < SILENT_AFTER_NS.load() {
         return None;
     }
     talking.told = 1;
-    count::happened(sk, Outcome::Silent, now_ns - talking.asked_ns)
+    count::happened(sk, Outcome::Silent, now_ns - talking.asked_ns);
+    None
 }

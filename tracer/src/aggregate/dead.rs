@@ -134,7 +134,7 @@ impl Dead {
                 since: moment(*first_ns, now),
                 forgiven: 0,
             });
-            if sum - row.forgiven < IN_A_ROW {
+            if sum.saturating_sub(row.forgiven) < IN_A_ROW {
                 continue;
             }
             let value = present.get(destination);
@@ -177,11 +177,14 @@ impl Dead {
         });
         self.shares.settle(second);
         // Whoever answers again has no name any more.
-        let named: Vec<String> = self.shares.named().cloned().collect();
-        for label in named {
-            if !self.list.iter().any(|d| d.destination == label) {
-                self.shares.forget_label(&label);
-            }
+        let listed: HashSet<&String> = self.list.iter().map(|dead| &dead.destination).collect();
+        let named = self.shares.named();
+        let over: Vec<String> = named
+            .filter(|label| !listed.contains(label))
+            .cloned()
+            .collect();
+        for label in over {
+            self.shares.forget_label(&label);
         }
     }
 
@@ -214,6 +217,8 @@ impl Dead {
             // 0: entered this moment.
             let is_idle = value.last_failed_ns != 0 && age >= idle;
             if is_idle {
+                // Whoever fails there again begins anew.
+                self.rows.remove(&(*destination, value.answered));
                 over.destinations.push(*destination);
             }
             known.insert(destination, (value.answered, is_idle));
@@ -379,6 +384,26 @@ mod tests {
         update(&mut dead, &reading, &Tenant::default());
         assert!(dead.endpoints().is_empty());
         assert_eq!(attempts(&dead, "a"), [(None, 3)]);
+    }
+
+    #[test]
+    fn one_that_was_forgiven_and_forgotten_begins_anew() {
+        let mut dead = Dead::default();
+        update(&mut dead, &reading(0, &[(A, 0, 3)]), &Tenant::default());
+        let anew = Tenant {
+            owner: Some(Owner::new("shop", "next")),
+            until: None,
+            noticed: Some(Instant::now()),
+        };
+        let old = reading(0, &[(A, 0, 3)]);
+        update(&mut dead, &old, &anew);
+        let over = dead.over(&old, Instant::now() + IDLE);
+        assert_eq!((over.attempts.len(), over.destinations.len()), (1, 1));
+        // The next attempt comes before a reading without any.
+        for failed in 1..=3 {
+            update(&mut dead, &reading(0, &[(A, 0, failed)]), &anew);
+            assert_eq!(dead.endpoints().len(), usize::from(failed == 3));
+        }
     }
 
     #[test]
