@@ -24,6 +24,7 @@ pub mod router;
 pub mod snmp;
 pub mod stack;
 pub mod standin_apiserver;
+pub mod tcp;
 pub mod wait;
 
 pub use agent::Agent;
