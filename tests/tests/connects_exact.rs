@@ -68,7 +68,8 @@ fn ten_thousand_mixed_attempts_of_four_pods_are_counted_exactly() {
     let tallies = clients.map(|client| Tally::of(&client.join().expect("the client ends")));
     for (pod, tally) in pods.iter().zip(&tallies) {
         let opened = kernel::Statistics::of(&pod.netns).active_opens;
-        eprintln!("{tally:?}"); assert_eq!(opened, u64::from(EACH), "the lab failed");
+        eprintln!("{tally:?}");
+        assert_eq!(opened, u64::from(EACH), "the lab failed");
         for result in &RESULTS[..4] {
             let count = tally.count(result);
             assert!(count >= 300, "the lab failed: {tally:?}");

@@ -49,3 +49,8 @@ fn here(file: &str, group: &str, name: &str) -> u64 {
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
     crate::snmp::column(&text, group, name).unwrap_or_else(|| panic!("{path} has no {name}"))
 }
+
+/// One of the counters of multipath TCP (`MPTcpExt`) of a namespace.
+pub fn extended_multipath(netns: &Netns, name: &str) -> u64 {
+    netns.run(|| here("netstat", "MPTcpExt:", name))
+}
