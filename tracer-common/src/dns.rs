@@ -340,8 +340,6 @@ mod user {
     unsafe impl aya::Pod for super::Counts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::PeerKey {}
 }
 
 #[cfg(test)]

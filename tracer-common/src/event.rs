@@ -9,6 +9,10 @@ pub const VERSION: u16 = 1;
 pub const KIND_NEIGHBOUR_OVERFLOW: u16 = 1;
 /// [`crate::dns::Failure`] follows.
 pub const KIND_DNS_FAILURE: u16 = 2;
+/// [`crate::drops::Dropped`] follows.
+pub const KIND_DROP: u16 = 3;
+/// [`crate::tcp::Failure`] follows.
+pub const KIND_CONNECT_FAILURE: u16 = 4;
 
 /// First bytes of every ring record.
 #[repr(C)]

@@ -7,6 +7,8 @@ pub mod dns;
 pub mod drops;
 pub mod event;
 pub mod neigh;
+pub mod peers;
+pub mod tcp;
 
 /// Hooks in the order of their index in the per-hook maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,11 +22,13 @@ pub enum Hook {
     Drops = 2,
     /// Removed neighbour entries.
     Gc = 3,
+    /// TCP connections.
+    Tcp = 4,
 }
 
 impl Hook {
     /// All hooks, by index.
-    pub const ALL: [Self; 4] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc];
+    pub const ALL: [Self; 5] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc, Self::Tcp];
     /// How many hooks there are: entries of the per-hook maps.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -35,6 +39,7 @@ impl Hook {
             Self::Dns => "dns",
             Self::Drops => "drops",
             Self::Gc => "gc",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -55,13 +60,27 @@ pub enum ClientMap {
     Served = 4,
     /// Datagrams lost in full receive buffers.
     ReceiveDrops = 5,
-    /// Servers of failed lookups.
-    DnsPeers = 6,
+    /// Failures by the address at the other end.
+    Peers = 6,
+    /// Datagrams lost in full receive buffers, by port.
+    ReceivePorts = 7,
+    /// Dropped packets by owner.
+    Drops = 8,
+    /// Connections by client.
+    Tcp = 9,
+    /// Attempts under way.
+    Connecting = 10,
+    /// Connections to ports where requests must be answered.
+    Talking = 11,
+    /// Where attempts failed.
+    Destinations = 12,
+    /// Failed attempts by client and destination.
+    Attempts = 13,
 }
 
 impl ClientMap {
     /// How many there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 14;
 }
 
 /// Address family as the kernel numbers it (`include/linux/socket.h`).

@@ -90,6 +90,36 @@ pub fn answering(packet: u64, family: u16) -> Option<(Server, Server)> {
     Some((client, server))
 }
 
+/// Who began the connection that a packet belongs to, whichever way it goes, as it is known where
+/// conntrack saw it first.
+#[inline(always)]
+pub fn origin(packet: u64, family: u16) -> Option<Origin> {
+    if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
+        return None;
+    }
+    let nfct = read::<u64>(packet, OFF_SK_BUFF_NFCT.load())?;
+    let (connection, info) = (nfct & !7, nfct & 7);
+    if connection == 0 {
+        return None;
+    }
+    Some(Origin {
+        client: Server {
+            address: read(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load())?,
+            port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_SOURCE_PORT.load())?),
+            family,
+        },
+        is_redirected: info < REPLY
+            && read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & DST_NAT != 0,
+    })
+}
+
+/// Who began a connection.
+pub struct Origin {
+    pub client: Server,
+    /// Is the packet one of the client's, and its destination translated?
+    pub is_redirected: bool,
+}
+
 /// Is the packet the reply direction of a connection that conntrack follows? Where `struct nf_conn`
 /// is not known, an answer from another address than the one asked is then taken for translated.
 #[inline(always)]

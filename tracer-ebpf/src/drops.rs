@@ -6,11 +6,12 @@
 //! more `struct sock *rx_sk`, which may be NULL and is not used. User space takes the reason's
 //! index from the prototype in BTF and the meaning of its numbers from the enum: both move.
 
+mod count;
 mod datagram;
 
 use aya_ebpf::{
     EbpfContext as _, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    maps::HashMap, programs::RawTracePointContext,
 };
 use tracer_common::{
     AF_INET, AF_INET6, ClientMap,
@@ -24,9 +25,8 @@ use self::datagram::Datagram;
 use crate::{
     conntrack, dns,
     layout::*,
-    maps::{DROPS_NODE, NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, UNSOLICITED},
+    maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
-    packet::is_dns_port,
     ring,
     util::{add, read},
 };
@@ -76,8 +76,6 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         detail: Detail::None as u8,
     };
     if meaning.is_failure != 0 {
-        // SAFETY: a per-CPU array's value, added to atomically.
-        add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
         if meaning.cause == Cause::Netfilter as u8
             && let Some(detail) = net(skb).and_then(conntrack::why_refused)
         {
@@ -159,32 +157,49 @@ pub fn udp_fail_queue(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn try_udp_fail_queue(sk: u64) -> Option<()> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
-    let port = read::<u16>(sk, OFF_SOCK_NUM.load())?;
-    let key = ReceiverKey {
+    let mut key = ReceiverKey {
         cgroup_id: dns::cgroup_id(sk),
         net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
-        port: if is_dns_port(port) { port } else { 0 },
+        port: 0,
         _pad: [0; 3],
     };
-    if RECEIVE_DROPS.get_ptr(key).is_none() {
-        let fresh = ReceiverValue {
-            dropped: 0,
-            netns: read(net, OFF_NET_NS_INUM.load())?,
-            _pad: 0,
-        };
-        // EEXIST: another CPU was faster, which is as good.
-        let _ = RECEIVE_DROPS.insert(key, fresh, BPF_NOEXIST as u64);
-    }
-    let value = match RECEIVE_DROPS.get_ptr_mut(key) {
-        Some(value) => value,
-        None => {
-            ring::count_full(ClientMap::ReceiveDrops);
-            RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())?
-        }
-    };
+    let netns = read(net, OFF_NET_NS_INUM.load())?;
+    let total = receiver(&RECEIVE_DROPS, &key, netns).or_else(|| {
+        ring::count_full(ClientMap::ReceiveDrops);
+        RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())
+    })?;
     // SAFETY: entries are removed only long after their owner is gone.
-    add(unsafe { &mut (*value).dropped }, 1);
+    let total = unsafe { &mut *total };
+    add(&mut total.dropped, 1);
+    key.port = read(sk, OFF_SOCK_NUM.load())?;
+    match receiver(&RECEIVE_PORTS, &key, netns) {
+        // SAFETY: as above.
+        Some(of_port) => add(unsafe { &mut (*of_port).dropped }, 1),
+        None => {
+            ring::count_full(ClientMap::ReceivePorts);
+            add(&mut total.portless, 1);
+        }
+    }
     Some(())
+}
+
+/// The counters of a receiver, if there is room for any.
+#[inline(always)]
+fn receiver(
+    map: &HashMap<ReceiverKey, ReceiverValue>,
+    key: &ReceiverKey,
+    netns: u32,
+) -> Option<*mut ReceiverValue> {
+    if let Some(value) = map.get_ptr_mut(key) {
+        return Some(value);
+    }
+    let fresh = ReceiverValue {
+        netns,
+        ..ReceiverValue::default()
+    };
+    // EEXIST: another CPU was faster, which is as good.
+    let _ = map.insert(key, fresh, BPF_NOEXIST as u64);
+    map.get_ptr_mut(key)
 }
 
 /// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees

@@ -61,6 +61,24 @@ offsets! {
     OFF_SOCK_NET
     OFF_SOCK_COOKIE
     OFF_SOCK_NUM
+    OFF_SOCK_FAMILY
+    OFF_SOCK_STATE
+    OFF_SOCK_DADDR
+    OFF_SOCK_RCV_SADDR
+    OFF_SOCK_DPORT
+    OFF_SOCK_V6_DADDR
+    OFF_SOCK_V6_RCV_SADDR
+    OFF_SOCK_PROTOCOL
+    OFF_SOCK_ERR
+    OFF_SOCK_ERROR_QUEUE_TAIL
+    OFF_SOCK_EXTERR_ERRNO
+    OFF_INET_SOCK_SPORT
+    OFF_ICSK_RETRANSMITS
+    OFF_TCP_SOCK_SEGS_OUT
+    OFF_TCP_SOCK_BYTES_RECEIVED
+    OFF_TCP_SOCK_BYTES_ACKED
+    OFF_SK_BUFF_CB
+    OFF_TCP_SKB_CB_GSO_SEGS
     OFF_SOCK_TYPE
     OFF_SOCK_CGROUP
     OFF_CGROUP_KN
@@ -68,6 +86,8 @@ offsets! {
     OFF_DST_ENTRY_ERROR
     OFF_RT6_INFO_GATEWAY
     OFF_NF_CONN_STATUS
+    OFF_NF_CONN_ORIGINAL_SOURCE
+    OFF_NF_CONN_ORIGINAL_SOURCE_PORT
     OFF_NF_CONN_ORIGINAL_DESTINATION
     OFF_NF_CONN_ORIGINAL_PORT
     OFF_NF_CONN_REPLY_SOURCE
@@ -87,6 +107,14 @@ pub const ABSENT: u32 = u32::MAX;
 /// Index of the drop reason among `kfree_skb`'s raw arguments.
 #[unsafe(no_mangle)]
 pub static ARG_DROP_REASON: Global<u32> = Global::new(ABSENT);
+
+/// Index of the receiving socket among them, which came with 6.11.
+#[unsafe(no_mangle)]
+pub static ARG_DROP_SOCKET: Global<u32> = Global::new(ABSENT);
+
+/// Index of `err` among `tcp_retransmit_skb`'s raw arguments.
+#[unsafe(no_mangle)]
+pub static ARG_RETRANSMIT_ERROR: Global<u32> = Global::new(ABSENT);
 
 /// Address of ___neigh_create(), 0 where it is not known.
 #[unsafe(no_mangle)]
@@ -127,6 +155,15 @@ pub static EVENT_RATE: Global<u64> = Global::new(1000);
 #[unsafe(no_mangle)]
 pub static DNS_PORTS: Global<[u16; tracer_common::dns::MAX_PORTS as usize]> =
     Global::new([53, 0, 0, 0, 0, 0, 0, 0]);
+
+/// `--silent-port`, 0 where unused. Host byte order.
+#[unsafe(no_mangle)]
+pub static SILENT_PORTS: Global<[u16; tracer_common::tcp::MAX_SILENT_PORTS]> =
+    Global::new([6443, 2379, 0, 0, 0, 0, 0, 0]);
+
+/// `--silent-after`, nanoseconds.
+#[unsafe(no_mangle)]
+pub static SILENT_AFTER_NS: Global<u64> = Global::new(10_000_000_000);
 
 /// `--dns-timeout`, nanoseconds.
 #[unsafe(no_mangle)]

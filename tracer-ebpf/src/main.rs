@@ -18,8 +18,10 @@ mod layout;
 mod maps;
 mod neigh;
 mod packet;
+mod peer;
 mod ring;
 mod tables;
+mod tcp;
 mod util;
 
 /// The kernel gives `bpf_probe_read_kernel`, the ring buffer and others to GPL-compatible programs.

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh};
+use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh, peers, tcp};
 
 /// Clients (namespaces, or cgroup and namespace) with counters of their own.
 const CLIENTS: u32 = 8192;
@@ -63,10 +63,9 @@ pub static DNS: HashMap<dns::Key, dns::Value> =
 #[map]
 pub static DNS_NODE: PerCpuArray<dns::Counts> = PerCpuArray::with_max_entries(1, 0);
 
-/// Failed lookups by the server asked first. The rest key is always there.
+/// Failures by the address at the other end. The rest keys are always there.
 #[map]
-pub static DNS_PEERS: HashMap<dns::PeerKey, u64> =
-    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+pub static PEERS: HashMap<peers::Key, u64> = HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
 
 /// One all-zero value: what a new entry of `DNS` is made of (too large for the stack).
 #[map]
@@ -130,16 +129,59 @@ pub static THIS_CPU: PerCpuArray<drops::ThisCpu> = PerCpuArray::with_max_entries
 pub static CONNTRACK_REFUSALS: LruHashMap<drops::RefusalsKey, drops::Refusals> =
     LruHashMap::with_max_entries(8192, 0);
 
-/// Datagrams lost in full receive buffers, by socket's owner and port.
+/// Datagrams lost in full receive buffers, by socket's owner.
 #[map]
 pub static RECEIVE_DROPS: HashMap<drops::ReceiverKey, drops::ReceiverValue> =
     HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// The same by socket's owner and port, as far as there is room.
+#[map]
+pub static RECEIVE_PORTS: HashMap<drops::ReceiverKey, drops::ReceiverValue> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Dropped packets by owner and reason.
+#[map]
+pub static DROPS: HashMap<drops::Key, drops::Value> =
+    HashMap::with_max_entries(2 * CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Connections by client.
+#[map]
+pub static TCP: HashMap<tcp::Key, tcp::Value> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Connections of the node: complete, whatever happens to `TCP`.
+#[map]
+pub static TCP_NODE: PerCpuArray<tcp::Counts> = PerCpuArray::with_max_entries(1, 0);
+
+/// Attempts under way, by the address of their `struct sock`.
+#[map]
+pub static CONNECTING: HashMap<u64, tcp::Connecting> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Connections to `--silent-port`, by the address of their `struct sock`.
+#[map]
+pub static TALKING: HashMap<u64, tcp::Talking> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Where attempts failed.
+#[map]
+pub static DESTINATIONS: HashMap<tcp::Destination, tcp::DestinationValue> =
+    HashMap::with_max_entries(CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Failed attempts, by client, destination and how often that had answered.
+#[map]
+pub static ATTEMPTS: HashMap<tcp::AttemptsKey, tcp::AttemptsValue> =
+    HashMap::with_max_entries(2 * CLIENTS, BPF_F_NO_PREALLOC);
+
+/// Where dropped packets of redirected connections were to go.
+#[map]
+pub static BEHIND: LruHashMap<tcp::BehindKey, tcp::Behind> = LruHashMap::with_max_entries(8192, 0);
 
 /// What the kernel's drop reasons mean, by number.
 #[map]
 pub static REASONS: Array<drops::Reason> = Array::with_max_entries(drops::MAX_REASONS, 0);
 
-/// Packets dropped on the node, by reason number.
+/// Packets dropped on the node, by reason number, whatever it means.
 #[map]
 pub static DROPS_NODE: PerCpuArray<u64> = PerCpuArray::with_max_entries(drops::MAX_REASONS, 0);
 

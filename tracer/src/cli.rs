@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::AgentAddr;
 use crate::config::{
-    Api, CriEndpoint, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat,
-    PodName, Pods, Span, StateDir, Window,
+    Api, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel, NodeName,
+    OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
 };
 use crate::top::Column;
 
@@ -116,6 +116,27 @@ pub struct TraceArgs {
     /// A lookup without an answer for this long has failed, 1ms to 60s [default: 5s]
     #[arg(long, value_name = "DURATION", env = "TRACER_DNS_TIMEOUT")]
     pub dns_timeout: Option<DnsTimeout>,
+    /// Port over TCP where a request must be answered, or the server is told of as silent; may be
+    /// repeated, up to 8 times [default: 6443, 2379]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "TRACER_SILENT_PORT",
+        value_delimiter = ','
+    )]
+    pub silent_port: Vec<u16>,
+    /// How long a request may wait there, 1s to 1h [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "TRACER_SILENT_AFTER")]
+    pub silent_after: Option<SilentAfter>,
+    /// Drop reasons that mean failure, beside the usual ones: NAME or -NAME for one that does not, such
+    /// as tcp_close,-no_socket; names as in tracer_node_drops_total
+    #[arg(
+        long,
+        value_name = "NAMES",
+        env = "TRACER_DROP_REASONS",
+        allow_hyphen_values = true
+    )]
+    pub drop_reasons: Option<DropReasons>,
     /// Span of the failure ratios, whole seconds up to 1h [default: 60s]
     #[arg(long, value_name = "DURATION", env = "TRACER_WINDOW")]
     pub window: Option<Window>,

@@ -262,6 +262,8 @@ fn try_hooks(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         event_rate: 1,
         dns_ports: vec![53],
         dns_timeout: Duration::from_secs(5),
+        silent_ports: Vec::new(),
+        silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
     match Loaded::load(&parameters, &Offsets::resolve(btf), &reasons, false) {

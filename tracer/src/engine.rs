@@ -85,7 +85,7 @@ struct Collected {
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
     highest: [u32; 2],
-    /// Refusals for forwarded packets.
+    /// Refusals for forwarded packets, and dropped packets without a socket.
     forwarded: u64,
     seconds_until_full: [f64; 2],
     forecasts: [Forecast; 2],
@@ -121,7 +121,10 @@ impl Engine {
         kernel::capabilities::check()?;
         let btf = Btf::open(btf::VMLINUX)?;
         let offsets = Offsets::resolve(&btf);
-        let reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
+        let mut reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
+        for name in reasons.change(&config.drop_reasons.0) {
+            tracing::warn!("drop-reasons: this kernel knows no reason {name}");
+        }
         drop(btf);
         // Pods first: the programs begin to count into a house that knows its guests.
         let mut resolver = Resolver::new(config)?;
@@ -158,11 +161,7 @@ impl Engine {
             maps: Mutex::new(maps),
             resolver: Mutex::new(resolver),
             peers: Mutex::new(Peers::start(&config.pods)?),
-            aggregate: Mutex::new(Aggregate::new(
-                config.window,
-                config.max_pods,
-                config.dns_ports.clone(),
-            )),
+            aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
             collected: Mutex::default(),
             hub: Hub::default(),
             read_errors: AtomicU64::new(0),
@@ -334,6 +333,7 @@ impl Engine {
         self.settle_refusals();
         self.run("tables", Hook::Neigh);
         self.run("walk", Hook::Neigh);
+        self.run("tcp_age", Hook::Tcp);
         let now = Instant::now();
         let second = now.duration_since(self.epoch).as_secs();
         let mut maps = lock(&self.maps);
@@ -355,12 +355,19 @@ impl Engine {
         }
         self.watch_pressure(collected, second);
         let reading = maps.read()?;
-        lock(&self.peers).update(&reading.dns_peers, now);
+        lock(&self.peers).update(&reading.peers, now, second);
         resolver.refresh(Ask::Regularly);
         let forwarded: u64 = reading
             .forwarded
             .iter()
             .map(|(_, v)| v.counts.table_full)
+            .chain(
+                reading
+                    .drops
+                    .iter()
+                    .filter(|(key, _)| key.family != 0)
+                    .map(|(_, value)| value.dropped),
+            )
             .sum();
         if forwarded != collected.forwarded {
             resolver.refresh(Ask::Addresses);
@@ -391,11 +398,24 @@ impl Engine {
             for key in leaving.receivers {
                 maps.forget_receiver(&key);
             }
+            for key in leaving.drops {
+                maps.forget_drops(&key);
+            }
+            for key in leaving.tcp {
+                maps.forget_tcp(&key);
+            }
+            for key in leaving.dead.attempts {
+                maps.forget_attempts(&key);
+            }
+            for key in leaving.dead.destinations {
+                maps.forget_destination(&key);
+            }
+            for key in lock(&self.peers).retire(now) {
+                maps.forget_peer(&key);
+            }
             collected.retired = Some(now);
         }
-        collected.fillings = maps
-            .fillings(&picture.reading, picture.dns_pending())
-            .to_vec();
+        collected.fillings = maps.fillings(&picture.reading, picture.dns_pending());
         collected.misses = lock(&self.loaded).misses();
         Ok(())
     }
@@ -479,5 +499,7 @@ pub fn parameters(config: &Config) -> Parameters {
         event_rate: config.event_rate,
         dns_ports: config.dns_ports.clone(),
         dns_timeout: config.dns_timeout,
+        silent_ports: config.silent_ports.clone(),
+        silent_after: config.silent_after,
     }
 }

@@ -212,18 +212,6 @@ pub struct Failure {
     pub question: [u8; QUESTION_LEN],
 }
 
-/// Whom failed lookups asked first: key of the map `DNS_PEERS`.
-#[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct PeerKey {
-    /// Network byte order; IPv4 in the first word.
-    pub address: [u32; 4],
-    /// `AF_INET` or `AF_INET6`. 0: the rest key, charged when the map is full.
-    pub family: u32,
-}
-
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Drop {

@@ -14,16 +14,16 @@ use tracer_common::{
     ClientMap, Hook,
     dns::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
-        Outcome, PeerKey, Served, ServedKey, Value, bucket,
+        Outcome, Served, ServedKey, Value, bucket,
     },
-    event,
+    event, peers,
 };
 
 use super::served;
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_PEERS, DNS_ZERO, ENDED, EXPIRED, PENDING, SERVED},
-    ring,
+    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, ENDED, EXPIRED, PENDING, SERVED},
+    peer, ring,
     util::{add, sub},
 };
 
@@ -158,9 +158,10 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
     let value = client(lookup.key, lookup.netns)?;
     let node = node()?;
-    let peer = PeerKey {
+    let peer = peers::Key {
         address: lookup.servers[0].address,
-        family: lookup.servers[0].family as u32,
+        family: lookup.servers[0].family,
+        kind: peers::Kind::Dns as u16,
     };
 
     if failed {
@@ -200,7 +201,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     if failed && cause < Cause::ALL.len() {
         add(&mut value.counts.causes[cause], 1);
         add(&mut node.causes[cause], 1);
-        count_peer(&peer);
+        peer::count(&peer, peers::Kind::Dns, 1);
     }
     if !timeout {
         let bucket = bucket(waited_ns);
@@ -213,26 +214,6 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     }
     sub(&mut value.pending, 1);
     Some(())
-}
-
-#[inline(always)]
-fn count_peer(key: &PeerKey) {
-    if DNS_PEERS.get_ptr(key).is_none() {
-        // EEXIST: another CPU was faster, which is as good.
-        let _ = DNS_PEERS.insert(key, 0, BPF_NOEXIST as u64);
-    }
-    let failed = match DNS_PEERS.get_ptr_mut(key) {
-        Some(failed) => failed,
-        None => {
-            ring::count_full(ClientMap::DnsPeers);
-            match DNS_PEERS.get_ptr_mut(PeerKey::default()) {
-                Some(failed) => failed,
-                None => return,
-            }
-        }
-    };
-    // SAFETY: entries are never removed.
-    add(unsafe { &mut *failed }, 1);
 }
 
 const SOCKET_BUFFER_FULL: u8 = Cause::SocketBufferFull as u8;

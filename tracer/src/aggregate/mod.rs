@@ -1,8 +1,10 @@
 //! Figures by owner and for the node, from the kernel's counters and the resolver.
 
+pub mod dead;
 pub mod forecast;
 pub mod ledger;
 pub mod pressure;
+pub mod shares;
 pub mod window;
 
 use std::{
@@ -12,19 +14,20 @@ use std::{
 };
 
 use tracer_common::{
-    Hook,
-    dns::{self, MAX_PORTS},
-    drops::ReceiverKey,
+    Hook, dns,
+    drops::{self, ReceiverKey},
     event::RingStats,
-    family_index, neigh,
+    family_index, neigh, tcp,
 };
 
 use self::{
+    dead::{Attempts as DeadAttempts, Dead, DeadEndpoint},
     ledger::{Ledger, Tally},
+    shares::Shares,
     window::{Attempts, Window},
 };
 use crate::{
-    hooks::address,
+    hooks::{self, address},
     kernel::maps::{HOOKS, Reading},
     pods::{Identity, Owner, Resolver, When},
 };
@@ -46,26 +49,35 @@ impl Tally for NeighCounts {
     }
 }
 
-/// Datagrams lost in full receive buffers: by port as in `--dns-port`, the last of all other ports.
-pub type ReceiveDrops = [u64; MAX_PORTS as usize + 1];
-
-impl Tally for ReceiveDrops {
+impl Tally for u64 {
     fn plus(&mut self, other: &Self) {
-        for (mine, theirs) in self.iter_mut().zip(other) {
-            *mine += theirs;
-        }
+        *self += other;
     }
     fn since(&self, earlier: &Self) -> Self {
-        let mut counts = *self;
-        for (mine, theirs) in counts.iter_mut().zip(earlier) {
-            *mine -= theirs;
-        }
-        counts
+        self - earlier
     }
     fn events(&self) -> u64 {
-        self.iter().sum()
+        *self
     }
 }
+
+impl Tally for tcp::Counts {
+    fn plus(&mut self, other: &Self) {
+        self.add(other);
+    }
+    fn since(&self, earlier: &Self) -> Self {
+        tcp::Counts::since(self, earlier)
+    }
+    fn events(&self) -> u64 {
+        self.ended() + self.retransmits + self.resets
+    }
+}
+
+/// Ports with figures of their own.
+const NAMED_PORTS: usize = 20;
+
+/// Datagrams lost in full receive buffers, by port; `None` is the rest.
+pub type ReceiveDrops = BTreeMap<Option<u16>, u64>;
 
 impl Tally for dns::Counts {
     fn plus(&mut self, other: &Self) {
@@ -80,7 +92,7 @@ impl Tally for dns::Counts {
 }
 
 /// Figures of one owner, or of the node.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Creations, by family.
     pub neigh: NeighCounts,
@@ -90,30 +102,48 @@ pub struct Figures {
     pub dns: dns::Counts,
     /// Datagrams lost in full receive buffers. Not of the node.
     pub receive_drops: ReceiveDrops,
+    /// Packets dropped for a reason that means failure, by the kernel's number. Not of the node.
+    pub drops: BTreeMap<u32, u64>,
+    /// Connections.
+    pub tcp: tcp::Counts,
+    /// Failed attempts to destinations that answer nobody. Not of the node.
+    pub dead_attempts: DeadAttempts,
     /// Failures ÷ attempts over the window.
     pub dns_ratio: Option<f64>,
     /// Failures ÷ attempts over the window.
     pub neigh_ratio: Option<f64>,
+    /// Failures ÷ attempts over the window.
+    pub connect_ratio: Option<f64>,
 }
 
 #[derive(Debug, Default)]
 struct Windows {
     dns: Window,
     neigh: Window,
+    connect: Window,
 }
 
 impl Windows {
-    fn note(&mut self, second: u64, span: u64, neigh: &NeighCounts, dns: &dns::Counts) {
+    /// Takes the counters over and sets the ratios.
+    fn note(&mut self, second: u64, span: u64, figures: &mut Figures) {
         let neigh = Attempts {
-            all: neigh.iter().map(neigh::Counts::attempts).sum(),
-            failed: neigh.iter().map(|n| n.table_full).sum(),
+            all: figures.neigh.iter().map(neigh::Counts::attempts).sum(),
+            failed: figures.neigh.iter().map(|n| n.table_full).sum(),
         };
         let dns = Attempts {
-            all: dns.ended(),
-            failed: dns.failed(),
+            all: figures.dns.ended(),
+            failed: figures.dns.failed(),
+        };
+        let connect = Attempts {
+            all: figures.tcp.ended(),
+            failed: figures.tcp.failed(),
         };
         self.neigh.note(second, neigh, span);
         self.dns.note(second, dns, span);
+        self.connect.note(second, connect, span);
+        figures.neigh_ratio = self.neigh.ratio();
+        figures.dns_ratio = self.dns.ratio();
+        figures.connect_ratio = self.connect.ratio();
     }
 }
 
@@ -124,8 +154,10 @@ pub struct Picture {
     pub node: Figures,
     /// By owner, sorted by name.
     pub owners: BTreeMap<Arc<Owner>, Figures>,
-    /// Packets dropped on the node, by reason number.
+    /// Packets dropped on the node, by reason number, whatever it means.
     pub drops: Vec<(u32, u64)>,
+    /// Destinations that answer nobody, the busiest.
+    pub dead_endpoints: Vec<DeadEndpoint>,
     /// The ring, by hook.
     pub ring: [RingStats; HOOKS],
     /// Events that wait for a name, by hook index.
@@ -150,8 +182,14 @@ pub struct Leaving {
     pub forwarded: Vec<neigh::ForwardedKey>,
     /// Of the map `DNS`.
     pub dns: Vec<dns::Key>,
-    /// Of the map `RECEIVE_DROPS`.
+    /// Of the maps `RECEIVE_DROPS` and `RECEIVE_PORTS`.
     pub receivers: Vec<ReceiverKey>,
+    /// Of the map `DROPS`.
+    pub drops: Vec<drops::Key>,
+    /// Of the map `TCP`.
+    pub tcp: Vec<tcp::Key>,
+    /// Of the maps `ATTEMPTS` and `DESTINATIONS`.
+    pub dead: dead::Over,
 }
 
 /// The state between readings.
@@ -161,8 +199,13 @@ pub struct Aggregate {
     neigh: Ledger<u64, NeighCounts>,
     forwarded: Ledger<neigh::ForwardedKey, NeighCounts>,
     dns: Ledger<dns::Key, dns::Counts>,
-    receivers: Ledger<ReceiverKey, ReceiveDrops>,
-    dns_ports: Vec<u16>,
+    receivers: Ledger<ReceiverKey, u64>,
+    ports: Shares<ReceiverKey, Arc<Owner>, u16>,
+    /// By owner: the reason is 0.
+    drops: Ledger<drops::Key, u64>,
+    reasons: Shares<drops::Key, Arc<Owner>, u32>,
+    tcp: Ledger<tcp::Key, tcp::Counts>,
+    dead: Dead,
     admitted: HashSet<Arc<Owner>>,
     node: Windows,
     windows: HashMap<Arc<Owner>, Windows>,
@@ -171,8 +214,8 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
-    /// With the span of the ratios, the label sets kept and the ports that have figures of their own.
-    pub fn new(window: Duration, max_pods: usize, dns_ports: Vec<u16>) -> Self {
+    /// With the span of the ratios and the label sets kept.
+    pub fn new(window: Duration, max_pods: usize) -> Self {
         Self {
             window,
             max_pods,
@@ -180,7 +223,11 @@ impl Aggregate {
             forwarded: Ledger::of_reused_keys(),
             dns: Ledger::default(),
             receivers: Ledger::default(),
-            dns_ports,
+            ports: Shares::new(NAMED_PORTS),
+            drops: Ledger::of_reused_keys(),
+            reasons: Shares::new(usize::MAX),
+            tcp: Ledger::default(),
+            dead: Dead::default(),
             admitted: HashSet::new(),
             node: Windows::default(),
             windows: HashMap::new(),
@@ -208,6 +255,12 @@ impl Aggregate {
             netns.insert(key.net_cookie, value.netns);
         }
         for (key, value) in &reading.receive_drops {
+            netns.insert(key.net_cookie, value.netns);
+        }
+        for (key, value) in &reading.drops {
+            netns.insert(key.net_cookie, value.netns);
+        }
+        for (key, value) in &reading.tcp {
             netns.insert(key.net_cookie, value.netns);
         }
 
@@ -271,14 +324,11 @@ impl Aggregate {
             &mut admit,
         );
 
-        let dns_ports = &self.dns_ports;
         self.receivers.update(
-            reading.receive_drops.iter().map(|(key, value)| {
-                let mut counts = ReceiveDrops::default();
-                let port = dns_ports.iter().position(|port| *port == key.port);
-                counts[port.unwrap_or(counts.len() - 1)] = value.dropped;
-                (*key, counts)
-            }),
+            reading
+                .receive_drops
+                .iter()
+                .map(|(key, value)| (*key, value.dropped)),
             now,
             |key, since| {
                 resolver.resolve(
@@ -287,6 +337,48 @@ impl Aggregate {
                 )
             },
             &mut admit,
+        );
+        self.tcp.update(
+            reading.tcp.iter().map(|(key, value)| (*key, value.counts)),
+            now,
+            |key, since| {
+                resolver.resolve(
+                    &identity(key.net_cookie, Some(key.cgroup_id)),
+                    until_now(since),
+                )
+            },
+            &mut admit,
+        );
+        // A packet from an address that nobody is known to have is the pod's in whose namespace it
+        // was dropped, once it is sure that nobody will be known.
+        self.drops.give_up(now, |key| {
+            let of_device = identity(key.net_cookie, None);
+            let owner = resolver.resolve(&of_device, until_now(None))?;
+            (key.family != 0 && owner.is_pod()).then(|| admit(owner))
+        });
+        let mut dropped: HashMap<drops::Key, u64> = HashMap::new();
+        for (key, value) in &reading.drops {
+            *dropped.entry(without_reason(key)).or_default() += value.dropped;
+        }
+        self.drops.update(
+            dropped,
+            now,
+            |key, since| {
+                let inode = netns.get(&key.net_cookie).copied().unwrap_or_default();
+                if is_rest(key) {
+                    return Some(Owner::other());
+                }
+                resolver.resolve(&hooks::drops::identity(key, inode), until_now(since))
+            },
+            &mut admit,
+        );
+        self.share(&reading, second);
+        self.dead.update(
+            &reading,
+            now,
+            second,
+            |client| self.tcp.owner(client).cloned(),
+            |address| resolver.tenant(&address),
         );
 
         let span = self.window.as_secs().max(1);
@@ -297,13 +389,13 @@ impl Aggregate {
         };
         picture.pending[Hook::Neigh as usize] = self.neigh.pending() + self.forwarded.pending();
         picture.pending[Hook::Dns as usize] = self.dns.pending();
-        picture.pending[Hook::Drops as usize] = self.receivers.pending();
+        picture.pending[Hook::Drops as usize] = self.receivers.pending() + self.drops.pending();
+        picture.pending[Hook::Tcp as usize] = self.tcp.pending();
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
-        self.node
-            .note(second, span, &reading.neigh_node, &reading.dns_node);
-        picture.node.neigh_ratio = self.node.neigh.ratio();
-        picture.node.dns_ratio = self.node.dns.ratio();
+        picture.node.tcp = reading.tcp_node;
+        self.node.note(second, span, &mut picture.node);
+        picture.dead_endpoints = self.dead.endpoints();
 
         // The rest keys are always there; they show once something was charged to them.
         for (owner, counts) in self.neigh.totals() {
@@ -333,26 +425,67 @@ impl Aggregate {
                 picture.owners.entry(owner).or_default().dns = counts;
             }
         }
-        for (owner, counts) in self.receivers.totals() {
-            if counts != ReceiveDrops::default() {
-                picture.owners.entry(owner).or_default().receive_drops = counts;
+        for (owner, counts) in self.tcp.totals() {
+            if counts != tcp::Counts::default() {
+                picture.owners.entry(owner).or_default().tcp = counts;
             }
+        }
+        for (owner, ports) in self.ports.all() {
+            let figures = picture.owners.entry(owner.clone()).or_default();
+            figures.receive_drops.clone_from(ports);
+        }
+        for (owner, reasons) in self.reasons.all() {
+            let figures = picture.owners.entry(owner.clone()).or_default();
+            let named = reasons
+                .iter()
+                .filter_map(|(reason, n)| Some(((*reason)?, *n)));
+            figures.drops = named.collect();
+        }
+        for (owner, attempts) in self.dead.attempts() {
+            let figures = picture.owners.entry(owner.clone()).or_default();
+            figures.dead_attempts.clone_from(attempts);
         }
         self.windows
             .retain(|owner, _| picture.owners.contains_key(owner));
         for (owner, figures) in &mut picture.owners {
             let windows = self.windows.entry(owner.clone()).or_default();
-            windows.note(second, span, &figures.neigh, &figures.dns);
-            figures.neigh_ratio = windows.neigh.ratio();
-            figures.dns_ratio = windows.dns.ratio();
+            windows.note(second, span, figures);
         }
         picture.reading = reading;
         self.picture = Arc::new(picture);
     }
 
+    /// Gives what grew to the owners, by port and by reason.
+    fn share(&mut self, reading: &Reading, second: u64) {
+        for (key, value) in &reading.receive_ports {
+            if let Some(owner) = self.receivers.owner(&ReceiverKey { port: 0, ..*key }) {
+                self.ports.take(*key, value.dropped, owner, Some(key.port));
+            }
+        }
+        for (key, value) in &reading.receive_drops {
+            let is_rest = *key == ReceiverKey::default();
+            let portless = if is_rest {
+                value.dropped
+            } else {
+                value.portless
+            };
+            if let Some(owner) = self.receivers.owner(key) {
+                self.ports.take(*key, portless, owner, None);
+            }
+        }
+        self.ports.settle(second);
+        for (key, value) in &reading.drops {
+            if let Some(owner) = self.drops.owner(&without_reason(key)) {
+                let reason = Some(key.reason.into());
+                self.reasons.take(*key, value.dropped, owner, reason);
+            }
+        }
+    }
+
     /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and
     /// namespaces of nobody that have been idle for long. Figures of what is no pod stay.
     pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
+        let reading = &self.picture.reading;
         let gone = &mut self.gone;
         for owner in &self.admitted {
             if resolver.is_alive(owner) || is_lasting(owner) {
@@ -365,7 +498,7 @@ impl Aggregate {
             gone.iter()
                 .any(|(o, since)| **o == *owner && now.duration_since(*since) >= ledger::GRACE)
         };
-        let leaving = Leaving {
+        let mut leaving = Leaving {
             neigh: self.neigh.retire(
                 now,
                 |&cookie, owner| cookie != 0 && (ended(owner) || is_unknown(owner)),
@@ -396,7 +529,46 @@ impl Aggregate {
                 },
                 ended,
             ),
+            drops: self.drops.retire(
+                now,
+                |key, owner| {
+                    !is_rest(key)
+                        && (ended(owner)
+                            || is_unknown(owner)
+                            || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
+                },
+                ended,
+            ),
+            tcp: self.tcp.retire(
+                now,
+                |key, owner| {
+                    key.net_cookie != 0
+                        && (ended(owner)
+                            || is_unknown(owner)
+                            || !resolver.has_cgroup(key.cgroup_id))
+                },
+                ended,
+            ),
+            dead: self.dead.over(reading, now),
         };
+        self.ports.retain_owners(|owner| !ended(owner));
+        self.reasons.retain_owners(|owner| !ended(owner));
+        self.dead.retain_owners(|owner| !ended(owner));
+        // With each owner go its ports and its reasons.
+        let over: HashSet<ReceiverKey> = leaving.receivers.iter().copied().collect();
+        for (key, _) in &reading.receive_ports {
+            if over.contains(&ReceiverKey { port: 0, ..*key }) {
+                self.ports.forget_key(key);
+                leaving.receivers.push(*key);
+            }
+        }
+        let over: HashSet<drops::Key> = leaving.drops.drain(..).collect();
+        for (key, _) in &reading.drops {
+            if over.contains(&without_reason(key)) {
+                self.reasons.forget_key(key);
+                leaving.drops.push(*key);
+            }
+        }
         let admitted = &mut self.admitted;
         gone.retain(|owner, since| {
             let over = now.duration_since(*since) >= 2 * ledger::GRACE;
@@ -407,6 +579,15 @@ impl Aggregate {
         });
         leaving
     }
+}
+
+fn without_reason(key: &drops::Key) -> drops::Key {
+    drops::Key { reason: 0, ..*key }
+}
+
+/// Is it what the kernel charges when the map is full?
+fn is_rest(key: &drops::Key) -> bool {
+    key.net_cookie == 0 && key.family == 0
 }
 
 /// Label values that take no room of `--max-pods`.

@@ -11,8 +11,8 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Api, CriEndpoint, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName, OutputFormat,
-    PodName, Pods, Span, StateDir, UsageError, Window,
+    Api, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel, NodeName,
+    OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, UsageError, Window,
 };
 use crate::client::AgentAddr;
 use crate::output::printable;
@@ -37,6 +37,12 @@ pub struct File {
     pub(super) dns_port: Vec<u16>,
     #[serde(deserialize_with = "text")]
     pub(super) dns_timeout: Option<DnsTimeout>,
+    #[serde(deserialize_with = "one_or_more")]
+    pub(super) silent_port: Vec<u16>,
+    #[serde(deserialize_with = "text")]
+    pub(super) silent_after: Option<SilentAfter>,
+    #[serde(deserialize_with = "text")]
+    pub(super) drop_reasons: Option<DropReasons>,
     #[serde(deserialize_with = "text")]
     pub(super) window: Option<Window>,
     #[serde(deserialize_with = "text")]

@@ -13,8 +13,8 @@ use std::time::Duration;
 pub use file::File;
 pub(crate) use values::socket_path;
 pub use values::{
-    Api, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, Interval, Kind, LogFormat, LogLevel, NodeName,
-    OutputFormat, PodName, Pods, Span, StateDir, Window,
+    Api, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
+    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
 };
 
 use crate::cli::{AgentArgs, DoctorArgs, EventsArgs, GlobalArgs, TopArgs, TraceArgs};
@@ -69,6 +69,12 @@ pub struct Config {
     pub dns_ports: Vec<u16>,
     /// A lookup without an answer for this long has failed.
     pub dns_timeout: Duration,
+    /// Ports over TCP where requests must be answered: 1 to 8, none twice.
+    pub silent_ports: Vec<u16>,
+    /// How long a request may wait there.
+    pub silent_after: Duration,
+    /// Changes to the drop reasons that mean failure.
+    pub drop_reasons: DropReasons,
     /// Span of the ratios, whole seconds.
     pub window: Duration,
     /// bpffs folder for what survives a restart; `None` where nothing does.
@@ -104,7 +110,21 @@ impl Config {
             node: node(args, file, std::env::var("NODE_NAME").ok())?,
             pods,
             cri_endpoint,
-            dns_ports: dns_ports(args, file)?,
+            dns_ports: ports("dns-port", [&args.dns_port, &file.dns_port], &[53])?,
+            silent_ports: ports(
+                "silent-port",
+                [&args.silent_port, &file.silent_port],
+                &[6443, 2379],
+            )?,
+            silent_after: args
+                .silent_after
+                .or(file.silent_after)
+                .map_or(DEFAULT_SILENT_AFTER, |t| t.0),
+            drop_reasons: args
+                .drop_reasons
+                .clone()
+                .or(file.drop_reasons.clone())
+                .unwrap_or_default(),
             dns_timeout: args
                 .dns_timeout
                 .or(file.dns_timeout)
@@ -119,13 +139,15 @@ impl Config {
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9773);
 const DEFAULT_DNS_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_SILENT_AFTER: Duration = Duration::from_secs(10);
 const DEFAULT_WINDOW: Duration = Duration::from_mins(1);
 const DEFAULT_EVENT_RATE: u64 = 1_000;
 const DEFAULT_MAX_PODS: usize = 1_000;
 /// Twenty times what a node is built for; each costs metrics on every scrape.
 const MAX_PODS: usize = 100_000;
 /// The kernel half looks at so many.
-const MAX_DNS_PORTS: usize = tracer_common::dns::MAX_PORTS as usize;
+const MAX_PORTS: usize = tracer_common::dns::MAX_PORTS as usize;
+const _: () = assert!(MAX_PORTS == tracer_common::tcp::MAX_SILENT_PORTS);
 
 /// The name by argument or file, else the one Kubernetes gives, else the host's.
 fn node(args: &TraceArgs, file: &File, kubernetes: Option<String>) -> Result<String, UsageError> {
@@ -163,28 +185,27 @@ fn pods(args: &TraceArgs, file: &File) -> Result<(Pods, Option<CriEndpoint>), Us
     Ok((pods, endpoint))
 }
 
-fn dns_ports(args: &TraceArgs, file: &File) -> Result<Vec<u16>, UsageError> {
-    let ports = [&args.dns_port, &file.dns_port]
+/// The first that is given, else the default.
+fn ports(flag: &str, given: [&Vec<u16>; 2], default: &[u16]) -> Result<Vec<u16>, UsageError> {
+    let ports = given
         .into_iter()
         .find(|ports| !ports.is_empty())
         .cloned()
-        .unwrap_or_else(|| vec![53]);
-    if ports.len() > MAX_DNS_PORTS {
+        .unwrap_or_else(|| default.to_vec());
+    if ports.len() > MAX_PORTS {
         let given = ports.len();
         return Err(UsageError(format!(
-            "dns-port: {given} ports given, at most {MAX_DNS_PORTS} are followed; leave some out"
+            "{flag}: {given} ports given, at most {MAX_PORTS} are followed; leave some out"
         )));
     }
     let mut seen = BTreeSet::new();
     for port in &ports {
         if *port == 0 {
-            return Err(UsageError(
-                "dns-port: 0 is no port; use 1 to 65535".to_owned(),
-            ));
+            return Err(UsageError(format!("{flag}: 0 is no port; use 1 to 65535")));
         }
         if !seen.insert(port) {
             return Err(UsageError(format!(
-                "dns-port: {port} is given twice; leave one out"
+                "{flag}: {port} is given twice; leave one out"
             )));
         }
     }

@@ -50,6 +50,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     let flags = [
         "--dns-timeout=1s",
         "--dns-port=54",
+        "--drop-reasons=-no_socket",
         "--api=unix:/b",
         "--state-dir=none",
         "--node=flagged",
@@ -67,6 +68,9 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         cri_endpoint: None,
         dns_ports: vec![54],
         dns_timeout: Duration::from_secs(1),
+        silent_ports: vec![6443, 2379],
+        silent_after: Duration::from_secs(10),
+        drop_reasons: DropReasons(vec![("no_socket".to_owned(), false)]),
         window: Duration::from_secs(30),
         state_dir: None,
         event_rate: 7,

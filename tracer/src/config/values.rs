@@ -64,6 +64,32 @@ impl FromStr for Api {
     }
 }
 
+/// Changes to the drop reasons that mean failure: names as in metrics, and whether they do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DropReasons(pub Vec<(String, bool)>);
+
+impl FromStr for DropReasons {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let change = |name: &str| {
+            let (name, is_failure) = match name.strip_prefix('-') {
+                Some(name) => (name, false),
+                None => (name, true),
+            };
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if name.is_empty() || !name.chars().all(plain) {
+                return Err(format!(
+                    "expected names such as tcp_close or -no_socket, with commas between, not \
+                     {name:?}"
+                ));
+            }
+            Ok((name.to_owned(), is_failure))
+        };
+        s.split(',').map(change).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// Where pod names come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pods {
@@ -215,6 +241,8 @@ pub struct Span<const MIN: u64 = 1, const MAX: u64 = 2_592_000_000, const STEP: 
 
 /// `--dns-timeout`: at most 60 s, for every lookup that waits takes room in the kernel.
 pub type DnsTimeout = Span<1, 60_000>;
+/// `--silent-after`.
+pub type SilentAfter = Span<1_000, 3_600_000>;
 /// `--window`: the ratios' buckets are of 1 s.
 pub type Window = Span<1_000, 3_600_000, 1_000>;
 /// `--interval`.
@@ -368,6 +396,21 @@ mod tests {
         assert_eq!(error::<Window>("999ms"), "expected 1s to 1h");
         assert!("1h".parse::<Window>().is_ok());
         assert!(error::<Span>("99999999999999999999y").contains("large"));
+    }
+
+    #[test]
+    fn drop_reasons_are_names() {
+        let DropReasons(changes) = "tcp_close,-no_socket".parse().unwrap();
+        let expected = [("tcp_close", true), ("no_socket", false)];
+        assert!(
+            changes
+                .iter()
+                .map(|(name, on)| (name.as_str(), *on))
+                .eq(expected)
+        );
+        for bad in ["", ",", "a,", "A", "a b", "--a", "-"] {
+            assert!(error::<DropReasons>(bad).contains("-no_socket"), "{bad}");
+        }
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use anyhow::Result;
-use tracer_common::{Hook, dns, neigh};
+use tracer_common::{Hook, dns, neigh, tcp};
 
-use super::{Engine, lock};
+use super::{Engine, lock, reader::time_of};
 use crate::{
-    aggregate::Figures,
+    aggregate::{Figures, Picture, dead::DeadEndpoint},
     export::{
-        metrics::{self, View, served},
+        metrics::{self, View, dns::served},
         snapshot::{self, Snapshot},
     },
     hooks::FAMILY_NAMES,
@@ -106,7 +106,9 @@ impl Engine {
             conntrack: taken.conntrack.map(conntrack),
             hooks,
             sources,
-            total: figures(&picture.node, picture.dns_pending()),
+            total: self.total(&picture),
+            dead_endpoints: picture.dead_endpoints.iter().map(dead_endpoint).collect(),
+            peers: self.snapshot_peers(),
             unattributed_pending: Hook::ALL
                 .iter()
                 .map(|hook| (hook.name().to_owned(), picture.pending[*hook as usize]))
@@ -117,7 +119,7 @@ impl Engine {
                 .map(|(owner, of)| snapshot::Pod {
                     namespace: owner.namespace.clone(),
                     pod: owner.pod.clone(),
-                    figures: figures(of, of.dns.started.saturating_sub(of.dns.ended())),
+                    figures: self.figures(of, of.dns.started.saturating_sub(of.dns.ended())),
                 })
                 .collect(),
         })
@@ -134,67 +136,142 @@ fn conntrack(of: Conntrack) -> snapshot::Conntrack {
     }
 }
 
-fn figures(of: &Figures, pending: u64) -> snapshot::Figures {
-    let neighbour = FAMILY_NAMES
-        .iter()
-        .zip(&of.neigh)
-        .zip(of.entries)
-        .map(|((family, counts), entries)| {
-            (
-                (*family).to_owned(),
-                snapshot::Neighbour {
-                    created: counts.created,
-                    table_full: counts.table_full,
-                    no_memory: counts.no_memory,
-                    kernel_full: counts.kernel_full,
-                    evictions: neigh::Gc::ALL
-                        .iter()
-                        .zip(counts.evictions)
-                        .map(|(gc, n)| (gc.name().to_owned(), n))
-                        .collect(),
-                    forced_gc: counts.forced_gc,
-                    recreated: counts.recreated,
-                    entries: entries.into(),
-                },
-            )
-        })
-        .collect();
-    let mut failure_ratio = BTreeMap::new();
-    for (signal, ratio) in [("dns", of.dns_ratio), ("neighbour", of.neigh_ratio)] {
-        if let Some(ratio) = ratio {
-            failure_ratio.insert(signal.to_owned(), ratio);
-        }
+/// What has no figure of its own.
+fn other() -> String {
+    "(other)".to_owned()
+}
+
+fn dead_endpoint(dead: &DeadEndpoint) -> snapshot::DeadEndpoint {
+    let tenant = &dead.tenant;
+    snapshot::DeadEndpoint {
+        destination: dead.destination.clone(),
+        last_owner: tenant.owner.as_ref().map(ToString::to_string),
+        owner_gone_since: tenant.until.map(time_of),
+        since: time_of(dead.since),
+        attempts: dead.attempts,
     }
-    let dns = &of.dns;
-    snapshot::Figures {
-        neighbour,
-        dns: snapshot::Dns {
-            queries: dns.queries,
-            started: dns.started,
-            pending,
-            outcomes: dns::Outcome::ALL
+}
+
+impl Engine {
+    fn total(&self, picture: &Picture) -> snapshot::Figures {
+        let mut total = self.figures(&picture.node, picture.dns_pending());
+        let failures = self.reasons.names_of_failures();
+        total.drops = picture
+            .drops
+            .iter()
+            .filter_map(|(number, dropped)| {
+                let (_, name) = failures.iter().find(|(n, _)| n == number)?;
+                Some((name.clone(), *dropped))
+            })
+            .collect();
+        total
+    }
+
+    fn snapshot_peers(&self) -> Vec<snapshot::Peer> {
+        let mut peers: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for (kind, peer, failed) in lock(&self.peers).failures() {
+            if failed > 0 {
+                let failures = peers.entry(peer).or_default();
+                failures.insert(kind.name().to_owned(), failed);
+            }
+        }
+        peers
+            .into_iter()
+            .map(|(peer, failures)| snapshot::Peer { peer, failures })
+            .collect()
+    }
+
+    fn figures(&self, of: &Figures, pending: u64) -> snapshot::Figures {
+        let neighbour = FAMILY_NAMES
+            .iter()
+            .zip(&of.neigh)
+            .zip(of.entries)
+            .map(|((family, counts), entries)| {
+                (
+                    (*family).to_owned(),
+                    snapshot::Neighbour {
+                        created: counts.created,
+                        table_full: counts.table_full,
+                        no_memory: counts.no_memory,
+                        kernel_full: counts.kernel_full,
+                        evictions: neigh::Gc::ALL
+                            .iter()
+                            .zip(counts.evictions)
+                            .map(|(gc, n)| (gc.name().to_owned(), n))
+                            .collect(),
+                        forced_gc: counts.forced_gc,
+                        recreated: counts.recreated,
+                        entries: entries.into(),
+                    },
+                )
+            })
+            .collect();
+        let mut failure_ratio = BTreeMap::new();
+        for (signal, ratio) in [
+            ("dns", of.dns_ratio),
+            ("neighbour", of.neigh_ratio),
+            ("connect", of.connect_ratio),
+        ] {
+            if let Some(ratio) = ratio {
+                failure_ratio.insert(signal.to_owned(), ratio);
+            }
+        }
+        let dns = &of.dns;
+        snapshot::Figures {
+            neighbour,
+            dns: snapshot::Dns {
+                queries: dns.queries,
+                started: dns.started,
+                pending,
+                outcomes: dns::Outcome::ALL
+                    .iter()
+                    .zip(dns.outcomes)
+                    .map(|(outcome, n)| (outcome.name().to_owned(), n))
+                    .collect(),
+                causes: dns::Cause::ALL
+                    .iter()
+                    .zip(dns.causes)
+                    .map(|(cause, n)| (cause.name().to_owned(), n))
+                    .collect(),
+                late: dns.late,
+                unmatched: dns.unmatched,
+                untracked: dns.untracked,
+                received: dns.received,
+                served: served(dns)
+                    .map(|(outcome, n)| (outcome.to_owned(), n))
+                    .collect(),
+                serving: dns.serving(),
+                answered: dns.answered(),
+                duration_sum_seconds: dns.duration_ns as f64 / 1e9,
+                p50_seconds: dns.quantile(0.5),
+                p99_seconds: dns.quantile(0.99),
+            },
+            tcp: snapshot::Tcp {
+                connects: tcp::Outcome::RESULTS
+                    .iter()
+                    .zip(of.tcp.results)
+                    .map(|(result, n)| (result.name().to_owned(), n))
+                    .collect(),
+                retransmits: of.tcp.retransmits,
+                resets: of.tcp.resets,
+                silent: of.tcp.silent,
+            },
+            drops: of
+                .drops
                 .iter()
-                .zip(dns.outcomes)
-                .map(|(outcome, n)| (outcome.name().to_owned(), n))
+                .map(|(reason, n)| (self.reasons.name(*reason), *n))
                 .collect(),
-            causes: dns::Cause::ALL
+            receive_drops: of
+                .receive_drops
                 .iter()
-                .zip(dns.causes)
-                .map(|(cause, n)| (cause.name().to_owned(), n))
+                .map(|(port, n)| (port.map_or_else(other, |port| port.to_string()), *n))
                 .collect(),
-            late: dns.late,
-            unmatched: dns.unmatched,
-            untracked: dns.untracked,
-            received: dns.received,
-            served: served(dns)
-                .map(|(outcome, n)| (outcome.to_owned(), n))
+            dead_endpoint_attempts: of
+                .dead_attempts
+                .iter()
+                .map(|(destination, n)| (destination.clone().unwrap_or_else(other), *n))
                 .collect(),
-            serving: dns.serving(),
-            answered: dns.answered(),
-            duration_sum_seconds: dns.duration_ns as f64 / 1e9,
-            p50_seconds: dns.quantile(0.5),
-            p99_seconds: dns.quantile(0.99),
-        },
-        failure_ratio,
+            failure_ratio,
+        }
     }
 }

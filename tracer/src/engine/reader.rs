@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -11,7 +12,7 @@ use bytes::Bytes;
 
 use super::{Engine, lock};
 use crate::{
-    export::events::{Event, Pod},
+    export::events::{Details, Event, Pod},
     hooks::{self, Record},
     kernel::{self, load::Ring, sys},
     pods::{Ask, Owner, When},
@@ -136,7 +137,8 @@ impl Reader {
         }
     }
 
-    fn publish(&self, owner: &Owner, record: Record) {
+    fn publish(&self, owner: &Owner, mut record: Record) {
+        self.name_destination(&mut record.details);
         let now = SystemTime::now();
         let at = now.checked_sub(age(&record)).unwrap_or(now);
         let in_context = record.pid != 0;
@@ -155,6 +157,36 @@ impl Reader {
         };
         self.engine.hub.publish(at, &event);
     }
+}
+
+impl Reader {
+    /// Says who had the address that a failed connection asked.
+    fn name_destination(&self, details: &mut Details) {
+        let Details::ConnectFailure {
+            destination,
+            backend,
+            last_owner,
+            owner_gone_since,
+            ..
+        } = details
+        else {
+            return;
+        };
+        let asked = backend.as_ref().unwrap_or(destination);
+        let Ok(asked) = asked.parse::<SocketAddr>() else {
+            return;
+        };
+        let tenant = lock(&self.engine.resolver).tenant(&asked.ip());
+        *last_owner = tenant.owner.map(|owner| owner.to_string());
+        *owner_gone_since = tenant.until.map(time_of);
+    }
+}
+
+/// A moment as the world tells it, RFC 3339.
+pub(super) fn time_of(moment: Instant) -> String {
+    let now = SystemTime::now();
+    let at = now.checked_sub(moment.elapsed()).unwrap_or(now);
+    humantime::format_rfc3339_millis(at).to_string()
 }
 
 /// How long ago the kernel saw it.

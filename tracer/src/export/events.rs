@@ -104,6 +104,40 @@ pub enum Details {
         /// From the first query to the end.
         waited_seconds: f64,
     },
+    /// A packet was dropped for a reason that means failure.
+    Drop {
+        /// The kernel's name of the reason.
+        reason: String,
+        /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or the number.
+        protocol: String,
+        /// `ip:port`; the port is 0 where the packet has none.
+        source: String,
+        /// As `source`.
+        destination: String,
+        /// Device that the packet was at; empty where it had none yet.
+        device: String,
+    },
+    /// A TCP connection attempt or an established connection failed.
+    ConnectFailure {
+        /// Own `ip:port`; the port is 0 where none was chosen yet.
+        source: String,
+        /// `ip:port` that was asked.
+        destination: String,
+        /// `ip:port` behind it, where netfilter redirected a packet that this node dropped.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        backend: Option<String>,
+        /// `refused`, `timeout`, `unreachable`, `other`, `reset` or `silent`.
+        result: &'static str,
+        /// `NS/NAME` of the pod of this node that had the address last, or has it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        last_owner: Option<String>,
+        /// Since when it is gone, RFC 3339, UTC.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        owner_gone_since: Option<String>,
+        /// From the first SYN to the end; from the request to now for a silent server.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        waited_seconds: Option<f64>,
+    },
 }
 
 /// Holds the last events and hands new ones to readers.

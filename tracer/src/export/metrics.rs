@@ -1,23 +1,22 @@
 //! Prometheus metrics: built at each scrape from one picture of the figures, never kept beside it.
 
 mod conntrack;
+pub mod dns;
 mod families;
+mod tcp;
 
 use std::{net::IpAddr, sync::Arc};
 
-use prometheus::{
-    Encoder as _, TextEncoder,
-    proto::{Bucket, Histogram, MetricType, Summary},
-};
+use prometheus::{Encoder as _, TextEncoder};
 use tracer_common::{
     Hook,
-    dns::{self, BUCKETS_NS, Cause, Outcome},
     neigh::{self, Gc},
+    peers::Kind,
 };
 
 use self::families::{Families, infinities, process};
 use crate::{
-    aggregate::{Figures, Picture},
+    aggregate::{Figures, Picture, ledger::Tally as _},
     hooks::FAMILY_NAMES,
     kernel::{
         conntrack::Conntrack,
@@ -27,6 +26,9 @@ use crate::{
     },
     pods::{Owner, SourceStatus},
 };
+
+/// What has no series of its own.
+const OTHER: &str = "(other)";
 
 /// All that a scrape shows.
 pub struct View<'a> {
@@ -56,8 +58,8 @@ pub struct View<'a> {
     pub sources: &'a [SourceStatus],
     /// Addresses of pods that went lately.
     pub gone: &'a [(IpAddr, Arc<Owner>)],
-    /// Failed lookups by peer.
-    pub peers: &'a [(String, u64)],
+    /// Failures by kind and peer.
+    pub peers: &'a [(Kind, String, u64)],
     /// Numbers and names of the drop reasons that mean failure.
     pub reasons: &'a [(u32, String)],
     /// Readings of the kernel's counters that failed.
@@ -71,7 +73,7 @@ pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
     let mut families = Families::new(view.node);
     node(&mut families, view);
     for (owner, figures) in &view.picture.owners {
-        pod(&mut families, owner, figures, view.dns_ports);
+        pod(&mut families, owner, figures, view);
     }
     own(&mut families, view);
     let mut families = families.finish();
@@ -166,15 +168,24 @@ fn node(out: &mut Families, view: &View<'_>) {
         }
     }
     if attached(Hook::Dns) {
-        for (peer, failed) in view.peers {
+        dns::node(out, &figures.dns, view.picture.dns_pending());
+    }
+    if attached(Hook::Tcp) {
+        tcp::node(out, view.picture);
+    }
+    for (kind, peer, failed) in view.peers {
+        let hook = match kind {
+            Kind::Dns => Hook::Dns,
+            Kind::Connect | Kind::Retransmit => Hook::Tcp,
+        };
+        if attached(hook) {
             out.counter(
                 "node_peer_failures_total",
                 "Failures towards a peer: a node's name where nodes are known, else the address.",
-                &[("peer", peer), ("kind", "dns")],
+                &[("peer", peer), ("kind", kind.name())],
                 *failed,
             );
         }
-        node_dns(out, &figures.dns, view.picture.dns_pending());
     }
     if attached(Hook::Drops) {
         for (number, reason) in view.reasons {
@@ -186,11 +197,16 @@ fn node(out: &mut Families, view: &View<'_>) {
                 dropped.map_or(0, |(_, dropped)| *dropped),
             );
         }
+        let is_failure = |number: &u32| view.reasons.iter().any(|(n, _)| n == number);
+        let ignored = view.picture.drops.iter().filter(|(n, _)| !is_failure(n));
+        out.counter(
+            "node_drops_ignored_total",
+            "Packets dropped on the node for a reason that does not mean failure, or for none.",
+            &[],
+            ignored.map(|(_, dropped)| dropped).sum(),
+        );
     }
-    for (signal, ratio) in [
-        ("dns", figures.dns_ratio),
-        ("neighbour", figures.neigh_ratio),
-    ] {
+    for (signal, ratio) in ratios(figures) {
         if let Some(ratio) = ratio {
             out.gauge(
                 "node_failure_ratio",
@@ -202,63 +218,15 @@ fn node(out: &mut Families, view: &View<'_>) {
     }
 }
 
-fn node_dns(out: &mut Families, counts: &dns::Counts, pending: u64) {
-    for (outcome, n) in Outcome::ALL.iter().zip(counts.outcomes) {
-        out.counter(
-            "node_dns_lookups_total",
-            "Lookups of the node that ended, by outcome.",
-            &[("outcome", outcome.name())],
-            n,
-        );
-    }
-    for (cause, n) in Cause::ALL.iter().zip(counts.causes) {
-        out.counter(
-            "node_dns_failures_total",
-            "Failed lookups of the node, by what killed them.",
-            &[("cause", cause.name())],
-            n,
-        );
-    }
-    out.add(
-        "node_dns_lookup_duration_seconds",
-        "From the first query to the answer, for the answered lookups of the node.",
-        MetricType::HISTOGRAM,
-        &[],
-        |metric| {
-            let mut below = 0;
-            let buckets = BUCKETS_NS
-                .iter()
-                .zip(counts.buckets)
-                .map(|(bound, n)| {
-                    below += n;
-                    let mut bucket = Bucket::default();
-                    bucket.set_upper_bound(*bound as f64 / 1e9);
-                    bucket.set_cumulative_count(below);
-                    bucket
-                })
-                .collect();
-            let mut histogram = Histogram::default();
-            histogram.set_bucket(buckets);
-            histogram.set_sample_count(counts.answered());
-            histogram.set_sample_sum(counts.duration_ns as f64 / 1e9);
-            metric.set_histogram(histogram);
-        },
-    );
-    out.counter(
-        "node_dns_lookups_started_total",
-        "Lookups of the node begun: those ended plus those pending.",
-        &[],
-        counts.started,
-    );
-    out.gauge(
-        "node_dns_pending",
-        "Lookups of the node that wait for an answer.",
-        &[],
-        pending as f64,
-    );
+fn ratios(figures: &Figures) -> [(&'static str, Option<f64>); 3] {
+    [
+        ("dns", figures.dns_ratio),
+        ("neighbour", figures.neigh_ratio),
+        ("connect", figures.connect_ratio),
+    ]
 }
 
-fn pod(out: &mut Families, owner: &Owner, figures: &Figures, dns_ports: &[u16]) {
+fn pod(out: &mut Families, owner: &Owner, figures: &Figures, view: &View<'_>) {
     let pod = [
         ("namespace", owner.namespace.as_str()),
         ("pod", owner.pod.as_str()),
@@ -309,10 +277,10 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures, dns_ports: &[u16]) 
     }
     let dns = &figures.dns;
     if dns.queries + dns.late + dns.unmatched > 0 {
-        pod_dns(out, dns, pod);
+        dns::pod(out, dns, pod);
     }
     if dns.received > 0 {
-        for (outcome, n) in served(dns) {
+        for (outcome, n) in dns::served(dns) {
             out.counter(
                 "pod_dns_served_total",
                 "Queries that reached a DNS port of the pod, by how it answered.",
@@ -321,21 +289,33 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures, dns_ports: &[u16]) 
             );
         }
     }
-    let [of_ports @ .., of_others] = &figures.receive_drops;
-    for (port, n) in dns_ports.iter().zip(of_ports) {
+    let lost = &figures.receive_drops;
+    if dns.received > 0 {
         // With 0 for a server, so that its first loss is an increase.
-        if *n > 0 || dns.received > 0 {
-            let port = port.to_string();
-            receive_drops(out, &[pod[0], pod[1], ("port", &port)], *n);
+        for port in view.dns_ports {
+            if !lost.contains_key(&Some(*port)) {
+                receive_drops(out, pod, &port.to_string(), 0);
+            }
         }
     }
-    if *of_others > 0 {
-        receive_drops(out, &with("port", "(other)"), *of_others);
+    for (port, n) in lost {
+        match port {
+            Some(port) => receive_drops(out, pod, &port.to_string(), *n),
+            None => receive_drops(out, pod, OTHER, *n),
+        }
     }
-    for (signal, ratio) in [
-        ("dns", figures.dns_ratio),
-        ("neighbour", figures.neigh_ratio),
-    ] {
+    for (number, n) in &figures.drops {
+        if let Some((_, reason)) = view.reasons.iter().find(|(n, _)| n == number) {
+            out.counter(
+                "pod_drops_total",
+                "Packets of the pod dropped for a reason that means failure, by the kernel's reason.",
+                &with("reason", reason),
+                *n,
+            );
+        }
+    }
+    tcp::pod(out, figures, pod);
+    for (signal, ratio) in ratios(figures) {
         if let Some(ratio) = ratio {
             out.gauge(
                 "pod_failure_ratio",
@@ -347,81 +327,13 @@ fn pod(out: &mut Families, owner: &Owner, figures: &Figures, dns_ports: &[u16]) 
     }
 }
 
-/// What became of the queries that a server received.
-pub fn served(dns: &dns::Counts) -> impl Iterator<Item = (&'static str, u64)> {
-    let outcomes = Outcome::ALL.iter().map(|outcome| match outcome {
-        Outcome::Timeout => "unanswered",
-        answered => answered.name(),
-    });
-    outcomes
-        .zip(dns.served)
-        .chain([("untracked", dns.served_untracked)])
-}
-
-fn receive_drops(out: &mut Families, labels: &[(&str, &str)], n: u64) {
+fn receive_drops(out: &mut Families, pod: [(&str, &str); 2], port: &str, n: u64) {
     out.counter(
         "pod_udp_receive_drops_total",
-        "Datagrams to the pod lost in a full receive buffer, by port; (other): not a DNS port.",
-        labels,
+        "Datagrams to the pod lost in a full receive buffer, by port: the node's busiest 20, else (other).",
+        &[pod[0], pod[1], ("port", port)],
         n,
     );
-}
-
-fn pod_dns(out: &mut Families, dns: &dns::Counts, pod: [(&str, &str); 2]) {
-    let with = |name, value| [pod[0], pod[1], (name, value)];
-    out.counter(
-        "pod_dns_queries_total",
-        "Query packets of the pod, retransmissions too.",
-        &pod,
-        dns.queries,
-    );
-    for (outcome, n) in Outcome::ALL.iter().zip(dns.outcomes) {
-        out.counter(
-            "pod_dns_lookups_total",
-            "Lookups of the pod that ended, by outcome.",
-            &with("outcome", outcome.name()),
-            n,
-        );
-    }
-    for (cause, n) in Cause::ALL.iter().zip(dns.causes) {
-        out.counter(
-            "pod_dns_failures_total",
-            "Failed lookups of the pod, by what killed them.",
-            &with("cause", cause.name()),
-            n,
-        );
-    }
-    out.add(
-        "pod_dns_lookup_duration_seconds",
-        "From the first query to the answer, for the answered lookups of the pod.",
-        MetricType::SUMMARY,
-        &pod,
-        |metric| {
-            let mut summary = Summary::default();
-            summary.set_sample_count(dns.answered());
-            summary.set_sample_sum(dns.duration_ns as f64 / 1e9);
-            metric.set_summary(summary);
-        },
-    );
-    for (name, help, n) in [
-        (
-            "pod_dns_untracked_total",
-            "Queries of the pod not followed, for want of room.",
-            dns.untracked,
-        ),
-        (
-            "pod_dns_late_responses_total",
-            "Answers to the pod after the timeout.",
-            dns.late,
-        ),
-        (
-            "pod_dns_unmatched_responses_total",
-            "Answers to the pod to nothing asked.",
-            dns.unmatched,
-        ),
-    ] {
-        out.counter(name, help, &pod, n);
-    }
 }
 
 /// What tracer says of itself.
@@ -467,7 +379,10 @@ fn own(out: &mut Families, view: &View<'_>) {
         let given_up = unknown.map_or(0, |figures| match hook {
             Hook::Neigh => figures.neigh.iter().map(neigh::Counts::attempts).sum(),
             Hook::Dns => figures.dns.queries + figures.dns.received,
-            Hook::Drops => figures.receive_drops.iter().sum(),
+            Hook::Drops => {
+                figures.receive_drops.values().sum::<u64>() + figures.drops.values().sum::<u64>()
+            }
+            Hook::Tcp => figures.tcp.events(),
             Hook::Gc => 0,
         });
         out.counter(

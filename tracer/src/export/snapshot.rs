@@ -28,6 +28,12 @@ pub struct Snapshot {
     pub sources: Vec<Source>,
     /// The whole node: complete, pods that are gone included.
     pub total: Figures,
+    /// Destinations that answer nobody, the busiest 100, the one with most attempts first.
+    #[serde(default)]
+    pub dead_endpoints: Vec<DeadEndpoint>,
+    /// Failures towards peers, by name.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
     /// What is not attributed yet, by hook.
     pub unattributed_pending: BTreeMap<String, u64>,
     /// One for each pod, and for what is no pod.
@@ -130,8 +136,61 @@ pub struct Figures {
     pub neighbour: BTreeMap<String, Neighbour>,
     /// Lookups.
     pub dns: Dns,
-    /// Failures ÷ attempts over the window, by signal (`dns`, `neighbour`); none without attempts.
+    /// Connections.
+    #[serde(default)]
+    pub tcp: Tcp,
+    /// Packets dropped for a reason that means failure, by the kernel's name; only reasons that
+    /// occurred.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// Datagrams lost in full receive buffers, by port: the node's busiest 20, else `(other)`. Not of
+    /// the node.
+    #[serde(default)]
+    pub receive_drops: BTreeMap<String, u64>,
+    /// Failed attempts to destinations that answer nobody, by `ip:port`: the node's busiest 100, else
+    /// `(other)`. Not of the node.
+    #[serde(default)]
+    pub dead_endpoint_attempts: BTreeMap<String, u64>,
+    /// Failures ÷ attempts over the window, by signal (`dns`, `neighbour`, `connect`); none without
+    /// attempts.
     pub failure_ratio: BTreeMap<String, f64>,
+}
+
+/// TCP connections.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tcp {
+    /// Attempts ended, by result; all results present.
+    pub connects: BTreeMap<String, u64>,
+    /// Segments sent again on established connections.
+    pub retransmits: u64,
+    /// Established connections that the other end reset.
+    pub resets: u64,
+    /// Times that the other end of an established connection fell silent.
+    pub silent: u64,
+}
+
+/// A destination that answers nobody.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DeadEndpoint {
+    /// `ip:port`.
+    pub destination: String,
+    /// `NS/NAME` of the pod of this node that had the address last, or has it.
+    pub last_owner: Option<String>,
+    /// Since when that pod is gone, RFC 3339, UTC; `None`: it is not, or nobody is known.
+    pub owner_gone_since: Option<String>,
+    /// The first of the failed attempts, RFC 3339, UTC.
+    pub since: String,
+    /// Failed attempts since then, of all pods.
+    pub attempts: u64,
+}
+
+/// Failures towards one peer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peer {
+    /// A node's name where nodes are known, else the address; `(other)` for the rest.
+    pub peer: String,
+    /// Failures by kind: `dns`, `connect`, `retransmit`; only kinds that occurred.
+    pub failures: BTreeMap<String, u64>,
 }
 
 /// Neighbour creations of one family.

@@ -2,8 +2,10 @@
 //! kernel half.
 
 pub mod dns;
+pub mod drops;
 pub mod neigh;
 pub mod question;
+pub mod tcp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -45,24 +47,31 @@ pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
             event::VERSION
         );
     }
-    let mut source = None;
+    let mut identity = Identity {
+        cgroup_id: Some(header.cgroup_id),
+        net_cookie: header.net_cookie,
+        netns: header.netns,
+        source: None,
+    };
     let (hook, details) = match header.kind {
         event::KIND_NEIGHBOUR_OVERFLOW => {
             let overflow = whole(bytes)?;
-            source = neigh::source(&overflow);
+            identity.cgroup_id = None;
+            identity.source = neigh::source(&overflow);
             (Hook::Neigh, neigh::details(&overflow))
         }
         event::KIND_DNS_FAILURE => (Hook::Dns, dns::details(&whole(bytes)?, reasons)),
+        event::KIND_DROP => {
+            let dropped: tracer_common::drops::Dropped = whole(bytes)?;
+            identity = drops::identity(&dropped.key, header.netns);
+            (Hook::Drops, drops::details(&dropped, reasons))
+        }
+        event::KIND_CONNECT_FAILURE => (Hook::Tcp, tcp::details(&whole(bytes)?)),
         kind => bail!("a ring record has the unknown kind {kind}"),
     };
     Ok(Record {
         hook,
-        identity: Identity {
-            cgroup_id: (hook == Hook::Dns).then_some(header.cgroup_id),
-            net_cookie: header.net_cookie,
-            netns: header.netns,
-            source,
-        },
+        identity,
         ktime_ns: header.ktime_ns,
         pid: header.pid,
         comm: text(&header.comm),
@@ -114,7 +123,7 @@ mod tests {
     proptest! {
         #[test]
         fn records_of_any_bytes_are_refused_or_end_as_plain_text(
-            kind in 0..4_u16,
+            kind in 0..6_u16,
             version in 0..3_u16,
             rest in vec(any::<u8>(), 0..600),
         ) {
@@ -132,7 +141,7 @@ mod tests {
 
         #[test]
         fn whole_records_of_a_known_kind_are_understood(
-            kind in event::KIND_NEIGHBOUR_OVERFLOW..=event::KIND_DNS_FAILURE,
+            kind in event::KIND_NEIGHBOUR_OVERFLOW..=event::KIND_CONNECT_FAILURE,
             rest in vec(any::<u8>(), 600),
         ) {
             let version = event::VERSION.to_ne_bytes();

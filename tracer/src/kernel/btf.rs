@@ -95,20 +95,8 @@ impl Btf {
 
     /// Index of the argument of type `enum ENUMERATION` in the raw arguments of a tracepoint.
     pub fn tracepoint_argument(&self, tracepoint: &str, enumeration: &str) -> Result<u32> {
-        let typedef = format!("btf_trace_{tracepoint}");
         let missing = || anyhow!("tracepoint {tracepoint} has no argument enum {enumeration}");
-        let prototype = self
-            .types(&typedef)?
-            .iter()
-            .find(|t| matches!(t, Type::Typedef(_)))
-            .and_then(Type::as_btf_type)
-            .map(|t| self.follow(t))
-            .transpose()?
-            .ok_or_else(missing)?;
-        let Type::FuncProto(prototype) = prototype else {
-            return Err(missing());
-        };
-        for (index, parameter) in prototype.parameters.iter().enumerate() {
+        for (index, parameter) in self.tracepoint(tracepoint)?.iter().enumerate() {
             let Ok(kind) = self.btf.resolve_chained_type(parameter) else {
                 continue;
             };
@@ -120,6 +108,31 @@ impl Btf {
             }
         }
         Err(missing())
+    }
+
+    /// How many raw arguments a tracepoint has.
+    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Result<u32> {
+        let parameters = self.tracepoint(tracepoint)?.len();
+        Ok(u32::try_from(parameters)?.saturating_sub(1)) // without the probe's own
+    }
+
+    /// Parameters of a tracepoint's probe.
+    fn tracepoint(&self, tracepoint: &str) -> Result<Vec<btf_rs::Parameter>> {
+        let typedef = format!("btf_trace_{tracepoint}");
+        let prototype = self
+            .types(&typedef)?
+            .iter()
+            .find(|t| matches!(t, Type::Typedef(_)))
+            .and_then(Type::as_btf_type)
+            .map(|t| self.follow(t))
+            .transpose()?;
+        match prototype {
+            Some(Type::FuncProto(prototype)) => Ok(prototype.parameters),
+            _ => Err(anyhow!(
+                "no tracepoint {tracepoint} in {}",
+                self.path.display()
+            )),
+        }
     }
 
     /// Follows pointers, typedefs and qualifiers to what they mean.

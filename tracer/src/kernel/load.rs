@@ -19,7 +19,7 @@ use aya::{
     },
     util::online_cpus,
 };
-use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason};
+use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason, tcp::MAX_SILENT_PORTS};
 
 use super::{cgroup, kallsyms, maps::Maps, offsets::Offsets, reasons::Reasons};
 
@@ -57,6 +57,10 @@ pub struct Parameters {
     pub dns_ports: Vec<u16>,
     /// Deadline of a lookup.
     pub dns_timeout: Duration,
+    /// Ports where requests over TCP must be answered, at most [`MAX_SILENT_PORTS`].
+    pub silent_ports: Vec<u16>,
+    /// How long a request may wait there.
+    pub silent_after: Duration,
 }
 
 /// Is a hook at work?
@@ -114,6 +118,10 @@ pub const fn mechanism(hook: Hook) -> &'static str {
         Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
         Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
         Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
+        Hook::Tcp => {
+            "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
+             inet_sk_error_report"
+        }
     }
 }
 
@@ -121,8 +129,20 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
     match hook {
         Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
         Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
-        Hook::Drops => &["kfree_skb", "udp_fail_queue", "conntrack_begin"],
+        Hook::Drops => &[
+            "kfree_skb",
+            "count_drops",
+            "udp_fail_queue",
+            "conntrack_begin",
+        ],
         Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
+        Hook::Tcp => &[
+            "tcp_state",
+            "tcp_retransmit",
+            "tcp_reset",
+            "tcp_error",
+            "tcp_age",
+        ],
     }
 }
 
@@ -147,6 +167,11 @@ impl Loaded {
         for (place, port) in ports.iter_mut().zip(&parameters.dns_ports) {
             *place = *port;
         }
+        let mut silent_ports = [0u16; MAX_SILENT_PORTS];
+        for (place, port) in silent_ports.iter_mut().zip(&parameters.silent_ports) {
+            *place = *port;
+        }
+        let silent_after_ns = u64::try_from(parameters.silent_after.as_nanos())?;
         let timeout_ns = u64::try_from(parameters.dns_timeout.as_nanos())?;
         let mut loader = EbpfLoader::new();
         // No program needs the kernel's BTF at load: the offsets are in the globals.
@@ -159,7 +184,9 @@ impl Loaded {
             })
             .override_global("EVENT_RATE", &parameters.event_rate, true)
             .override_global("DNS_PORTS", &ports, true)
-            .override_global("DNS_TIMEOUT_NS", &timeout_ns, true);
+            .override_global("DNS_TIMEOUT_NS", &timeout_ns, true)
+            .override_global("SILENT_PORTS", &silent_ports, true)
+            .override_global("SILENT_AFTER_NS", &silent_after_ns, true);
         let refusals_wait = u32::from(offsets.why_not(Hook::Drops).is_none());
         loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
         let functions = kallsyms::ranges(FUNCTIONS.map(|(name, _, _)| name).as_slice());
@@ -187,7 +214,7 @@ impl Loaded {
                 .set(number, reason, 0)
                 .context("cannot fill the map REASONS")?;
         }
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf, reasons)?;
 
         let mut programs = Self {
             ebpf,
@@ -195,7 +222,7 @@ impl Loaded {
             logger,
         };
         // Drops and answers before queries: no query is counted whose end could go unseen.
-        for hook in [Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Dns] {
+        for hook in [Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Tcp, Hook::Dns] {
             let status = programs.start(hook, offsets, attach);
             programs.hooks.push(status);
         }
@@ -305,9 +332,17 @@ impl Loaded {
                     self.run_on("conntrack_begin", Some(cpu))?;
                 }
                 self.attach_tracepoint("kfree_skb", "kfree_skb")?;
+                self.attach_tracepoint("count_drops", "kfree_skb")?;
                 self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
             }
             Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
+            Hook::Tcp => {
+                // Ends before begins: nothing is begun whose end could go unseen.
+                self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
+                self.attach_tracepoint("tcp_reset", "tcp_receive_reset")?;
+                self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
+                self.attach_tracepoint("tcp_state", "inet_sock_set_state")
+            }
             Hook::Dns => {
                 let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
                 self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;

@@ -7,13 +7,33 @@ use aya::{
 };
 use tracer_common::{
     ClientMap, FAMILIES, Hook, dns,
-    drops::{MAX_REASONS, ReceiverKey, ReceiverValue},
+    drops::{self, MAX_REASONS, ReceiverKey, ReceiverValue},
     event::RingStats,
-    neigh,
+    neigh, peers, tcp,
 };
+
+use super::reasons::Reasons;
 
 /// How many hooks there are.
 pub const HOOKS: usize = Hook::COUNT as usize;
+
+/// The maps whose new keys may find no room.
+const CLIENT_MAPS: [(&str, ClientMap); ClientMap::COUNT as usize] = [
+    ("NEIGH", ClientMap::Neigh),
+    ("DNS", ClientMap::Dns),
+    ("NEIGH_FORWARDED", ClientMap::NeighForwarded),
+    ("PENDING", ClientMap::Pending),
+    ("SERVED", ClientMap::Served),
+    ("RECEIVE_DROPS", ClientMap::ReceiveDrops),
+    ("PEERS", ClientMap::Peers),
+    ("RECEIVE_PORTS", ClientMap::ReceivePorts),
+    ("DROPS", ClientMap::Drops),
+    ("TCP", ClientMap::Tcp),
+    ("CONNECTING", ClientMap::Connecting),
+    ("TALKING", ClientMap::Talking),
+    ("DESTINATIONS", ClientMap::Destinations),
+    ("ATTEMPTS", ClientMap::Attempts),
+];
 
 /// Span of the peaks, seconds.
 const PEAK_SPAN: u64 = 60;
@@ -42,9 +62,16 @@ pub struct Maps {
     walk: Array<MapData, neigh::Walk>,
     dns: HashMap<MapData, dns::Key, dns::Value>,
     dns_node: PerCpuArray<MapData, dns::Counts>,
-    dns_peers: HashMap<MapData, dns::PeerKey, u64>,
+    peers: HashMap<MapData, peers::Key, u64>,
     receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue>,
-    max_entries: [u64; 7],
+    receive_ports: HashMap<MapData, ReceiverKey, ReceiverValue>,
+    drops: HashMap<MapData, drops::Key, drops::Value>,
+    tcp: HashMap<MapData, tcp::Key, tcp::Value>,
+    tcp_node: PerCpuArray<MapData, tcp::Counts>,
+    talking: HashMap<MapData, u64, [u64; 6]>,
+    destinations: HashMap<MapData, tcp::Destination, tcp::DestinationValue>,
+    attempts: HashMap<MapData, tcp::AttemptsKey, tcp::AttemptsValue>,
+    max_entries: [u64; CLIENT_MAPS.len()],
     drops_node: PerCpuArray<MapData, u64>,
     ring_stats: PerCpuArray<MapData, RingStats>,
     full: PerCpuArray<MapData, u64>,
@@ -68,24 +95,31 @@ fn max_entries(ebpf: &Ebpf, name: &str) -> Result<u64> {
 impl Maps {
     /// Takes them out of the loaded object, and puts the rest keys in, which the kernel charges
     /// where a map is full.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let max_entries = [
-            max_entries(ebpf, "NEIGH")?,
-            max_entries(ebpf, "DNS")?,
-            max_entries(ebpf, "PENDING")?,
-            max_entries(ebpf, "NEIGH_FORWARDED")?,
-            max_entries(ebpf, "SERVED")?,
-            max_entries(ebpf, "RECEIVE_DROPS")?,
-            max_entries(ebpf, "DNS_PEERS")?,
-        ];
+    pub fn take(ebpf: &mut Ebpf, reasons: &Reasons) -> Result<Self> {
+        let mut max_entries_of = [0; CLIENT_MAPS.len()];
+        for (entries, (name, _)) in max_entries_of.iter_mut().zip(CLIENT_MAPS) {
+            *entries = max_entries(ebpf, name)?;
+        }
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
             neigh.insert(neigh::Key::rest(family), neigh::Value::default(), 0)?;
         }
         let mut dns: HashMap<MapData, dns::Key, dns::Value> = take(ebpf, "DNS")?;
         dns.insert(dns::Key::default(), dns::Value::default(), 0)?;
-        let mut dns_peers: HashMap<MapData, dns::PeerKey, u64> = take(ebpf, "DNS_PEERS")?;
-        dns_peers.insert(dns::PeerKey::default(), 0, 0)?;
+        let mut peers: HashMap<MapData, peers::Key, u64> = take(ebpf, "PEERS")?;
+        for kind in peers::Kind::ALL {
+            peers.insert(peers::Key::rest(kind), 0, 0)?;
+        }
+        let mut drops: HashMap<MapData, drops::Key, drops::Value> = take(ebpf, "DROPS")?;
+        for (number, _) in reasons.names_of_failures() {
+            let rest = drops::Key {
+                reason: u16::try_from(number)?,
+                ..drops::Key::default()
+            };
+            drops.insert(rest, drops::Value::default(), 0)?;
+        }
+        let mut tcp: HashMap<MapData, tcp::Key, tcp::Value> = take(ebpf, "TCP")?;
+        tcp.insert(tcp::Key::default(), tcp::Value::default(), 0)?;
         let mut receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue> =
             take(ebpf, "RECEIVE_DROPS")?;
         receive_drops.insert(ReceiverKey::default(), ReceiverValue::default(), 0)?;
@@ -99,9 +133,16 @@ impl Maps {
             walk: take(ebpf, "WALK")?,
             dns,
             receive_drops,
-            dns_peers,
+            receive_ports: take(ebpf, "RECEIVE_PORTS")?,
+            drops,
+            tcp,
+            tcp_node: take(ebpf, "TCP_NODE")?,
+            talking: take(ebpf, "TALKING")?,
+            destinations: take(ebpf, "DESTINATIONS")?,
+            attempts: take(ebpf, "ATTEMPTS")?,
+            peers,
             dns_node: take(ebpf, "DNS_NODE")?,
-            max_entries,
+            max_entries: max_entries_of,
             drops_node: take(ebpf, "DROPS_NODE")?,
             ring_stats: take(ebpf, "RING_STATS")?,
             full: take(ebpf, "FULL")?,
@@ -130,11 +171,25 @@ pub struct Reading {
     pub dns: Vec<(dns::Key, dns::Value)>,
     /// Lookups of the node.
     pub dns_node: dns::Counts,
-    /// Failed lookups by the server asked first.
-    pub dns_peers: Vec<(dns::PeerKey, u64)>,
-    /// Datagrams lost in full receive buffers, by socket's owner and port.
+    /// Failures by the address at the other end.
+    pub peers: Vec<(peers::Key, u64)>,
+    /// Datagrams lost in full receive buffers, by socket's owner.
     pub receive_drops: Vec<(ReceiverKey, ReceiverValue)>,
-    /// Packets dropped on the node, by reason; only reasons that occurred.
+    /// The same by socket's owner and port, as far as there was room.
+    pub receive_ports: Vec<(ReceiverKey, ReceiverValue)>,
+    /// Packets dropped, by owner and reason.
+    pub drops: Vec<(drops::Key, drops::Value)>,
+    /// Connections, by client.
+    pub tcp: Vec<(tcp::Key, tcp::Value)>,
+    /// Connections of the node.
+    pub tcp_node: tcp::Counts,
+    /// Connections to ports where requests must be answered.
+    pub talking: u64,
+    /// Where attempts failed.
+    pub destinations: Vec<(tcp::Destination, tcp::DestinationValue)>,
+    /// Failed attempts by client and destination.
+    pub attempts: Vec<(tcp::AttemptsKey, tcp::AttemptsValue)>,
+    /// Packets dropped on the node, by reason, whatever it means; only reasons that occurred.
     pub drops_node: Vec<(u32, u64)>,
     /// The ring's figures, by hook.
     pub ring: [RingStats; HOOKS],
@@ -151,7 +206,17 @@ impl Maps {
                 .context("cannot read the eBPF map NEIGH_FORWARDED")?,
             walks: [self.walk.get(&0, 0)?, self.walk.get(&1, 0)?],
             dns: entries(&self.dns).context("cannot read the eBPF map DNS")?,
-            dns_peers: entries(&self.dns_peers).context("cannot read the eBPF map DNS_PEERS")?,
+            peers: entries(&self.peers).context("cannot read the eBPF map PEERS")?,
+            // Ports before their owners, attempts before what has become of their destinations: a
+            // part is never ahead of the whole.
+            receive_ports: entries(&self.receive_ports)
+                .context("cannot read the eBPF map RECEIVE_PORTS")?,
+            drops: entries(&self.drops).context("cannot read the eBPF map DROPS")?,
+            attempts: entries(&self.attempts).context("cannot read the eBPF map ATTEMPTS")?,
+            destinations: entries(&self.destinations)
+                .context("cannot read the eBPF map DESTINATIONS")?,
+            tcp: entries(&self.tcp).context("cannot read the eBPF map TCP")?,
+            talking: self.talking.keys().count() as u64,
             receive_drops: entries(&self.receive_drops)
                 .context("cannot read the eBPF map RECEIVE_DROPS")?,
             ..Reading::default()
@@ -162,6 +227,9 @@ impl Maps {
             }
         }
         reading.dns_node = self.dns_node()?;
+        for counts in self.tcp_node.get(&0, 0)?.iter() {
+            reading.tcp_node.add(counts);
+        }
         for reason in 0..MAX_REASONS {
             let dropped = self.drops_node.get(&reason, 0)?.iter().sum();
             if dropped > 0 {
@@ -263,60 +331,79 @@ impl Maps {
 
     /// Removes a receiver that is gone for good.
     pub fn forget_receiver(&mut self, key: &ReceiverKey) {
-        if let Err(error) = self.receive_drops.remove(key) {
-            tracing::debug!("receiver {key:?} is not in RECEIVE_DROPS: {error}");
+        let map = if key.port == 0 {
+            &mut self.receive_drops
+        } else {
+            &mut self.receive_ports
+        };
+        if let Err(error) = map.remove(key) {
+            tracing::debug!("receiver {key:?} is not in its map: {error}");
+        }
+    }
+
+    /// Removes an owner of dropped packets that is gone for good.
+    pub fn forget_drops(&mut self, key: &drops::Key) {
+        if let Err(error) = self.drops.remove(key) {
+            tracing::debug!("owner {key:?} is not in DROPS: {error}");
+        }
+    }
+
+    /// Removes a client that is gone for good.
+    pub fn forget_tcp(&mut self, key: &tcp::Key) {
+        if let Err(error) = self.tcp.remove(key) {
+            tracing::debug!("client {key:?} is not in TCP: {error}");
+        }
+    }
+
+    /// Removes a peer that has been well for long.
+    pub fn forget_peer(&mut self, key: &peers::Key) {
+        if let Err(error) = self.peers.remove(key) {
+            tracing::debug!("peer {key:?} is not in PEERS: {error}");
+        }
+    }
+
+    /// Removes attempts that are accounted for and can get no more.
+    pub fn forget_attempts(&mut self, key: &tcp::AttemptsKey) {
+        if let Err(error) = self.attempts.remove(key) {
+            tracing::debug!("attempts {key:?} are not in ATTEMPTS: {error}");
+        }
+    }
+
+    /// Removes a destination where nobody has failed for long.
+    pub fn forget_destination(&mut self, key: &tcp::Destination) {
+        if let Err(error) = self.destinations.remove(key) {
+            tracing::debug!("destination {key:?} is not in DESTINATIONS: {error}");
         }
     }
 
     /// How full the maps are that can fill up. Lookups that wait are counted elsewhere, for
     /// walking their map costs too much: `pending`; so are queries that wait for their server, of
-    /// which several may share an entry.
-    pub fn fillings(&self, reading: &Reading, pending: u64) -> [Filling; 7] {
-        let [neigh, dns, lookups, forwarded, served, receivers, peers] = self.max_entries;
-        [
-            Filling {
-                map: "NEIGH",
-                entries: reading.neigh.len() as u64,
-                max_entries: neigh,
-                full: reading.full[ClientMap::Neigh as usize],
-            },
-            Filling {
-                map: "DNS",
-                entries: reading.dns.len() as u64,
-                max_entries: dns,
-                full: reading.full[ClientMap::Dns as usize],
-            },
-            Filling {
-                map: "NEIGH_FORWARDED",
-                entries: reading.forwarded.len() as u64,
-                max_entries: forwarded,
-                full: reading.full[ClientMap::NeighForwarded as usize],
-            },
-            Filling {
-                map: "PENDING",
-                entries: pending,
-                max_entries: lookups,
-                full: reading.full[ClientMap::Pending as usize],
-            },
-            Filling {
-                map: "SERVED",
-                entries: reading.dns_node.serving(),
-                max_entries: served,
-                full: reading.full[ClientMap::Served as usize],
-            },
-            Filling {
-                map: "DNS_PEERS",
-                entries: reading.dns_peers.len() as u64,
-                max_entries: peers,
-                full: reading.full[ClientMap::DnsPeers as usize],
-            },
-            Filling {
-                map: "RECEIVE_DROPS",
-                entries: reading.receive_drops.len() as u64,
-                max_entries: receivers,
-                full: reading.full[ClientMap::ReceiveDrops as usize],
-            },
-        ]
+    /// which several may share an entry, and attempts under way.
+    pub fn fillings(&self, reading: &Reading, pending: u64) -> Vec<Filling> {
+        let fillings = CLIENT_MAPS.iter().zip(self.max_entries);
+        fillings
+            .map(|((name, map), max_entries)| Filling {
+                map: name,
+                entries: match map {
+                    ClientMap::Neigh => reading.neigh.len() as u64,
+                    ClientMap::Dns => reading.dns.len() as u64,
+                    ClientMap::NeighForwarded => reading.forwarded.len() as u64,
+                    ClientMap::Pending => pending,
+                    ClientMap::Served => reading.dns_node.serving(),
+                    ClientMap::ReceiveDrops => reading.receive_drops.len() as u64,
+                    ClientMap::Peers => reading.peers.len() as u64,
+                    ClientMap::ReceivePorts => reading.receive_ports.len() as u64,
+                    ClientMap::Drops => reading.drops.len() as u64,
+                    ClientMap::Tcp => reading.tcp.len() as u64,
+                    ClientMap::Connecting => reading.tcp_node.under_way(),
+                    ClientMap::Talking => reading.talking,
+                    ClientMap::Destinations => reading.destinations.len() as u64,
+                    ClientMap::Attempts => reading.attempts.len() as u64,
+                },
+                max_entries,
+                full: reading.full[*map as usize],
+            })
+            .collect()
     }
 }
 

@@ -76,7 +76,9 @@ const DROPS: &[Field] = &[
     ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
     ("OFF_SOCK_COOKIE", "sock", "__sk_common.skc_cookie"),
     ("OFF_SOCK_NUM", "sock", "__sk_common.skc_num"),
+    ("OFF_SOCK_STATE", "sock", "__sk_common.skc_state"),
     ("OFF_NET_DEVICE_ND_NET", "net_device", "nd_net"),
+    ("OFF_NET_DEVICE_NAME", "net_device", "name"),
     ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
     ("OFF_NET_NS_INUM", "net", "ns.inum"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
@@ -97,12 +99,46 @@ const GC: &[Field] = &[
     ("OFF_NEIGHBOUR_PRIMARY_KEY", "neighbour", "primary_key"),
 ];
 
+const TCP: &[Field] = &[
+    ("OFF_SOCK_NET", "sock", "__sk_common.skc_net"),
+    ("OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    ("OFF_SOCK_STATE", "sock", "__sk_common.skc_state"),
+    ("OFF_SOCK_DADDR", "sock", "__sk_common.skc_daddr"),
+    ("OFF_SOCK_RCV_SADDR", "sock", "__sk_common.skc_rcv_saddr"),
+    ("OFF_SOCK_DPORT", "sock", "__sk_common.skc_dport"),
+    ("OFF_SOCK_PROTOCOL", "sock", "sk_protocol"),
+    ("OFF_SOCK_ERR", "sock", "sk_err"),
+    ("OFF_SOCK_ERROR_QUEUE_TAIL", "sock", "sk_error_queue.prev"),
+    ("OFF_SOCK_EXTERR_ERRNO", "sock_exterr_skb", "ee.ee_errno"),
+    ("OFF_INET_SOCK_SPORT", "inet_sock", "inet_sport"),
+    (
+        "OFF_ICSK_RETRANSMITS",
+        "inet_connection_sock",
+        "icsk_retransmits",
+    ),
+    ("OFF_TCP_SOCK_SEGS_OUT", "tcp_sock", "segs_out"),
+    ("OFF_TCP_SOCK_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+    ("OFF_TCP_SOCK_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("OFF_SK_BUFF_CB", "sk_buff", "cb"),
+    ("OFF_TCP_SKB_CB_GSO_SEGS", "tcp_skb_cb", "tcp_gso_segs"),
+    ("OFF_NET_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_NET_NS_INUM", "net", "ns.inum"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_COMM", "task_struct", "comm"),
+];
+
 /// Fields that a hook does without where they are missing: cgroups, IPv6 and conntrack may not be
 /// built in.
 const OPTIONAL: &[Field] = &[
     ("OFF_SOCK_CGROUP", "sock", "sk_cgrp_data.cgroup"),
     ("OFF_CGROUP_KN", "cgroup", "kn"),
     ("OFF_KERNFS_NODE_ID", "kernfs_node", "id"),
+    ("OFF_SOCK_V6_DADDR", "sock", "__sk_common.skc_v6_daddr"),
+    (
+        "OFF_SOCK_V6_RCV_SADDR",
+        "sock",
+        "__sk_common.skc_v6_rcv_saddr",
+    ),
     ("OFF_RT6_INFO_GATEWAY", "rt6_info", "rt6i_gateway"),
     ("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct"),
     ("OFF_NET_LIST", "net", "list"),
@@ -110,11 +146,13 @@ const OPTIONAL: &[Field] = &[
 ];
 
 /// Set by [`Offsets::conntrack`], all or none.
-const CONNTRACK: [&str; 10] = [
+const CONNTRACK: [&str; 12] = [
     "OFF_NET_CT_STAT",
     "OFF_CONNTRACK_STAT_DROP",
     "OFF_CONNTRACK_STAT_INSERT_FAILED",
     "OFF_NF_CONN_STATUS",
+    "OFF_NF_CONN_ORIGINAL_SOURCE",
+    "OFF_NF_CONN_ORIGINAL_SOURCE_PORT",
     "OFF_NF_CONN_ORIGINAL_DESTINATION",
     "OFF_NF_CONN_ORIGINAL_PORT",
     "OFF_NF_CONN_REPLY_SOURCE",
@@ -141,6 +179,7 @@ impl Offsets {
             (Hook::Dns, DNS),
             (Hook::Drops, DROPS),
             (Hook::Gc, GC),
+            (Hook::Tcp, TCP),
         ] {
             for (global, structure, path) in fields {
                 match btf.offset(structure, path) {
@@ -170,15 +209,26 @@ impl Offsets {
             offsets.missing.push((Hook::Neigh, format!("{why:#}")));
         }
         match btf.tracepoint_argument("kfree_skb", "skb_drop_reason") {
-            Ok(index) => offsets.set("ARG_DROP_REASON", index),
+            Ok(index) => {
+                offsets.set("ARG_DROP_REASON", index);
+                let has_socket = btf.tracepoint_arguments("kfree_skb").ok() > Some(index + 1);
+                offsets.set(
+                    "ARG_DROP_SOCKET",
+                    if has_socket { index + 1 } else { ABSENT },
+                );
+            }
             Err(why) => {
                 offsets.set("ARG_DROP_REASON", ABSENT);
+                offsets.set("ARG_DROP_SOCKET", ABSENT);
                 offsets.missing.push((
                     Hook::Drops,
                     format!("{why:#}: this kernel gives no drop reasons (they came with 5.17)"),
                 ));
             }
         }
+        // Behind the socket and the packet.
+        let has_error = btf.tracepoint_arguments("tcp_retransmit_skb").ok() == Some(3);
+        offsets.set("ARG_RETRANSMIT_ERROR", if has_error { 2 } else { ABSENT });
         offsets
     }
 
@@ -193,6 +243,8 @@ impl Offsets {
             btf.offset("ip_conntrack_stat", "drop")?,
             btf.offset("ip_conntrack_stat", "insert_failed")?,
             btf.offset("nf_conn", "status")?,
+            tuple + btf.offset("nf_conntrack_tuple", "src.u3")?,
+            tuple + btf.offset("nf_conntrack_tuple", "src.u")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u3")?,
             tuple + btf.offset("nf_conntrack_tuple", "dst.u")?,
             reply + btf.offset("nf_conntrack_tuple", "src.u3")?,

@@ -14,6 +14,8 @@ use super::btf::Btf;
 #[derive(Debug, Default)]
 pub struct Reasons {
     names: BTreeMap<u32, String>,
+    /// Changes to what means failure: names as in [`FAILURES`], in their order.
+    changes: Vec<(String, bool)>,
 }
 
 /// Reasons that mean failure, with the cause that they are to a lookup. Names as in
@@ -46,6 +48,25 @@ const FAILURES: &[(&str, Cause)] = &[
     ("XDP", Cause::Dropped),
     ("NOMEM", Cause::Dropped),
     ("DEV_READY", Cause::Dropped),
+    ("SOCKET_BACKLOG", Cause::SocketBufferFull),
+    ("TCP_LISTEN_OVERFLOW", Cause::Dropped),
+    ("SECURITY_HOOK", Cause::Dropped),
+    ("QDISC_CONGESTED", Cause::Dropped),
+    ("CAKE_FLOOD", Cause::Dropped),
+    ("FQ_BAND_LIMIT", Cause::Dropped),
+    ("FQ_HORIZON_LIMIT", Cause::Dropped),
+    ("FQ_FLOW_LIMIT", Cause::Dropped),
+    ("TCP_CSUM", Cause::Dropped),
+    ("ICMP_CSUM", Cause::Dropped),
+    ("SKB_CSUM", Cause::Dropped),
+    ("XFRM_POLICY", Cause::Dropped),
+    ("IP_NOPROTO", Cause::Dropped),
+    ("IP_INHDR", Cause::Dropped),
+    ("FRAG_REASM_TIMEOUT", Cause::Dropped),
+    ("FRAG_TOO_FAR", Cause::Dropped),
+    ("SKB_UCOPY_FAULT", Cause::Dropped),
+    ("IP_INVALID_SOURCE", Cause::Dropped),
+    ("IP_LOCALNET", Cause::Dropped),
 ];
 
 /// No drops at all.
@@ -61,7 +82,31 @@ impl Reasons {
                 Some((number, name.strip_prefix("SKB_DROP_REASON_")?.to_owned()))
             })
             .collect();
-        Ok(Self { names })
+        Ok(Self {
+            names,
+            changes: Vec::new(),
+        })
+    }
+
+    /// Changes what means failure (`--drop-reasons`): names as in metrics, and whether they do. Gives
+    /// the names that this kernel does not know.
+    pub fn change(&mut self, changes: &[(String, bool)]) -> Vec<String> {
+        self.changes = changes
+            .iter()
+            .map(|(name, is_failure)| (name.to_uppercase(), *is_failure))
+            .collect();
+        let known = |name: &String| self.names.values().any(|n| n.eq_ignore_ascii_case(name));
+        let unknown = changes.iter().filter(|(name, _)| !known(name));
+        unknown.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Does the kernel drop a packet that failed for this reason?
+    fn is_failure(&self, name: &str) -> bool {
+        let change = self.changes.iter().rev().find(|(n, _)| n == name);
+        change.map_or_else(
+            || FAILURES.iter().any(|(failure, _)| *failure == name),
+            |(_, is_failure)| *is_failure,
+        )
     }
 
     /// The reason's name in metrics and events, such as `neigh_createfail`.
@@ -87,13 +132,13 @@ impl Reasons {
             if number >= MAX_REASONS - 1 || CONSUMED.contains(&name.as_str()) {
                 return None;
             }
-            let is_unspecified = failure.is_none();
+            let is_failure = self.is_failure(name);
             Some((
                 number,
                 Reason {
-                    is_failure: failure.is_some().into(),
+                    is_failure: is_failure.into(),
                     cause: failure.map_or(Cause::Dropped, |(_, cause)| *cause) as u8,
-                    is_unspecified: is_unspecified.into(),
+                    is_unspecified: (!is_failure).into(),
                     // A BPF datapath (bpf_redirect_neigh) frees without a reason.
                     ends_refusal: (name == "NEIGH_CREATEFAIL" || name == "NOT_SPECIFIED").into(),
                 },
@@ -105,6 +150,28 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_means_failure_can_be_changed() {
+        let names = [(2, "NOT_SPECIFIED"), (3, "NO_SOCKET"), (7, "TCP_CLOSE")];
+        let mut reasons = Reasons {
+            names: names.map(|(n, name)| (n, name.to_owned())).into(),
+            changes: Vec::new(),
+        };
+        let failures = |reasons: &Reasons| {
+            let names = reasons.names_of_failures().into_iter();
+            names.map(|(_, name)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(failures(&reasons), ["no_socket"]);
+        let change = |name: &str, on| (name.to_owned(), on);
+        let changes = [
+            change("tcp_close", true),
+            change("no_socket", false),
+            change("no_such_reason", true),
+        ];
+        assert_eq!(reasons.change(&changes), ["no_such_reason"]);
+        assert_eq!(failures(&reasons), ["tcp_close"]);
+    }
 
     #[test]
     fn unknown_reasons_keep_their_number() {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Known, Owner};
+use super::{Known, Owner, Tenant};
 
 /// How long one is told.
 const TELL: Duration = Duration::from_hours(1);
@@ -43,6 +43,16 @@ impl Gone {
         let surplus = self.gone.len().saturating_sub(MOST);
         self.gone.drain(..surplus);
         self.held = held;
+    }
+
+    /// Who had an address that nobody has now.
+    pub(super) fn tenant(&self, address: &IpAddr) -> Tenant {
+        let gone = self.gone.iter().find(|(gone, ..)| gone == address);
+        gone.map_or_else(Tenant::default, |(_, owner, until)| Tenant {
+            owner: Some(owner.clone()),
+            from: None,
+            until: Some(*until),
+        })
     }
 
     /// The addresses that nobody on the node has now, and who had them last.

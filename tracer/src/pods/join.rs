@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Known, Owner, When};
+use super::{Known, Owner, Tenant, When};
 use crate::kernel::cgroup;
 
 /// How long what a pod had is remembered after it is gone.
@@ -197,6 +197,18 @@ impl Join {
         let tenures = self.addresses.get(address)?;
         let tenure = tenures.iter().rev().find(|t| t.overlaps(when))?;
         Some(&tenure.owner)
+    }
+
+    /// Who had the address last, or has it; lately at least.
+    pub(super) fn tenant(&self, address: &IpAddr) -> Tenant {
+        let Some(last) = self.addresses.get(address).and_then(|all| all.last()) else {
+            return Tenant::default();
+        };
+        Tenant {
+            owner: Some(last.owner.clone()),
+            from: last.from,
+            until: last.until,
+        }
     }
 
     /// The pod whose cgroup this is, or lies above it: by its path, else by the uid in it.

@@ -66,6 +66,17 @@ impl When {
     }
 }
 
+/// Who had an address last, or has it.
+#[derive(Clone, Debug, Default)]
+pub struct Tenant {
+    /// `None`: nobody on this node, as far as is known.
+    pub owner: Option<Arc<Owner>>,
+    /// Since when; `None`: not known.
+    pub from: Option<Instant>,
+    /// Since when nobody has it; `None`: the owner still has it.
+    pub until: Option<Instant>,
+}
+
 /// What a source says of one pod.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -446,6 +457,15 @@ impl Resolver {
         self.cgroups
             .get(&id)
             .is_some_and(|(_, seen)| Some(*seen) == self.walked)
+    }
+
+    /// Who of this node had an address last, or has it.
+    pub fn tenant(&self, address: &IpAddr) -> Tenant {
+        let tenant = self.join.tenant(address);
+        if tenant.owner.is_some() {
+            return tenant;
+        }
+        self.gone.tenant(address)
     }
 
     /// Addresses of this node's pods that went lately, and who had them last.

@@ -1,41 +1,34 @@
-//! Failures by peer: the node that a server is on, where nodes are known, else its address.
+//! Failures by peer: the node that an address is on, where nodes are known, else the address.
 //!
 //! A figure is counted under the name that its peer had when it grew: no counter falls or moves.
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use tracer_common::dns::PeerKey;
+use tracer_common::peers::{Key, Kind};
 
 use super::kubernetes::{Access, Nodes};
-use crate::{config::Pods, hooks::address};
+use crate::{aggregate::shares::Shares, config::Pods, hooks::address};
 
 /// Peers with a name of their own.
 const NAMED: usize = 20;
 /// What found no room.
 const OTHER: &str = "(other)";
-/// A named peer without a failure for so long gives up its place where another wants it.
-const IDLE: Duration = Duration::from_mins(10);
 /// How long figures wait for the list of nodes.
 const HOLD: Duration = Duration::from_secs(30);
-
-struct Peer {
-    failed: u64,
-    grown: Instant,
-}
+/// A peer without a failure for so long leaves the kernel's map.
+const IDLE: Duration = Duration::from_mins(10);
 
 /// Failures by peer.
 pub struct Peers {
     nodes: Option<Nodes>,
     since: Instant,
-    /// What the kernel has counted so far, by its key.
-    seen: HashMap<PeerKey, u64>,
-    named: HashMap<String, Peer>,
-    other: u64,
+    shares: Shares<Key, Kind, String>,
+    /// What the kernel had counted, and when it had grown last.
+    grown: HashMap<Key, (u64, Instant)>,
 }
 
 impl Peers {
@@ -54,79 +47,72 @@ impl Peers {
         Self {
             nodes,
             since: Instant::now(),
-            seen: HashMap::new(),
-            named: HashMap::new(),
-            other: 0,
+            shares: Shares::new(NAMED),
+            grown: HashMap::new(),
         }
     }
 
-    /// Takes over what the kernel has counted.
-    pub fn update(&mut self, counted: &[(PeerKey, u64)], now: Instant) {
+    /// Takes over what the kernel has counted. `second` counts up with time.
+    pub fn update(&mut self, counted: &[(Key, u64)], now: Instant, second: u64) {
         let settled = self.nodes.as_ref().is_none_or(Nodes::is_settled);
         if !settled && now.duration_since(self.since) < HOLD {
             return;
         }
         for (key, total) in counted {
-            let seen = self.seen.entry(*key).or_default();
-            let grown = total.saturating_sub(*seen);
-            *seen = *total;
-            if grown > 0 {
-                self.count(*key, grown, now);
+            let (last, at) = self.grown.entry(*key).or_insert((0, now));
+            if last == total {
+                continue;
             }
+            (*last, *at) = (*total, now);
+            let Some(kind) = Kind::ALL.get(usize::from(key.kind)) else {
+                continue;
+            };
+            let name = self.name(key);
+            self.shares.take(*key, *total, kind, name);
         }
+        self.shares.settle(second);
     }
 
-    fn count(&mut self, key: PeerKey, failed: u64, now: Instant) {
-        // The kernel's own rest.
+    /// `None` is the kernel's own rest.
+    fn name(&self, key: &Key) -> Option<String> {
         if key.family == 0 {
-            self.other += failed;
-            return;
+            return None;
         }
-        let address = address(key.family as u16, key.address);
-        let name = self.name(address);
-        if !self.named.contains_key(&name) && !self.make_room(now) {
-            self.other += failed;
-            return;
-        }
-        let peer = self.named.entry(name).or_insert(Peer {
-            failed: 0,
-            grown: now,
-        });
-        peer.failed += failed;
-        peer.grown = now;
-    }
-
-    fn name(&self, address: IpAddr) -> String {
+        let address = address(key.family, key.address);
         let node = self.nodes.as_ref().and_then(|nodes| nodes.name(address));
-        node.unwrap_or_else(|| address.to_string())
+        Some(node.unwrap_or_else(|| address.to_string()))
     }
 
-    /// Is there room for another? One that is idle goes, and its figure into the rest's, which stays
-    /// complete.
-    fn make_room(&mut self, now: Instant) -> bool {
-        if self.named.len() < NAMED {
-            return true;
-        }
-        let idle = self.named.iter().min_by_key(|(_, peer)| peer.grown);
-        let Some((name, _)) = idle.filter(|(_, p)| now.duration_since(p.grown) >= IDLE) else {
-            return false;
+    /// Which keys may leave the kernel's map.
+    pub fn retire(&mut self, now: Instant) -> Vec<Key> {
+        let idle = |(key, (_, at)): (&Key, &(u64, Instant))| {
+            (key.family != 0 && now.duration_since(*at) >= IDLE).then_some(*key)
         };
-        let name = name.clone();
-        if let Some(peer) = self.named.remove(&name) {
-            self.other += peer.failed;
+        let over: Vec<Key> = self.grown.iter().filter_map(idle).collect();
+        for key in &over {
+            self.grown.remove(key);
+            self.shares.forget_key(key);
         }
-        true
+        over
     }
 
-    /// Names and failures; all together are all failures of the node.
-    pub fn failures(&self) -> Vec<(String, u64)> {
-        let mut failures: Vec<(String, u64)> = self
-            .named
-            .iter()
-            .map(|(name, peer)| (name.clone(), peer.failed))
+    /// Kinds, names and failures; all of a kind together are all of the node.
+    pub fn failures(&self) -> Vec<(Kind, String, u64)> {
+        let mut failures: Vec<_> = self
+            .shares
+            .all()
+            .flat_map(|(kind, counts)| {
+                counts
+                    .iter()
+                    .filter_map(|(peer, n)| peer.as_ref().map(|peer| (*kind, peer.clone(), *n)))
+            })
             .collect();
         failures.sort_unstable();
-        failures.push((OTHER.to_owned(), self.other));
+        for kind in Kind::ALL {
+            let rest = self.shares.all().find(|(k, _)| **k == kind);
+            let rest = rest.and_then(|(_, counts)| counts.get(&None));
+            failures.push((kind, OTHER.to_owned(), rest.copied().unwrap_or_default()));
+        }
         failures
     }
 }
@@ -137,48 +123,56 @@ mod tests {
 
     use super::*;
 
-    fn key(last: u8) -> PeerKey {
-        PeerKey {
+    fn key(last: u8, kind: Kind) -> Key {
+        Key {
             address: [u32::from_ne_bytes([10, 0, 0, last]), 0, 0, 0],
-            family: AF_INET.into(),
+            family: AF_INET,
+            kind: kind as u16,
         }
     }
 
-    fn of(peers: &Peers, name: &str) -> Option<u64> {
+    fn of(peers: &Peers, kind: Kind, name: &str) -> Option<u64> {
         let failures = peers.failures();
-        failures.iter().find(|(n, _)| n == name).map(|(_, n)| *n)
-    }
-
-    fn sum(peers: &Peers) -> u64 {
-        peers.failures().iter().map(|(_, n)| n).sum()
+        let found = failures.iter().find(|(k, n, _)| *k == kind && n == name);
+        found.map(|(_, _, n)| *n)
     }
 
     #[test]
-    fn the_first_twenty_have_names_and_the_sum_is_complete() {
+    fn each_kind_has_all_its_failures() {
         let mut peers = Peers::with(None);
         let now = Instant::now();
-        let many: Vec<_> = (1..=25).map(|n| (key(n), 2)).collect();
-        peers.update(&many, now);
-        peers.update(&many, now);
-        assert_eq!(of(&peers, "10.0.0.20"), Some(2));
+        let counted = [
+            (key(1, Kind::Dns), 2),
+            (key(1, Kind::Connect), 3),
+            (Key::rest(Kind::Retransmit), 7),
+        ];
+        peers.update(&counted, now, 0);
+        peers.update(&counted, now, 1);
+        let figures = Kind::ALL.map(|kind| (of(&peers, kind, "10.0.0.1"), of(&peers, kind, OTHER)));
         assert_eq!(
-            (of(&peers, "10.0.0.21"), of(&peers, OTHER)),
-            (None, Some(10))
+            figures,
+            [(Some(2), Some(0)), (Some(3), Some(0)), (None, Some(7))]
         );
-        peers.update(&[(PeerKey::default(), 7)], now);
-        assert_eq!((of(&peers, OTHER), sum(&peers)), (Some(17), 57));
     }
 
     #[test]
-    fn an_idle_one_gives_its_place_to_one_that_fails() {
+    fn twenty_have_names_and_the_sum_is_complete() {
+        let mut peers = Peers::with(None);
+        let many: Vec<_> = (1..=25).map(|n| (key(n, Kind::Dns), 2)).collect();
+        peers.update(&many, Instant::now(), 0);
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.20"), Some(2));
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.21"), None);
+        assert_eq!(of(&peers, Kind::Dns, OTHER), Some(10));
+    }
+
+    #[test]
+    fn one_that_is_well_for_long_leaves_the_kernel_and_its_figure_stays() {
         let mut peers = Peers::with(None);
         let start = Instant::now();
-        let many: Vec<_> = (1..=21).map(|n| (key(n), 2)).collect();
-        peers.update(&many, start);
-        let later = start + IDLE;
-        peers.update(&[(key(21), 5)], later);
-        assert_eq!(of(&peers, "10.0.0.21"), Some(3), "what came before stays");
-        assert_eq!((of(&peers, OTHER), sum(&peers)), (Some(4), 45));
-        assert_eq!(peers.named.len(), NAMED);
+        peers.update(&[(key(1, Kind::Dns), 2)], start, 0);
+        assert!(peers.retire(start).is_empty());
+        assert_eq!(peers.retire(start + IDLE), [key(1, Kind::Dns)]);
+        peers.update(&[(key(1, Kind::Dns), 1)], start + IDLE, 600);
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.1"), Some(3));
     }
 }

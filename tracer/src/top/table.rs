@@ -269,6 +269,7 @@ mod tests {
                 ..Dns::default()
             },
             failure_ratio: ratio,
+            ..Figures::default()
         }
     }
 

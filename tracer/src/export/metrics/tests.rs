@@ -20,7 +20,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     figures.dns.received = 1;
     figures.dns.served[0] = 1;
     let mut picture = Picture {
-        node: figures,
+        node: figures.clone(),
         drops: vec![(2, 1)],
         ..Picture::default()
     };
@@ -59,7 +59,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
             reason: String::new(),
             idle: false,
         }],
-        peers: &[("n2".to_owned(), 3)],
+        peers: &[(tracer_common::peers::Kind::Dns, "n2".to_owned(), 3)],
         gone: &[([10, 0, 0, 2].into(), Owner::new("shop", "till"))],
         reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,
@@ -107,7 +107,7 @@ fn every_series_carries_the_node_and_is_there_once() {
 fn hostile_names_stay_inside_their_label() {
     view_with(|view| {
         let mut picture = view.picture.clone();
-        let figures = picture.node;
+        let figures = picture.node.clone();
         picture
             .owners
             .insert(Owner::new("a\"} 1\nforged_total 7", "b\\"), figures);

@@ -1,0 +1,33 @@
+//! Failures by the address at the other end, of every hook that knows one.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use tracer_common::{
+    ClientMap,
+    peers::{Key, Kind},
+};
+
+use crate::{maps::PEERS, ring, util::add};
+
+/// Counts failures towards a peer; under the kind's rest key where the map is full.
+///
+/// Out of line: its stack is its own.
+#[inline(never)]
+pub fn count(key: &Key, kind: Kind, n: u64) -> u64 {
+    if PEERS.get_ptr(key).is_none() {
+        // EEXIST: another CPU was faster, which is as good.
+        let _ = PEERS.insert(key, 0, BPF_NOEXIST as u64);
+    }
+    let failed = match PEERS.get_ptr_mut(key) {
+        Some(failed) => failed,
+        None => {
+            ring::count_full(ClientMap::Peers);
+            match PEERS.get_ptr_mut(Key::rest(kind)) {
+                Some(failed) => failed,
+                None => return 0,
+            }
+        }
+    };
+    // SAFETY: entries are removed only long after their last failure.
+    add(unsafe { &mut *failed }, n);
+    0
+}

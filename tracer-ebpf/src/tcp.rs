@@ -1,0 +1,310 @@
+//! Hook `tcp`: connection attempts and how they ended, what was sent again, resets, silence.
+//!
+//! Raw tracepoints on changes only, never on a packet that goes well. All are attributed by the
+//! socket: most run in softirqs, where the current task is anybody's.
+//!
+//! - `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`
+//!   (include/trace/events/sock.h): begin and end of an attempt, end of a connection.
+//! - `tcp_receive_reset(struct sock *sk)` (include/trace/events/tcp.h).
+//! - `inet_sk_error_report(const struct sock *sk)` (include/trace/events/sock.h): before the end on
+//!   kernels up to 6.9, behind it since.
+//! - `tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, since 6.15 with `int err`.
+
+mod count;
+mod silence;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_get_current_task, bpf_ktime_get_ns},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use tracer_common::{
+    AF_INET, AF_INET6, ClientMap,
+    peers::{self, Kind},
+    tcp::{Connecting, Ends, Key, Outcome, SILENT_RUN},
+};
+
+use crate::{
+    dns::cgroup_id,
+    layout::*,
+    maps::{CONNECTING, TALKING},
+    peer, ring,
+    util::{add, read},
+};
+
+const IPPROTO_TCP: u16 = 6;
+
+// include/net/tcp_states.h
+const ESTABLISHED: u32 = 1;
+const SYN_SENT: u32 = 2;
+const SYN_RECV: u32 = 3;
+const TIME_WAIT: u32 = 6;
+const CLOSE: u32 = 7;
+const LISTEN: u32 = 10;
+const NEW_SYN_RECV: u32 = 12;
+
+// include/uapi/asm-generic/errno.h
+const ENOPROTOOPT: u32 = 92;
+const EACCES: u32 = 13;
+const ENONET: u32 = 64;
+const ENETUNREACH: u32 = 101;
+const ETIMEDOUT: u32 = 110;
+const ECONNREFUSED: u32 = 111;
+const EHOSTDOWN: u32 = 112;
+const EHOSTUNREACH: u32 = 113;
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn tcp_state(ctx: RawTracePointContext) -> i32 {
+    let _ = try_state(ctx.arg(0), ctx.arg(1), ctx.arg(2)); // what cannot be read is no connection
+    0
+}
+
+#[inline(always)]
+fn try_state(sk: u64, old: u32, new: u32) -> Option<()> {
+    if read::<u16>(sk, OFF_SOCK_PROTOCOL.load())? != IPPROTO_TCP {
+        return None;
+    }
+    match (old, new) {
+        (_, SYN_SENT) => begin(sk),
+        // Both ends connected at the same moment (RFC 9293 3.5): not over yet.
+        (SYN_SENT, SYN_RECV) => None,
+        (SYN_SENT, _) => end(sk, new, CONNECTING.get_ptr(sk).map(|c| unsafe { *c })),
+        (SYN_RECV, _) => {
+            // SAFETY: a map's value; entries outlive the program's RCU section.
+            let connecting = CONNECTING.get_ptr(sk).map(|c| unsafe { *c })?; // else a server's
+            end(sk, new, Some(connecting))
+        }
+        (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => close(sk),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn begin(sk: u64) -> Option<()> {
+    // connect() runs in the context of the process that asks.
+    // SAFETY: the helpers have no precondition.
+    let (task, now_ns) = unsafe { (bpf_get_current_task(), bpf_ktime_get_ns()) };
+    let connecting = Connecting {
+        started_ns: now_ns,
+        pid: read(task, OFF_TASK_TGID.load()).unwrap_or_default(),
+        error: 0,
+        comm: read(task, OFF_TASK_COMM.load()).unwrap_or_default(),
+    };
+    if CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
+        // The end is counted all the same; who asked and since when is not known then.
+        ring::count_full(ClientMap::Connecting);
+        return None;
+    }
+    add(&mut count::node()?.begun, 1);
+    None
+}
+
+/// An attempt is over.
+#[inline(always)]
+fn end(sk: u64, state: u32, connecting: Option<Connecting>) -> Option<()> {
+    // Not there: begun before the hook was, or the map was full.
+    if CONNECTING.remove(sk).is_ok() {
+        add(&mut count::node()?.over, 1);
+    }
+    let connecting = connecting.unwrap_or_default();
+    let outcome = if state == ESTABLISHED {
+        Outcome::Established
+    } else {
+        why(sk, &connecting)
+    };
+    count::ended(sk, outcome, &connecting)
+}
+
+/// Why an attempt failed: by the error that the application gets.
+#[inline(always)]
+fn why(sk: u64, connecting: &Connecting) -> Outcome {
+    let error = match read::<u32>(sk, OFF_SOCK_ERR.load()) {
+        Some(error) if error != 0 => error,
+        _ => connecting.error, // the application has taken it
+    };
+    match error {
+        ECONNREFUSED => Outcome::Refused,
+        ETIMEDOUT => Outcome::Timeout,
+        EHOSTUNREACH | ENETUNREACH | EHOSTDOWN | ENONET | ENOPROTOOPT | EACCES => {
+            Outcome::Unreachable
+        }
+        // The application gave up; or nothing could be sent at all, for want of a port.
+        0 if read::<u32>(sk, OFF_TCP_SOCK_SEGS_OUT.load()).unwrap_or(1) > 0 => Outcome::Timeout,
+        _ => Outcome::Other,
+    }
+}
+
+/// An established connection is over.
+#[inline(always)]
+fn close(sk: u64) -> Option<()> {
+    let port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
+    if silence::is_silent_port(port) {
+        let _ = TALKING.remove(sk); // begun before the hook was
+    }
+    // Retransmissions tell of it long before; keepalive and window probes do not.
+    if read::<u32>(sk, OFF_SOCK_ERR.load())? == ETIMEDOUT
+        && read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? < SILENT_RUN
+    {
+        return count::happened(sk, Outcome::Silent, 0);
+    }
+    None
+}
+
+#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
+pub fn tcp_reset(ctx: RawTracePointContext) -> i32 {
+    let _ = try_reset(ctx.arg(0));
+    0
+}
+
+#[inline(always)]
+fn try_reset(sk: u64) -> Option<()> {
+    match read::<u8>(sk, OFF_SOCK_STATE.load())? as u32 {
+        SYN_SENT | SYN_RECV => {
+            // The application may take the error before the state changes.
+            // SAFETY: a map's value that only this socket's programs write.
+            let connecting = unsafe { &mut *CONNECTING.get_ptr_mut(sk)? };
+            connecting.error = ECONNREFUSED;
+            None
+        }
+        CLOSE | LISTEN => None,
+        _ => count::happened(sk, Outcome::Reset, 0),
+    }
+}
+
+#[raw_tracepoint(tracepoint = "inet_sk_error_report")]
+pub fn tcp_error(ctx: RawTracePointContext) -> i32 {
+    let _ = try_error(ctx.arg(0));
+    0
+}
+
+#[inline(always)]
+fn try_error(sk: u64) -> Option<()> {
+    if read::<u8>(sk, OFF_SOCK_STATE.load())? as u32 != SYN_SENT {
+        return None;
+    }
+    let mut error = read::<u32>(sk, OFF_SOCK_ERR.load())?;
+    if error == 0 {
+        error = icmp_error(sk)?;
+    }
+    // SAFETY: as above.
+    let connecting = unsafe { &mut *CONNECTING.get_ptr_mut(sk)? };
+    connecting.error = error;
+    None
+}
+
+/// What an ICMP error said that came while connect() held the socket: the kernel goes on trying, but
+/// whoever polls gets the error and gives up (net/ipv4/ip_sockglue.c, ip_icmp_error).
+#[inline(always)]
+fn icmp_error(sk: u64) -> Option<u32> {
+    let queue = sk + OFF_SOCK_ERROR_QUEUE_TAIL.load() as u64; // its member `prev`
+    let tail = read::<u64>(queue, 0)?;
+    // An empty queue points at itself, by `next`, right before `prev`.
+    if tail == 0 || tail + 8 == queue {
+        return None;
+    }
+    read(tail, OFF_SK_BUFF_CB.load() + OFF_SOCK_EXTERR_ERRNO.load())
+}
+
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub fn tcp_retransmit(ctx: RawTracePointContext) -> i32 {
+    let _ = try_retransmit(&ctx);
+    0
+}
+
+#[inline(always)]
+fn try_retransmit(ctx: &RawTracePointContext) -> Option<()> {
+    let sk: u64 = ctx.arg(0);
+    let skb: u64 = ctx.arg(1);
+    let state = read::<u8>(sk, OFF_SOCK_STATE.load())? as u32;
+    if matches!(state, SYN_SENT | SYN_RECV) {
+        return None; // an attempt
+    }
+    if ARG_RETRANSMIT_ERROR.load() != ABSENT {
+        // Through memory, as in the hook `drops`.
+        let error = read::<i32>(ctx.as_ptr() as u64, ARG_RETRANSMIT_ERROR.load() * 8)?;
+        if error != 0 {
+            return None; // older kernels do not tell of these
+        }
+    }
+    let segments =
+        read::<u16>(skb, OFF_SK_BUFF_CB.load() + OFF_TCP_SKB_CB_GSO_SEGS.load())?.max(1) as u64;
+    let mut ends = Ends::default();
+    if ends_of(sk, &mut ends) == 0 {
+        return None;
+    }
+    add(&mut count::client(sk)?.counts.retransmits, segments);
+    add(&mut count::node()?.retransmits, segments);
+    peer::count(
+        &peers::Key {
+            address: ends.destination,
+            family: ends.family,
+            kind: Kind::Retransmit as u16,
+        },
+        Kind::Retransmit,
+        segments,
+    );
+    // The kernel counts timeouts in a row, back to 0 when anything is acknowledged.
+    if read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? == SILENT_RUN {
+        return count::happened(sk, Outcome::Silent, 0);
+    }
+    None
+}
+
+/// Both ends of a socket's connection; 0 where they cannot be read. Out of line: its stack is its own.
+#[inline(never)]
+fn ends_of(sk: u64, ends: &mut Ends) -> u64 {
+    try_ends(sk, ends).map_or(0, |()| 1)
+}
+
+#[inline(always)]
+fn try_ends(sk: u64, ends: &mut Ends) -> Option<()> {
+    ends.source_port = u16::from_be(read(sk, OFF_INET_SOCK_SPORT.load())?);
+    ends.destination_port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
+    ends.family = read(sk, OFF_SOCK_FAMILY.load())?;
+    if ends.family == AF_INET6 {
+        ends.destination = read(sk, OFF_SOCK_V6_DADDR.load())?;
+        let [a, b, c, d] = ends.destination;
+        if a != 0 || b != 0 || u32::from_be(c) != 0xffff {
+            ends.source = read(sk, OFF_SOCK_V6_RCV_SADDR.load())?;
+            return Some(());
+        }
+        // An IPv6 socket that speaks IPv4 (RFC 4291 2.5.5.2).
+        ends.destination = [d, 0, 0, 0];
+        ends.family = AF_INET;
+    } else {
+        ends.destination = [read(sk, OFF_SOCK_DADDR.load())?, 0, 0, 0];
+    }
+    ends.source = [read(sk, OFF_SOCK_RCV_SADDR.load())?, 0, 0, 0];
+    Some(())
+}
+
+/// Whose a socket is. Not for those that are no whole `struct sock`.
+#[inline(always)]
+fn owner(sk: u64) -> Option<(Key, u32)> {
+    let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+    let key = Key {
+        cgroup_id: cgroup_id(sk),
+        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+    };
+    Some((key, read(net, OFF_NET_NS_INUM.load())?))
+}
+
+/// Is it a whole `struct sock`, or one of the short ones that stand for it?
+#[inline(always)]
+pub fn is_whole(sk: u64) -> bool {
+    read::<u8>(sk, OFF_SOCK_STATE.load())
+        .is_some_and(|state| !matches!(state as u32, TIME_WAIT | NEW_SYN_RECV))
+}
+
+/// Not attached: user space runs it (BPF_PROG_TEST_RUN) to find the requests that nobody answers.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn tcp_age(ctx: RawTracePointContext) -> i32 {
+    let _ = ctx.as_ptr();
+    silence::age();
+    0
+}
+
+/// Inserts only what is not there yet.
+const NEW: u64 = BPF_NOEXIST as u64;

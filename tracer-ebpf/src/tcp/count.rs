@@ -1,0 +1,305 @@
+//! Where connections are counted: by client, for the node, by destination.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use tracer_common::{
+    AF_INET, ClientMap, Hook, event,
+    peers::{self, Kind},
+    tcp::{
+        AttemptsKey, AttemptsValue, BehindKey, Connecting, Counts, Destination, DestinationValue,
+        Ends, Failure, Key, NEW_DESTINATIONS, NEW_DESTINATIONS_NS, Outcome, Talking, Value,
+    },
+};
+
+use super::{NEW, ends_of, owner, silence};
+use crate::{
+    maps::{ATTEMPTS, BEHIND, DESTINATIONS, TALKING, TCP, TCP_NODE},
+    peer, ring,
+    util::add,
+};
+
+/// How long after its drop a packet may say where the connection was redirected to. Nanoseconds: longer
+/// than the kernel tries to connect by default (tcp_syn_retries 6: 127 s).
+const BEHIND_NS: u64 = 150_000_000_000;
+
+/// The counters of a socket's owner; those of the rest key where the map is full.
+#[inline(always)]
+pub fn client(sk: u64) -> Option<&'static mut Value> {
+    let (key, netns) = owner(sk)?;
+    client_of(&key, netns)
+}
+
+/// As [`client`].
+#[inline(always)]
+pub fn client_of(key: &Key, netns: u32) -> Option<&'static mut Value> {
+    if let Some(value) = TCP.get_ptr_mut(key) {
+        // SAFETY: entries are removed only long after their client is gone.
+        return Some(unsafe { &mut *value });
+    }
+    new_client(key, netns)
+}
+
+/// Out of line: its stack is its own.
+#[inline(never)]
+fn new_client(key: &Key, netns: u32) -> Option<&'static mut Value> {
+    let fresh = Value {
+        netns,
+        ..Value::default()
+    };
+    // EEXIST: another CPU was faster, which is as good.
+    let _ = TCP.insert(key, fresh, NEW);
+    let value = match TCP.get_ptr_mut(key) {
+        Some(value) => value,
+        None => {
+            ring::count_full(ClientMap::Tcp);
+            TCP.get_ptr_mut(Key::default())?
+        }
+    };
+    // SAFETY: as above.
+    Some(unsafe { &mut *value })
+}
+
+/// The node's counters.
+#[inline(always)]
+pub fn node() -> Option<&'static mut Counts> {
+    // SAFETY: a per-CPU array's value, added to atomically.
+    TCP_NODE.get_ptr_mut(0).map(|node| unsafe { &mut *node })
+}
+
+/// Counts an attempt that ended.
+#[inline(always)]
+pub fn ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
+    let (key, netns) = owner(sk)?;
+    let value = client_of(&key, netns)?;
+    let node = node()?;
+    let index = core::hint::black_box(outcome as usize);
+    if index < node.results.len() {
+        add(&mut value.counts.results[index], 1);
+        add(&mut node.results[index], 1);
+    }
+    let mut ends = Ends::default();
+    if ends_of(sk, &mut ends) == 0 {
+        return None;
+    }
+    if matches!(outcome, Outcome::Established) {
+        if silence::is_silent_port(ends.destination_port) {
+            let talking = Talking {
+                key,
+                netns,
+                ..Talking::default()
+            };
+            if TALKING.insert(sk, talking, 0).is_err() {
+                ring::count_full(ClientMap::Talking);
+            }
+        }
+        answered(&ends, key.net_cookie);
+        return None;
+    }
+    peer::count(
+        &peers::Key {
+            address: ends.destination,
+            family: ends.family,
+            kind: Kind::Connect as u16,
+        },
+        Kind::Connect,
+        1,
+    );
+    failed(&key, &ends, netns);
+    tell(&key, &ends, outcome as u8, connecting);
+    None
+}
+
+/// The destination has answered. Out of line: its stack is its own.
+#[inline(never)]
+fn answered(ends: &Ends, net_cookie: u64) -> u64 {
+    let destination = destination(ends, net_cookie);
+    if let Some(value) = DESTINATIONS.get_ptr_mut(destination) {
+        // SAFETY: entries are removed only long after their last failure.
+        add(unsafe { &mut (*value).answered }, 1);
+    }
+    0
+}
+
+#[inline(always)]
+fn destination(ends: &Ends, net_cookie: u64) -> Destination {
+    Destination {
+        address: ends.destination,
+        net_cookie: if is_local(ends) { net_cookie } else { 0 },
+        family: ends.family,
+        port: ends.destination_port,
+        _pad: 0,
+    }
+}
+
+/// Does the destination's address mean something else in each namespace?
+#[inline(always)]
+fn is_local(ends: &Ends) -> bool {
+    let [a, b, c, d] = ends.destination.map(u32::from_be);
+    if ends.family == AF_INET {
+        return a >> 24 == 127;
+    }
+    (a | b | c == 0 && d == 1) || a >> 22 == 0xfe80 >> 6
+}
+
+/// Where a packet of the connection was redirected to that this node dropped.
+#[inline(always)]
+fn behind(ends: &Ends, now_ns: u64) -> Option<([u32; 4], u16)> {
+    let key = BehindKey {
+        address: ends.source,
+        family: ends.family,
+        port: ends.source_port,
+    };
+    // SAFETY: a map's value.
+    let behind = unsafe { &*BEHIND.get_ptr(key)? };
+    (now_ns.wrapping_sub(behind.ktime_ns) < BEHIND_NS).then_some((behind.address, behind.port))
+}
+
+/// Notes a failed attempt under its destination. Out of line: its stack is its own.
+#[inline(never)]
+fn failed(client: &Key, ends: &Ends, netns: u32) -> u64 {
+    let _ = try_failed(client, ends, netns); // counted as untracked where there is no room
+    0
+}
+
+#[inline(always)]
+fn try_failed(client: &Key, ends: &Ends, netns: u32) -> Option<()> {
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let mut to = destination(ends, client.net_cookie);
+    if let Some((address, port)) = behind(ends, now_ns) {
+        to.address = address;
+        to.port = port;
+        to.net_cookie = 0;
+    }
+    let value = client_of(client, netns)?;
+    if DESTINATIONS.get_ptr(to).is_none() && !enter(&to, value, now_ns) {
+        add(&mut value.counts.untracked, 1);
+        add(&mut node()?.untracked, 1);
+        return None;
+    }
+    // SAFETY: as in `answered`.
+    let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(to)? };
+    at.last_failed_ns = now_ns;
+    let key = AttemptsKey {
+        client: *client,
+        destination: to,
+        answered: at.answered,
+    };
+    if ATTEMPTS.get_ptr(key).is_none() {
+        let fresh = AttemptsValue {
+            failed: 0,
+            first_ns: now_ns,
+            netns,
+            _pad: 0,
+        };
+        let _ = ATTEMPTS.insert(key, fresh, NEW); // EEXIST: another CPU was faster
+    }
+    match ATTEMPTS.get_ptr_mut(key) {
+        // SAFETY: as above.
+        Some(attempts) => add(unsafe { &mut (*attempts).failed }, 1),
+        None => {
+            ring::count_full(ClientMap::Attempts);
+            add(&mut value.counts.untracked, 1);
+            add(&mut node()?.untracked, 1);
+        }
+    }
+    Some(())
+}
+
+/// Makes room for a destination. A client that tries everything has its share only, so that it does
+/// not push the others' out.
+#[inline(always)]
+fn enter(to: &Destination, value: &mut Value, now_ns: u64) -> bool {
+    // Races between CPUs let a few more or less in, which is fine: it is a limit.
+    if now_ns.wrapping_sub(value.span_ns) >= NEW_DESTINATIONS_NS {
+        value.span_ns = now_ns;
+        value.entered = 0;
+    }
+    if value.entered >= NEW_DESTINATIONS {
+        return false;
+    }
+    value.entered += 1;
+    let _ = DESTINATIONS.insert(to, DestinationValue::default(), NEW); // EEXIST: as above
+    if DESTINATIONS.get_ptr(to).is_none() {
+        ring::count_full(ClientMap::Destinations);
+        return false;
+    }
+    true
+}
+
+/// Something happened to an established connection.
+#[inline(always)]
+pub fn happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
+    let (key, netns) = owner(sk)?;
+    let value = client_of(&key, netns)?;
+    let node = node()?;
+    if matches!(outcome, Outcome::Reset) {
+        add(&mut value.counts.resets, 1);
+        add(&mut node.resets, 1);
+    } else {
+        add(&mut value.counts.silent, 1);
+        add(&mut node.silent, 1);
+    }
+    let mut ends = Ends::default();
+    if ends_of(sk, &mut ends) == 0 {
+        return None;
+    }
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let nobody = Connecting {
+        started_ns: if waited_ns == 0 {
+            0
+        } else {
+            now_ns - waited_ns
+        },
+        ..Connecting::default()
+    };
+    tell(&key, &ends, outcome as u8, &nobody);
+    None
+}
+
+/// Sends the record. Out of line: its stack is its own.
+#[inline(never)]
+fn tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> u64 {
+    let _ = try_tell(key, ends, outcome, connecting); // held back or lost, and counted so
+    0
+}
+
+#[inline(always)]
+fn try_tell(key: &Key, ends: &Ends, outcome: u8, connecting: &Connecting) -> Option<()> {
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: entries are removed only long after their client is gone.
+    let value = unsafe {
+        &mut *TCP
+            .get_ptr_mut(key)
+            .or_else(|| TCP.get_ptr_mut(Key::default()))?
+    };
+    let mut entry = ring::reserve::<Failure>(Hook::Tcp, now_ns, &mut value.event_second)?;
+    let record = entry.as_mut_ptr();
+    let (backend, backend_port) = behind(ends, now_ns).unwrap_or_default();
+    // SAFETY: the ring gave this room; every field is written before it is submitted.
+    unsafe {
+        (*record).header = event::Header {
+            kind: event::KIND_CONNECT_FAILURE,
+            version: event::VERSION,
+            netns: value.netns,
+            ktime_ns: now_ns,
+            net_cookie: key.net_cookie,
+            cgroup_id: key.cgroup_id,
+            pid: connecting.pid,
+            _pad: 0,
+            comm: connecting.comm,
+        };
+        (*record).waited_ns = match connecting.started_ns {
+            0 => 0,
+            started_ns => now_ns - started_ns,
+        };
+        (*record).ends = *ends;
+        (*record).backend = backend;
+        (*record).backend_port = backend_port;
+        (*record).outcome = outcome;
+        (*record)._pad = [0; 5];
+    }
+    entry.submit(0);
+    Some(())
+}

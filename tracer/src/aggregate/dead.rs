@@ -1,0 +1,358 @@
+//! Destinations that answer nobody.
+//!
+//! The kernel counts failed attempts by client and destination, and begins anew when the destination
+//! answers. One where so many attempts in a row have failed, whoever made them, is dead until it answers
+//! or its address has a new owner.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tracer_common::tcp::{AttemptsKey, Destination, Key};
+
+use super::shares::Shares;
+use crate::{
+    hooks::address,
+    kernel::{self, maps::Reading},
+    pods::{Owner, Tenant},
+};
+
+/// Attempts in a row that must have failed.
+const IN_A_ROW: u64 = 3;
+/// Destinations with a name.
+const NAMED: usize = 100;
+/// A dead destination that nobody has tried for so long is forgotten.
+const IDLE: Duration = Duration::from_mins(10);
+/// One that is not dead yet: twice as long as the kernel tries to connect.
+const IDLE_ALIVE: Duration = Duration::from_mins(5);
+
+/// Between two answers of a destination.
+type Silence = (Destination, u64);
+
+/// A destination that answers nobody.
+#[derive(Clone, Debug)]
+pub struct DeadEndpoint {
+    /// `ip:port`.
+    pub destination: String,
+    /// Who had the address.
+    pub tenant: Tenant,
+    /// The first of its failures.
+    pub since: Instant,
+    /// Failed attempts since then, of all clients.
+    pub attempts: u64,
+}
+
+/// Failed attempts to dead destinations, by owner and `ip:port`; `None` is the rest.
+pub type Attempts = BTreeMap<Option<String>, u64>;
+
+/// What the kernel may forget.
+#[derive(Debug, Default)]
+pub struct Over {
+    /// Of the map `ATTEMPTS`.
+    pub attempts: Vec<AttemptsKey>,
+    /// Of the map `DESTINATIONS`.
+    pub destinations: Vec<Destination>,
+}
+
+/// The state between readings.
+#[derive(Debug)]
+pub struct Dead {
+    shares: Shares<AttemptsKey, Arc<Owner>, String>,
+    /// Failures that are no more held against a destination, for its address has a new owner.
+    forgiven: HashMap<Silence, u64>,
+    dead: HashSet<Silence>,
+    list: Vec<DeadEndpoint>,
+}
+
+impl Default for Dead {
+    fn default() -> Self {
+        Self {
+            shares: Shares::new(NAMED),
+            forgiven: HashMap::new(),
+            dead: HashSet::new(),
+            list: Vec::new(),
+        }
+    }
+}
+
+fn text(destination: &Destination) -> String {
+    let address = address(destination.family, destination.address);
+    SocketAddr::new(address, destination.port).to_string()
+}
+
+/// The moment of a `CLOCK_MONOTONIC` time.
+fn moment(ktime_ns: u64, now: Instant) -> Instant {
+    let age = kernel::monotonic().saturating_sub(Duration::from_nanos(ktime_ns));
+    now.checked_sub(age).unwrap_or(now)
+}
+
+impl Dead {
+    /// Takes a reading over. `owner` names a client, once it is decided; `tenant` says who has an
+    /// address.
+    pub fn update(
+        &mut self,
+        reading: &Reading,
+        now: Instant,
+        second: u64,
+        owner: impl Fn(&Key) -> Option<Arc<Owner>>,
+        tenant: impl Fn(IpAddr) -> Tenant,
+    ) {
+        let mut failed: HashMap<Silence, (u64, u64)> = HashMap::new();
+        for (key, value) in &reading.attempts {
+            let (sum, first) = failed
+                .entry((key.destination, key.answered))
+                .or_insert((0, u64::MAX));
+            *sum += value.failed;
+            *first = value.first_ns.min(*first);
+        }
+        self.forgiven
+            .retain(|silence, _| failed.contains_key(silence));
+        let answered: HashMap<&Destination, u64> = reading
+            .destinations
+            .iter()
+            .map(|(d, v)| (d, v.answered))
+            .collect();
+        self.list.clear();
+        self.dead.clear();
+        for (silence, (sum, first_ns)) in &failed {
+            let (destination, then) = silence;
+            let forgiven = self.forgiven.get(silence).copied().unwrap_or_default();
+            if sum - forgiven < IN_A_ROW {
+                continue;
+            }
+            let since = moment(*first_ns, now);
+            let tenant = tenant(address(destination.family, destination.address));
+            if answered.get(destination) == Some(then) {
+                let is_anew = tenant.until.is_none() && tenant.from.is_some_and(|at| at > since);
+                if is_anew && forgiven == 0 {
+                    self.forgiven.insert(*silence, *sum);
+                    continue;
+                }
+                self.list.push(DeadEndpoint {
+                    destination: text(destination),
+                    tenant,
+                    since,
+                    attempts: sum - forgiven,
+                });
+            }
+            self.dead.insert(*silence);
+        }
+        for (key, value) in &reading.attempts {
+            let silence = (key.destination, key.answered);
+            if !self.dead.contains(&silence) {
+                if self.forgiven.get(&silence) == failed.get(&silence).map(|(sum, _)| sum) {
+                    self.shares.skip(*key, value.failed);
+                }
+                continue;
+            }
+            if let Some(owner) = owner(&key.client) {
+                let label = Some(text(&key.destination));
+                self.shares.take(*key, value.failed, &owner, label);
+            }
+        }
+        self.list.sort_by(|a, b| {
+            b.attempts
+                .cmp(&a.attempts)
+                .then_with(|| a.destination.cmp(&b.destination))
+        });
+        // Whoever answers again has no name any more.
+        let named: Vec<String> = self.shares.named().cloned().collect();
+        for label in named {
+            if !self.list.iter().any(|d| d.destination == label) {
+                self.shares.forget_label(&label);
+            }
+        }
+        self.shares.settle(second);
+    }
+
+    /// Failed attempts to dead destinations, by owner.
+    pub fn attempts(&self) -> impl Iterator<Item = (&Arc<Owner>, &Attempts)> {
+        self.shares.all()
+    }
+
+    /// The destinations that have a name, the one with most attempts first.
+    pub fn endpoints(&self) -> Vec<DeadEndpoint> {
+        let named: HashSet<&String> = self.shares.named().collect();
+        let mut told = HashSet::new();
+        // A loopback address is another one in each namespace, and has one name.
+        self.list
+            .iter()
+            .filter(|dead| named.contains(&dead.destination) && told.insert(&dead.destination))
+            .cloned()
+            .collect()
+    }
+
+    /// What the kernel may forget: attempts before a destination's last answer, once they are
+    /// accounted for, and destinations where nobody has failed for long.
+    pub fn over(&mut self, reading: &Reading, now: Instant) -> Over {
+        let mut over = Over::default();
+        let mut known = HashMap::new();
+        for (destination, value) in &reading.destinations {
+            let is_dead = self.dead.contains(&(*destination, value.answered));
+            let idle = if is_dead { IDLE } else { IDLE_ALIVE };
+            let age = now.duration_since(moment(value.last_failed_ns, now));
+            // 0: entered this moment.
+            let is_idle = value.last_failed_ns != 0 && age >= idle;
+            if is_idle {
+                over.destinations.push(*destination);
+            }
+            known.insert(destination, (value.answered, is_idle));
+        }
+        for (key, value) in &reading.attempts {
+            let is_over = match known.get(&key.destination) {
+                Some((answered, is_idle)) => *is_idle || *answered > key.answered,
+                None => now.duration_since(moment(value.first_ns, now)) >= IDLE,
+            };
+            let is_dead = self.dead.contains(&(key.destination, key.answered));
+            // Accounted for, or nothing to account for.
+            if is_over && (!is_dead || self.shares.seen(key) == value.failed) {
+                self.shares.forget_key(key);
+                over.attempts.push(*key);
+            }
+        }
+        over
+    }
+
+    /// Owners that are over.
+    pub fn retain_owners(&mut self, stays: impl FnMut(&Arc<Owner>) -> bool) {
+        self.shares.retain_owners(stays);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_common::{
+        AF_INET,
+        tcp::{AttemptsValue, DestinationValue},
+    };
+
+    use super::*;
+
+    const A: Key = Key {
+        cgroup_id: 1,
+        net_cookie: 1,
+    };
+    const B: Key = Key {
+        cgroup_id: 2,
+        net_cookie: 1,
+    };
+
+    fn destination() -> Destination {
+        Destination {
+            address: [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0],
+            family: AF_INET,
+            port: 80,
+            ..Destination::default()
+        }
+    }
+
+    /// Failed attempts of each client, by how often the destination had answered then.
+    fn reading(answered: u64, failed: &[(Key, u64, u64)]) -> Reading {
+        let now_ns = kernel::monotonic().as_nanos() as u64;
+        let value = DestinationValue {
+            answered,
+            last_failed_ns: now_ns,
+        };
+        let attempts = failed.iter().map(|(client, answered, failed)| {
+            let key = AttemptsKey {
+                client: *client,
+                destination: destination(),
+                answered: *answered,
+            };
+            let value = AttemptsValue {
+                failed: *failed,
+                first_ns: now_ns,
+                ..AttemptsValue::default()
+            };
+            (key, value)
+        });
+        Reading {
+            attempts: attempts.collect(),
+            destinations: vec![(destination(), value)],
+            ..Reading::default()
+        }
+    }
+
+    fn owner(key: &Key) -> Option<Arc<Owner>> {
+        Some(Owner::new("shop", if *key == A { "a" } else { "b" }))
+    }
+
+    fn update(dead: &mut Dead, reading: &Reading, tenant: &Tenant) {
+        let now = Instant::now();
+        dead.update(reading, now, 1, owner, |_| tenant.clone());
+    }
+
+    fn attempts(dead: &Dead, pod: &str) -> Vec<(Option<String>, u64)> {
+        let of = dead.attempts().find(|(owner, _)| owner.pod == pod);
+        of.map(|(_, n)| n.clone().into_iter().collect())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn three_in_a_row_whoever_made_them_are_dead_and_all_count() {
+        let mut dead = Dead::default();
+        let nobody = Tenant::default();
+        update(&mut dead, &reading(0, &[(A, 0, 1), (B, 0, 1)]), &nobody);
+        assert!(dead.endpoints().is_empty());
+        update(&mut dead, &reading(0, &[(A, 0, 2), (B, 0, 1)]), &nobody);
+        let listed = dead.endpoints();
+        assert_eq!(
+            (listed[0].destination.as_str(), listed[0].attempts),
+            ("10.0.0.9:80", 3)
+        );
+        let name = Some("10.0.0.9:80".to_owned());
+        assert_eq!(attempts(&dead, "a"), [(name.clone(), 2)]);
+        assert_eq!(attempts(&dead, "b"), [(name, 1)]);
+    }
+
+    #[test]
+    fn one_that_answers_leaves_and_its_sums_stay() {
+        let mut dead = Dead::default();
+        let nobody = Tenant::default();
+        update(&mut dead, &reading(0, &[(A, 0, 3)]), &nobody);
+        // Two more before it answered.
+        let after = reading(1, &[(A, 0, 5), (A, 1, 1)]);
+        update(&mut dead, &after, &nobody);
+        assert!(dead.endpoints().is_empty());
+        assert_eq!(attempts(&dead, "a"), [(None, 5)]);
+        let over = dead.over(&after, Instant::now());
+        assert_eq!((over.attempts.len(), over.attempts[0].answered), (1, 0));
+        assert!(over.destinations.is_empty());
+        update(&mut dead, &reading(1, &[(A, 1, 1)]), &nobody);
+        assert_eq!(attempts(&dead, "a"), [(None, 5)]);
+    }
+
+    #[test]
+    fn one_that_is_owned_anew_leaves_until_it_fails_again() {
+        let mut dead = Dead::default();
+        update(&mut dead, &reading(0, &[(A, 0, 3)]), &Tenant::default());
+        assert_eq!(dead.endpoints().len(), 1);
+        let anew = Tenant {
+            owner: Some(Owner::new("shop", "next")),
+            until: None,
+            from: Some(Instant::now() + Duration::from_secs(1)),
+        };
+        update(&mut dead, &reading(0, &[(A, 0, 4)]), &anew);
+        assert!(dead.endpoints().is_empty());
+        update(&mut dead, &reading(0, &[(A, 0, 6)]), &anew);
+        assert!(dead.endpoints().is_empty());
+        update(&mut dead, &reading(0, &[(A, 0, 7)]), &anew);
+        assert_eq!(dead.endpoints()[0].attempts, 3);
+        let counted: u64 = attempts(&dead, "a").iter().map(|(_, n)| n).sum();
+        assert_eq!(counted, 6, "the one while it was forgiven does not count");
+    }
+
+    #[test]
+    fn a_client_without_a_name_is_counted_later() {
+        let mut dead = Dead::default();
+        let reading = reading(0, &[(A, 0, 3)]);
+        let now = Instant::now();
+        dead.update(&reading, now, 1, |_| None, |_| Tenant::default());
+        assert_eq!(dead.attempts().count(), 0);
+        update(&mut dead, &reading, &Tenant::default());
+        assert_eq!(attempts(&dead, "a")[0].1, 3);
+    }
+}

@@ -1,0 +1,211 @@
+//! Counters by owner and by something else of which there may be too many for a series each: ports,
+//! peers, destinations. The busiest have a name, the others share the rest.
+//!
+//! Growth is counted under the name that is in force when it is read, so that no figure moves; and what
+//! loses its name goes into the rest, so that the sum never falls.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+};
+
+/// A score falls to half in so many seconds.
+const HALF_LIFE: f64 = 60.0;
+/// Below this, nobody has been busy for long: forgotten, if it has no name.
+const IDLE: f64 = 0.01;
+
+#[derive(Debug)]
+struct Score {
+    /// Growth, the older the less.
+    score: f64,
+    named: bool,
+}
+
+/// Counters by owner and label; `None` is the rest.
+#[derive(Debug)]
+pub struct Shares<K, O, L> {
+    most: usize,
+    seen: HashMap<K, u64>,
+    counts: HashMap<O, BTreeMap<Option<L>, u64>>,
+    scores: HashMap<L, Score>,
+    second: Option<u64>,
+}
+
+impl<K, O, L> Shares<K, O, L>
+where
+    K: Eq + Hash,
+    O: Clone + Eq + Hash,
+    L: Clone + Eq + Hash + Ord,
+{
+    /// With names for so many.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            seen: HashMap::new(),
+            counts: HashMap::new(),
+            scores: HashMap::new(),
+            second: None,
+        }
+    }
+
+    /// Takes over what the kernel has counted under a key: what it has grown by is the owner's.
+    /// Without a label it goes to the rest.
+    pub fn take(&mut self, key: K, total: u64, owner: &O, label: Option<L>) {
+        let seen = self.seen.entry(key).or_default();
+        let grown = total.saturating_sub(*seen);
+        *seen = total;
+        if grown == 0 {
+            return;
+        }
+        let label = label.filter(|label| self.note(label, grown));
+        let counts = self.counts.entry(owner.clone()).or_default();
+        *counts.entry(label).or_default() += grown;
+    }
+
+    /// Notes that a label was busy. True if it has a name, or there was room for another.
+    fn note(&mut self, label: &L, grown: u64) -> bool {
+        let named = self.scores.values().filter(|score| score.named).count();
+        let score = self.scores.entry(label.clone()).or_insert(Score {
+            score: 0.0,
+            named: named < self.most,
+        });
+        score.score += grown as f64;
+        score.named
+    }
+
+    /// Gives names to those that have become busier by far than one that has a name. `second` counts
+    /// up with time.
+    pub fn settle(&mut self, second: u64) {
+        let elapsed = self.second.map_or(0, |last| second.saturating_sub(last));
+        self.second = Some(second);
+        let factor = (-(elapsed as f64) / HALF_LIFE).exp2();
+        for score in self.scores.values_mut() {
+            score.score *= factor;
+        }
+        self.scores
+            .retain(|_, score| score.named || score.score > IDLE);
+        while let (Some((new, busy)), Some((old, idle))) = (self.busiest(), self.idlest())
+            && busy > 2.0 * idle + 1.0
+        {
+            self.forget_label(&old);
+            if let Some(score) = self.scores.get_mut(&new) {
+                score.named = true;
+            }
+        }
+    }
+
+    fn busiest(&self) -> Option<(L, f64)> {
+        let unnamed = self.scores.iter().filter(|(_, score)| !score.named);
+        let busiest = unnamed.max_by(|(_, a), (_, b)| a.score.total_cmp(&b.score))?;
+        Some((busiest.0.clone(), busiest.1.score))
+    }
+
+    fn idlest(&self) -> Option<(L, f64)> {
+        let named = self.scores.iter().filter(|(_, score)| score.named);
+        let idlest = named.min_by(|(_, a), (_, b)| a.score.total_cmp(&b.score))?;
+        Some((idlest.0.clone(), idlest.1.score))
+    }
+
+    /// A label is over: what was counted under it goes to the rest.
+    pub fn forget_label(&mut self, label: &L) {
+        self.scores.remove(label);
+        let label = Some(label.clone());
+        for counts in self.counts.values_mut() {
+            if let Some(n) = counts.remove(&label) {
+                *counts.entry(None).or_default() += n;
+            }
+        }
+    }
+
+    /// The kernel has a key no more.
+    pub fn forget_key(&mut self, key: &K) {
+        self.seen.remove(key);
+    }
+
+    /// Owners that are over.
+    pub fn retain_owners(&mut self, mut stays: impl FnMut(&O) -> bool) {
+        self.counts.retain(|owner, _| stays(owner));
+    }
+
+    /// All figures.
+    pub fn all(&self) -> impl Iterator<Item = (&O, &BTreeMap<Option<L>, u64>)> {
+        self.counts.iter()
+    }
+
+    /// The labels that have a name.
+    pub fn named(&self) -> impl Iterator<Item = &L> {
+        let named = self.scores.iter().filter(|(_, score)| score.named);
+        named.map(|(label, _)| label)
+    }
+
+    /// What the kernel had counted under a key when it was last taken over.
+    pub fn seen(&self, key: &K) -> u64 {
+        self.seen.get(key).copied().unwrap_or_default()
+    }
+
+    /// Lets pass what the kernel has counted under a key so far.
+    pub fn skip(&mut self, key: K, total: u64) {
+        self.seen.insert(key, total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Ports = Shares<u16, &'static str, u16>;
+
+    fn of(ports: &Ports, label: Option<u16>) -> u64 {
+        let counts = ports.counts.get("a").unwrap();
+        counts.get(&label).copied().unwrap_or_default()
+    }
+
+    fn sum(ports: &Ports) -> u64 {
+        ports.counts.values().flat_map(BTreeMap::values).sum()
+    }
+
+    #[test]
+    fn the_first_have_names_and_the_sum_is_complete() {
+        let mut ports = Ports::new(2);
+        for port in 1..=3 {
+            ports.take(port, 2, &"a", Some(port));
+            ports.take(port, 5, &"a", Some(port));
+        }
+        ports.take(4, 7, &"a", None);
+        ports.settle(0);
+        let figures = [Some(1), Some(2), Some(3), None].map(|port| of(&ports, port));
+        assert_eq!(figures, [5, 5, 0, 12]);
+        assert_eq!(sum(&ports), 22);
+    }
+
+    #[test]
+    fn one_that_is_busier_by_far_gets_the_name_of_an_idle_one_and_nothing_falls() {
+        let mut ports = Ports::new(2);
+        ports.take(1, 10, &"a", Some(1));
+        ports.take(2, 10, &"a", Some(2));
+        ports.take(3, 12, &"a", Some(3));
+        ports.settle(1);
+        assert_eq!(of(&ports, Some(3)), 0, "not by far");
+        ports.take(1, 100, &"a", Some(1));
+        ports.take(3, 60, &"a", Some(3));
+        ports.settle(2);
+        // What came before stays in the rest, and what lost its name joins it.
+        assert_eq!((of(&ports, Some(3)), of(&ports, None)), (0, 70));
+        ports.take(3, 61, &"a", Some(3));
+        assert_eq!((of(&ports, Some(3)), of(&ports, Some(2))), (1, 0));
+        assert_eq!(sum(&ports), 100 + 10 + 61);
+    }
+
+    #[test]
+    fn the_idle_are_forgotten() {
+        let mut ports = Ports::new(1);
+        for port in 1..1000 {
+            ports.take(port, 1, &"a", Some(port));
+        }
+        ports.settle(0);
+        ports.settle(3600);
+        assert_eq!((ports.scores.len(), sum(&ports)), (1, 999));
+        ports.retain_owners(|_| false);
+        assert_eq!(sum(&ports), 0);
+    }
+}
