@@ -308,7 +308,15 @@ fn connections_that_live_with_loss_are_not_dead() {
             let shown = count(&scene.agent, RETRANSMITS, pod);
             ensure(shown == sent && sent > 0, || {
                 let name = pod.netns.name();
-                format!("{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again")
+                let failed = kernel::extended(&pod.netns, "TCPRetransFail");
+                let missed = scene
+                    .agent
+                    .metrics()
+                    .sum("tracer_program_misses_total", &[]);
+                format!(
+                    "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
+                     times could not; {missed} runs were missed"
+                )
             })
         });
     }

@@ -194,6 +194,10 @@ fn a_port_scan_stays_within_the_bounds_and_pushes_nobody_out() {
         ensure(shown == expected, || {
             format!("the victim's dead and attempts: {shown:?}, not {expected:?}")
         })?;
+        let told = metrics.count("tracer_node_connect_destinations_untracked_total", &[]);
+        ensure((60_000..=refused).contains(&told), || {
+            format!("{told} of {refused} are told as not followed")
+        })?;
         let full: Vec<_> = metrics
             .matching("tracer_bpf_map_full_total", &[])
             .filter(|(_, count)| *count > 0.0)

@@ -13,9 +13,10 @@ use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, prepare};
 use tests::tcp::truth::{DEAD, DEAD_INFO, dead_of, last_owner};
 use tests::tcp::{Attempt, Manner, Means, Scene, Server, Tally, run};
 use tests::wait::ensure;
-use tests::{Agent, Family, eventually};
+use tests::{Agent, Family, Metrics, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
+const UNTRACKED: &str = "tracer_node_connect_destinations_untracked_total";
 const GONE: &str = "tracer_gone_pod_address_info";
 
 /// Calls one after the other, which must end like this.
@@ -63,14 +64,15 @@ fn await_dead(agent: &Agent, pod: &Pod, to: SocketAddr, attempts: u64) {
 #[test]
 fn three_failures_in_a_row_make_a_destination_dead() {
     let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    let far = format!("(netns)/{}", scene.node.far.netns.name());
     let mut all = 0;
     for family in Family::ALL {
         let destinations = [
-            (scene.port(family, CLOSED), "refused"),
-            (scene.port(family, DROPPED), "timeout"),
-            (scene.nobody(family, 1), "unreachable"),
+            (scene.port(family, CLOSED), "refused", far.as_str()),
+            (scene.port(family, DROPPED), "timeout", &far),
+            (scene.nobody(family, 1), "unreachable", ""),
         ];
-        for (to, result) in destinations {
+        for (to, result, owner) in destinations {
             call(&client, to, Means::Polled, 2, result);
             all += 2;
             await_counted(&scene.agent, &[(&client, all)]);
@@ -80,7 +82,7 @@ fn three_failures_in_a_row_make_a_destination_dead() {
             await_dead(&scene.agent, &client, to, 3);
             all += 1;
             let shown = last_owner(&scene.agent.metrics(), &to.to_string());
-            assert_eq!(shown.as_deref(), Some(""), "nobody had {to}");
+            assert_eq!(shown.as_deref(), Some(owner), "who has {to}");
         }
     }
     // The same destination by a mapped address.
@@ -151,43 +153,59 @@ fn a_destination_that_answers_again_leaves() {
     scene.agent.stop_cleanly();
 }
 
-/// A hundred names at most; the pod's sum has all.
-#[test]
-fn many_dead_destinations_are_bounded_and_none_is_lost() {
-    const DESTINATIONS: u16 = 400;
+/// Destinations that one client calls again and again, all in vain, and a busier one among them, which
+/// must have a name. Gives how often it called and what then is shown of it.
+fn call_many(destinations: u16) -> (u64, Metrics, String) {
     let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
-    let attempts: Vec<Attempt> = (0..DESTINATIONS)
+    let busy = scene.port(Family::V6, 1000);
+    let attempts: Vec<Attempt> = (0..destinations)
         .map(|n| Attempt::new(scene.port(Family::V4, 1000 + n), Means::Polled, PATIENCE))
         .collect();
-    // The busiest of them, which must have a name.
-    let busy = scene.port(Family::V6, 1000);
     let mut failed = 0;
     for _ in 0..4 {
-        let ended = run(&client.netns, &attempts, u32::MAX);
-        failed += Tally::of(&ended).count("refused");
         call(&client, busy, Means::Polled, 10, "refused");
-        failed += 10;
+        let ended = run(&client.netns, &attempts, u32::MAX);
+        failed += 10 + Tally::of(&ended).count("refused");
     }
-    assert_eq!(failed, 4 * (u64::from(DESTINATIONS) + 10), "the lab failed");
-    eventually(SOON, || {
+    assert_eq!(failed, 4 * (u64::from(destinations) + 10), "the lab failed");
+    await_counted(&scene.agent, &[(&client, failed)]);
+    let metrics = eventually(SOON, || {
         let metrics = scene.agent.metrics();
-        let sum = metrics.count(DEAD, &client.labels());
-        ensure(sum == failed, || format!("{sum} of {failed}"))?;
         let busiest = dead_of(&metrics, client.labels(), &busy.to_string());
         ensure(busiest == Some(40), || {
             format!("the busiest has {busiest:?} of 40")
         })?;
-        let other = dead_of(&metrics, client.labels(), "(other)");
-        ensure(other.is_some_and(|n| n >= 4 * 300), || {
-            format!("the rest is {other:?}")
-        })?;
-        let named = metrics.matching(DEAD, &client.labels()).count();
-        let told = metrics.matching(DEAD_INFO, &[]).count();
-        ensure(named <= 101 && told <= 100, || {
-            format!("{named} series, {told} told")
+        let shown = metrics.count(DEAD, &client.labels());
+        let untracked = metrics.count(UNTRACKED, &[]);
+        ensure(shown + untracked == failed, || {
+            format!("{shown} and {untracked} untracked of {failed}")
         })
+        .map(|()| metrics)
     });
+    let named = metrics.matching(DEAD, &client.labels()).count();
+    let told = metrics.matching(DEAD_INFO, &[]).count();
+    assert!(named <= 101 && told <= 100, "{named} series, {told} told");
+    let other = dead_of(&metrics, client.labels(), "(other)");
+    assert!(other >= Some(4 * 100), "the rest is {other:?}");
     scene.agent.stop_cleanly();
+    (failed, metrics, client.netns.name().to_owned())
+}
+
+/// A hundred names at most; the pod's sum has all.
+#[test]
+fn many_dead_destinations_are_bounded_and_none_is_lost() {
+    let (failed, metrics, pod) = call_many(220);
+    assert_eq!(metrics.count(DEAD, &[("pod", &pod)]), failed);
+    assert_eq!(metrics.count(UNTRACKED, &[]), 0);
+}
+
+/// One client has room for 256 new ones a minute; what is beyond is told.
+#[test]
+fn more_dead_destinations_than_are_followed_are_counted() {
+    let (failed, metrics, pod) = call_many(1000);
+    let followed = metrics.count(DEAD, &[("pod", &pod)]);
+    assert!(followed >= 4 * 250, "{followed} of {failed}");
+    assert!(metrics.count(UNTRACKED, &[]) > 0);
 }
 
 /// The pods that the source `file` knows, rewritten as an editor does it.
@@ -303,6 +321,7 @@ fn a_dead_address_names_its_last_owner_until_another_has_it() {
             event.is("connect_failure", "client")
                 && event.text("destination") == to.to_string()
                 && event.text("last_owner") == "shop/old"
+                && !event.text("owner_gone_since").is_empty()
         });
         let since = seconds(event.text("owner_gone_since"));
         assert!(
