@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod cgroup;
 pub mod containerd;
 pub mod cri;
 pub mod dns;
@@ -25,6 +26,8 @@ pub mod router;
 pub mod snmp;
 pub mod stack;
 pub mod standin_apiserver;
+pub mod standin_cri;
+pub mod standin_tls;
 pub mod tcp;
 pub mod wait;
 

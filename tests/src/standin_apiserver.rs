@@ -84,6 +84,11 @@ impl StandinApiserver {
         Self { address, shared }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Writes a kubeconfig for it.
     pub fn kubeconfig(&self, folder: &Path) -> PathBuf {
         kubeconfig(folder, self.address)
@@ -91,6 +96,24 @@ impl StandinApiserver {
 
     /// A running pod of node `lab`, made or changed.
     pub fn apply_pod(&self, name: &str, uid: &str, address: &str) {
+        self.apply_pod_with(name, uid, &[address], json!({}));
+    }
+
+    /// The same with several addresses.
+    pub fn apply_dual_pod(&self, name: &str, uid: &str, addresses: &[&str]) {
+        self.apply_pod_with(name, uid, addresses, json!({}));
+    }
+
+    /// The same on the host's network, with the node's address.
+    pub fn apply_host_pod(&self, name: &str, uid: &str) {
+        let spec = json!({"hostNetwork": true});
+        self.apply_pod_with(name, uid, &["172.30.0.11"], spec);
+    }
+
+    fn apply_pod_with(&self, name: &str, uid: &str, addresses: &[&str], mut spec: Value) {
+        let all: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        spec["nodeName"] = "lab".into();
+        spec["containers"] = json!([{"name": "main", "image": "i"}]);
         let pod = json!({
             "metadata": {
                 "name": name, "namespace": "shop", "uid": uid,
@@ -98,8 +121,8 @@ impl StandinApiserver {
                 "annotations": {"long": "x".repeat(2000)},
                 "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {"f:phase": {}}}}],
             },
-            "spec": {"nodeName": "lab", "containers": [{"name": "main", "image": "i"}]},
-            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+            "spec": spec,
+            "status": {"phase": "Running", "podIP": addresses.first(), "podIPs": all},
         });
         self.apply("pods", uid, pod);
     }
@@ -194,11 +217,17 @@ impl StandinApiserver {
 
 /// Writes a kubeconfig for a server at an address.
 pub fn kubeconfig(folder: &Path, address: SocketAddr) -> PathBuf {
+    let cluster = json!({"server": format!("http://{address}")});
+    kubeconfig_of(folder, &cluster, &json!({"token": TOKEN}))
+}
+
+/// Writes a kubeconfig with this cluster and this user.
+pub fn kubeconfig_of(folder: &Path, cluster: &Value, user: &Value) -> PathBuf {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "lab",
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        "clusters": [{"name": "lab", "cluster": {"server": format!("http://{address}")}}],
-        "users": [{"name": "lab", "user": {"token": TOKEN}}],
+        "clusters": [{"name": "lab", "cluster": cluster}],
+        "users": [{"name": "lab", "user": user}],
     });
     let path = folder.join("kubeconfig");
     fs::write(&path, config.to_string()).expect("file can be written");

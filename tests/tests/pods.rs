@@ -72,6 +72,63 @@ fn a_file_names_pods_and_its_changes_are_followed() {
     agent.stop_cleanly();
 }
 
+/// A file that is wrong for a moment, as editors leave it, costs no name.
+#[test]
+fn a_file_that_breaks_while_it_is_followed_leaves_the_last_pods() {
+    let lab = Lab::new();
+    let pod = lab.pod("cart", 1, 1);
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let path = folder.path().join("pods.toml");
+    fs::write(&path, entry(&pod, "cart-1")).expect("file can be written");
+    let agent = Agent::start(&["--pods", &format!("file:{}", path.display())]);
+    let source = || {
+        let snapshot = agent.snapshot();
+        let sources = snapshot["sources"].as_array().cloned();
+        let mut sources = sources.expect("the snapshot has sources").into_iter();
+        sources
+            .find(|source| source["name"] == "file")
+            .expect("file is among them")
+    };
+    for (text, why) in [
+        ("[[pod]]\nnam", "line 2"),
+        ("[[pod]]\ncolour = 1\n", "colour"),
+    ] {
+        replace(&path, text);
+        eventually(Duration::from_secs(5), || {
+            let source = source();
+            let reason = source["reason"].as_str().unwrap_or_default();
+            ensure(reason.contains(why) && source["pods"] == 1, || {
+                source.to_string()
+            })
+        });
+    }
+    fs::remove_file(&path).expect("file can be removed");
+    eventually(Duration::from_secs(10), || {
+        let source = source();
+        let reason = source["reason"].as_str().unwrap_or_default();
+        let is_old = source["age_seconds"].as_f64() > Some(2.0);
+        ensure(reason.contains("No such file") && is_old, || {
+            source.to_string()
+        })
+    });
+    assert_eq!(agent.http("GET", "/readyz").status, 200);
+    burst(&pod, Family::V4, FIRST_SILENT, 10);
+    eventually(Duration::from_secs(5), || {
+        let count = created(&agent, &[("namespace", "shop"), ("pod", "cart-1")]);
+        ensure(count == 10, || format!("shop/cart-1 has {count}"))
+    });
+    fs::write(&path, "").expect("file can be written");
+    eventually(Duration::from_secs(5), || {
+        let source = source();
+        ensure(source["pods"] == 0 && source["reason"] == "", || {
+            source.to_string()
+        })
+    });
+    let said = agent.stderr();
+    assert!(said.contains("pod source file: pod file"), "{said}");
+    agent.stop_cleanly();
+}
+
 #[test]
 fn a_pod_that_no_source_knows_is_counted_as_unknown_in_the_end() {
     let lab = Lab::new();

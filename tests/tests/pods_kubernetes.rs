@@ -1,18 +1,16 @@
 //! Source `kubernetes`, against a stand-in for the API server: what a real one does is tested by
 //! `cargo xtask cluster`.
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::cgroup::Container;
 use tests::dns::{A, Client, Lookup};
 use tests::neigh::{FIRST_SILENT, burst};
-use tests::netns::Netns;
 use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, eventually, http};
@@ -66,47 +64,6 @@ fn await_pods(agent: &Agent, count: u64, limit: Duration) {
     });
 }
 
-/// A process in a namespace and in a cgroup of its own, as a container runtime arranges it.
-struct Container {
-    process: Child,
-    cgroup: PathBuf,
-}
-
-impl Container {
-    fn start(netns: &Netns, uid: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("there are mounts");
-        let mount = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields[2] == "cgroup2")
-            .map(|fields| PathBuf::from(fields[1]))
-            .expect("cgroup2 is mounted");
-        let folder = format!("tracer-test-kubepods-{}/pod{uid}/main", std::process::id());
-        let cgroup = mount.join(folder);
-        fs::create_dir_all(&cgroup).expect("cgroups can be made");
-        let process = netns.run(|| {
-            Command::new("sleep")
-                .arg("600")
-                .spawn()
-                .expect("sleep runs")
-        });
-        fs::write(cgroup.join("cgroup.procs"), process.id().to_string())
-            .expect("a process can be moved");
-        Self { process, cgroup }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        // On the way down from a panic there is nothing better to do than to go on cleaning up.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        for folder in self.cgroup.ancestors().take(3) {
-            let _ = fs::remove_dir(folder);
-        }
-    }
-}
-
 #[test]
 fn a_pod_is_named_by_the_namespace_of_its_processes() {
     const UID: &str = "3f2b4c1d-0000-4000-8000-000000000001";
@@ -114,6 +71,7 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
     let pod = lab.pod("named", 1, 1);
     let server = StandinApiserver::start();
     server.apply_pod("cart-7d9f", UID, &pod.address(Family::V4).to_string());
+    // There before the agent is, which knows the pod's namespace then once it is ready.
     let _container = Container::start(&pod.netns, UID);
     let Watched { server, agent, .. } = watched(server, &["--pods", "kubernetes"]);
     let created = |labels: &[(&str, &str)]| {
@@ -124,8 +82,6 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
         )
     };
     let labels = [("namespace", "shop"), ("pod", "cart-7d9f")];
-    // The cgroups are walked within a second.
-    sleep(Duration::from_millis(1500));
     burst(&pod, Family::V4, FIRST_SILENT, 10);
     eventually(SOON, || {
         let count = created(&labels);

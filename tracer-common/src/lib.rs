@@ -3,6 +3,7 @@
 //! otherwise. One module per hook, as everywhere in tracer.
 #![no_std]
 
+pub mod cgroups;
 pub mod dns;
 pub mod drops;
 pub mod event;
@@ -24,11 +25,20 @@ pub enum Hook {
     Gc = 3,
     /// TCP connections.
     Tcp = 4,
+    /// Names of cgroups, for the others: it counts nothing.
+    Cgroups = 5,
 }
 
 impl Hook {
     /// All hooks, by index.
-    pub const ALL: [Self; 5] = [Self::Neigh, Self::Dns, Self::Drops, Self::Gc, Self::Tcp];
+    pub const ALL: [Self; 6] = [
+        Self::Neigh,
+        Self::Dns,
+        Self::Drops,
+        Self::Gc,
+        Self::Tcp,
+        Self::Cgroups,
+    ];
     /// How many hooks there are: entries of the per-hook maps.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -40,6 +50,7 @@ impl Hook {
             Self::Drops => "drops",
             Self::Gc => "gc",
             Self::Tcp => "tcp",
+            Self::Cgroups => "cgroups",
         }
     }
 }

@@ -138,13 +138,13 @@ impl Counts {
     }
 
     fn fields(&mut self) -> [&mut u64; RESULTS + 6] {
-        let [a, b, c, d, e] = &mut self.results;
+        let [established, refused, timeout, unreachable, other] = &mut self.results;
         [
-            a,
-            b,
-            c,
-            d,
-            e,
+            established,
+            refused,
+            timeout,
+            unreachable,
+            other,
             &mut self.retransmits,
             &mut self.resets,
             &mut self.silent,

@@ -10,6 +10,7 @@
     reason = "by value the zero templates would be copied onto the 512-byte stack"
 )]
 
+mod cgroups;
 mod conntrack;
 mod dns;
 mod drops;

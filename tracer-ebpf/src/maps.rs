@@ -189,6 +189,12 @@ pub static DROPS_NODE: PerCpuArray<u64> = PerCpuArray::with_max_entries(drops::M
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
+/// Names of new cgroups, for user space: room for 3,900 between two looks. Apart from `RING`,
+/// where a flood of failures would crowd out the names that they wait for; and a ring, not a map by
+/// id, because it keeps their order, tells what it loses, and an empty one costs no system call.
+#[map]
+pub static CGROUPS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
 /// What each hook sent, lost and held back.
 #[map]
 pub static RING_STATS: PerCpuArray<event::RingStats> =

@@ -8,11 +8,16 @@ use tracer_common::{
 
 use crate::{maps::PEERS, ring, util::add};
 
-/// Counts failures towards a peer; under the kind's rest key where the map is full.
-///
-/// Out of line: its stack is its own.
+/// As [`count_here`], out of line: its stack is its own.
 #[inline(never)]
 pub fn count(key: &Key, kind: Kind, n: u64) -> u64 {
+    count_here(key, kind, n);
+    0
+}
+
+/// Counts failures towards a peer; under the kind's rest key where the map is full.
+#[inline(always)]
+pub fn count_here(key: &Key, kind: Kind, n: u64) {
     if PEERS.get_ptr(key).is_none() {
         // EEXIST: another CPU was faster, which is as good.
         let _ = PEERS.insert(key, 0, BPF_NOEXIST as u64);
@@ -23,11 +28,10 @@ pub fn count(key: &Key, kind: Kind, n: u64) -> u64 {
             ring::count_full(ClientMap::Peers);
             match PEERS.get_ptr_mut(Key::rest(kind)) {
                 Some(failed) => failed,
-                None => return 0,
+                None => return,
             }
         }
     };
     // SAFETY: entries are removed only long after their last failure.
     add(unsafe { &mut *failed }, n);
-    0
 }

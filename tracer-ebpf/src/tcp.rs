@@ -67,7 +67,10 @@ fn try_state(sk: u64, old: u32, new: u32) -> Option<()> {
         return None;
     }
     match (old, new) {
-        (_, SYN_SENT) => begin(sk),
+        (_, SYN_SENT) => {
+            begin(sk);
+            None
+        }
         // Both ends connected at the same moment (RFC 9293 3.5): not over yet.
         (SYN_SENT, SYN_RECV) => None,
         (SYN_SENT, _) => end(sk, new, CONNECTING.get_ptr(sk).map(|c| unsafe { *c })),
@@ -81,8 +84,15 @@ fn try_state(sk: u64, old: u32, new: u32) -> Option<()> {
     }
 }
 
+/// Out of line: its stack is its own.
+#[inline(never)]
+fn begin(sk: u64) -> u64 {
+    let _ = try_begin(sk); // not followed, and counted so
+    0
+}
+
 #[inline(always)]
-fn begin(sk: u64) -> Option<()> {
+fn try_begin(sk: u64) -> Option<()> {
     // connect() runs in the context of the process that asks.
     // SAFETY: the helpers have no precondition.
     let (task, now_ns) = unsafe { (bpf_get_current_task(), bpf_ktime_get_ns()) };
@@ -114,7 +124,8 @@ fn end(sk: u64, state: u32, connecting: Option<Connecting>) -> Option<()> {
     } else {
         why(sk, &connecting)
     };
-    count::ended(sk, outcome, &connecting)
+    count::ended(sk, outcome, &connecting);
+    None
 }
 
 /// Why an attempt failed: by the error that the application gets.

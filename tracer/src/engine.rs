@@ -26,7 +26,7 @@ use crate::{
     },
     config::Config,
     export::events::{Details, Event, Hub, Pod},
-    hooks::FAMILY_NAMES,
+    hooks::{FAMILY_NAMES, cgroups::Names},
     kernel::{
         self,
         btf::{self, Btf},
@@ -140,7 +140,14 @@ impl Engine {
                 );
             }
         }
-        if !Hook::ALL.iter().any(|hook| loaded.is_attached(*hook)) {
+        if loaded.is_attached(Hook::Cgroups)
+            && let Some(names) = maps.take_cgroups()
+        {
+            resolver.follow_cgroups(Names::of(names));
+        }
+        // Names alone tell nobody anything.
+        let mut telling = Hook::ALL.iter().filter(|hook| **hook != Hook::Cgroups);
+        if !telling.any(|hook| loaded.is_attached(*hook)) {
             let why: Vec<_> = loaded
                 .hooks
                 .iter()

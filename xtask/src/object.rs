@@ -33,6 +33,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tcp_reset", "raw_tp"),
     ("tcp_error", "raw_tp"),
     ("tcp_age", "raw_tp"),
+    ("cgroup_mkdir", "raw_tp"),
 ];
 
 /// Every map.
@@ -78,6 +79,7 @@ const MAPS: &[&str] = &[
     "REASONS",
     "DROPS_NODE",
     "RING",
+    "CGROUPS",
     "RING_STATS",
     "RATE",
     "FULL",

@@ -59,6 +59,10 @@ const TOOLS: &[Tool] = &[
         program: "busybox",
         package: "busybox-static",
     },
+    Tool {
+        program: "openssl",
+        package: "openssl",
+    },
 ];
 
 pub fn run(filters: &[String]) -> Result<()> {

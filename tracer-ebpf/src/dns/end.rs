@@ -201,7 +201,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     if failed && cause < Cause::ALL.len() {
         add(&mut value.counts.causes[cause], 1);
         add(&mut node.causes[cause], 1);
-        peer::count(&peer, peers::Kind::Dns, 1);
+        peer::count_here(&peer, peers::Kind::Dns, 1);
     }
     if !timeout {
         let bucket = bucket(waited_ns);

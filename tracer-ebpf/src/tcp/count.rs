@@ -65,9 +65,15 @@ pub fn node() -> Option<&'static mut Counts> {
     TCP_NODE.get_ptr_mut(0).map(|node| unsafe { &mut *node })
 }
 
-/// Counts an attempt that ended.
+/// Counts an attempt that ended. Out of line: its stack is its own.
+#[inline(never)]
+pub fn ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> u64 {
+    let _ = try_ended(sk, outcome, connecting); // the socket cannot be read
+    0
+}
+
 #[inline(always)]
-pub fn ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
+fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     let (key, netns) = owner(sk)?;
     let value = client_of(&key, netns)?;
     let node = node()?;
@@ -103,7 +109,7 @@ pub fn ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         Kind::Connect,
         1,
     );
-    failed(&key, &ends, netns);
+    failed(&key, &ends, value, netns);
     tell(&key, &ends, outcome as u8, connecting);
     None
 }
@@ -155,35 +161,35 @@ fn behind(ends: &Ends, now_ns: u64) -> Option<([u32; 4], u16)> {
 
 /// Notes a failed attempt under its destination. Out of line: its stack is its own.
 #[inline(never)]
-fn failed(client: &Key, ends: &Ends, netns: u32) -> u64 {
-    let _ = try_failed(client, ends, netns); // counted as untracked where there is no room
+fn failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> u64 {
+    let _ = try_failed(client, ends, value, netns); // counted as untracked where there is no room
     0
 }
 
 #[inline(always)]
-fn try_failed(client: &Key, ends: &Ends, netns: u32) -> Option<()> {
+fn try_failed(client: &Key, ends: &Ends, value: &mut Value, netns: u32) -> Option<()> {
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let mut to = destination(ends, client.net_cookie);
+    let mut key = AttemptsKey {
+        client: *client,
+        destination: destination(ends, client.net_cookie),
+        answered: 0,
+    };
+    let to = &mut key.destination;
     if let Some((address, port)) = behind(ends, now_ns) {
         to.address = address;
         to.port = port;
         to.net_cookie = 0;
     }
-    let value = client_of(client, netns)?;
-    if DESTINATIONS.get_ptr(to).is_none() && !enter(&to, value, now_ns) {
+    if DESTINATIONS.get_ptr(&*to).is_none() && enter(to, value, now_ns) == 0 {
         add(&mut value.counts.untracked, 1);
         add(&mut node()?.untracked, 1);
         return None;
     }
     // SAFETY: as in `answered`.
-    let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(to)? };
+    let at = unsafe { &mut *DESTINATIONS.get_ptr_mut(&*to)? };
     at.last_failed_ns = now_ns;
-    let key = AttemptsKey {
-        client: *client,
-        destination: to,
-        answered: at.answered,
-    };
+    key.answered = at.answered;
     if ATTEMPTS.get_ptr(key).is_none() {
         let fresh = AttemptsValue {
             failed: 0,
@@ -205,25 +211,25 @@ fn try_failed(client: &Key, ends: &Ends, netns: u32) -> Option<()> {
     Some(())
 }
 
-/// Makes room for a destination. A client that tries everything has its share only, so that it does
-/// not push the others' out.
-#[inline(always)]
-fn enter(to: &Destination, value: &mut Value, now_ns: u64) -> bool {
+/// Makes room for a destination; 0 where there is none. A client that tries everything has its share
+/// only, so that it does not push the others' out. Out of line: its stack is its own.
+#[inline(never)]
+fn enter(to: &Destination, value: &mut Value, now_ns: u64) -> u64 {
     // Races between CPUs let a few more or less in, which is fine: it is a limit.
     if now_ns.wrapping_sub(value.span_ns) >= NEW_DESTINATIONS_NS {
         value.span_ns = now_ns;
         value.entered = 0;
     }
     if value.entered >= NEW_DESTINATIONS {
-        return false;
+        return 0;
     }
     value.entered += 1;
     let _ = DESTINATIONS.insert(to, DestinationValue::default(), NEW); // EEXIST: as above
     if DESTINATIONS.get_ptr(to).is_none() {
         ring::count_full(ClientMap::Destinations);
-        return false;
+        return 0;
     }
-    true
+    1
 }
 
 /// Something happened to an established connection.

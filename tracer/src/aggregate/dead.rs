@@ -63,7 +63,8 @@ pub struct Dead {
     shares: Shares<AttemptsKey, Arc<Owner>, String>,
     /// Failures that are no more held against a destination, for its address has a new owner.
     forgiven: HashMap<Silence, u64>,
-    dead: HashSet<Silence>,
+    /// Silences with too many failures.
+    deadly: HashSet<Silence>,
     list: Vec<DeadEndpoint>,
 }
 
@@ -72,7 +73,7 @@ impl Default for Dead {
         Self {
             shares: Shares::new(NAMED),
             forgiven: HashMap::new(),
-            dead: HashSet::new(),
+            deadly: HashSet::new(),
             list: Vec::new(),
         }
     }
@@ -116,7 +117,7 @@ impl Dead {
             .map(|(d, v)| (d, v.answered))
             .collect();
         self.list.clear();
-        self.dead.clear();
+        self.deadly.clear();
         for (silence, (sum, first_ns)) in &failed {
             let (destination, then) = silence;
             let forgiven = self.forgiven.get(silence).copied().unwrap_or_default();
@@ -138,11 +139,11 @@ impl Dead {
                     attempts: sum - forgiven,
                 });
             }
-            self.dead.insert(*silence);
+            self.deadly.insert(*silence);
         }
         for (key, value) in &reading.attempts {
             let silence = (key.destination, key.answered);
-            if !self.dead.contains(&silence) {
+            if !self.deadly.contains(&silence) {
                 if self.forgiven.get(&silence) == failed.get(&silence).map(|(sum, _)| sum) {
                     self.shares.skip(*key, value.failed);
                 }
@@ -191,7 +192,7 @@ impl Dead {
         let mut over = Over::default();
         let mut known = HashMap::new();
         for (destination, value) in &reading.destinations {
-            let is_dead = self.dead.contains(&(*destination, value.answered));
+            let is_dead = self.deadly.contains(&(*destination, value.answered));
             let idle = if is_dead { IDLE } else { IDLE_ALIVE };
             let age = now.duration_since(moment(value.last_failed_ns, now));
             // 0: entered this moment.
@@ -206,7 +207,7 @@ impl Dead {
                 Some((answered, is_idle)) => *is_idle || *answered > key.answered,
                 None => now.duration_since(moment(value.first_ns, now)) >= IDLE,
             };
-            let is_dead = self.dead.contains(&(key.destination, key.answered));
+            let is_dead = self.deadly.contains(&(key.destination, key.answered));
             // Accounted for, or nothing to account for.
             if is_over && (!is_dead || self.shares.seen(key) == value.failed) {
                 self.shares.forget_key(key);
@@ -277,7 +278,8 @@ mod tests {
     }
 
     fn owner(key: &Key) -> Option<Arc<Owner>> {
-        Some(Owner::new("shop", if *key == A { "a" } else { "b" }))
+        let name = if *key == A { "a" } else { "b" };
+        (key.net_cookie == 1).then(|| Owner::new("shop", name))
     }
 
     fn update(dead: &mut Dead, reading: &Reading, tenant: &Tenant) {

@@ -85,9 +85,21 @@ fn connect(event: &Value) -> String {
         let value = event[field].as_str().filter(|value| !value.is_empty());
         value.map_or_else(String::new, |value| format!(", {words} {value}"))
     };
-    let owner = optional("last_owner", "last owned by");
+    let waited = match event["waited_seconds"].as_f64() {
+        Some(waited) => format!(" after {}", seconds(waited)),
+        None => String::new(),
+    };
+    let backend = optional("backend", "redirected to");
     let gone = optional("owner_gone_since", "gone since");
-    format!("{source} -> {destination}: {result}{owner}{gone}")
+    let owner = optional(
+        "last_owner",
+        if gone.is_empty() {
+            "which is of"
+        } else {
+            "last owned by"
+        },
+    );
+    format!("{source} -> {destination}: {result}{waited}{backend}{owner}{gone}")
 }
 
 /// The fields beyond those of every event.
@@ -175,6 +187,14 @@ mod tests {
             sentence(connect),
             "10.0.0.1:1 -> 10.0.0.2:2: refused, last owned by a/b, gone since \
              2026-01-01T00:00:00Z"
+        );
+        let connect = json!({"kind": "connect_failure", "source": "10.0.0.1:1",
+            "destination": "10.0.0.2:2", "backend": "10.0.0.3:3", "result": "timeout",
+            "last_owner": "a/b", "waited_seconds": 3.0});
+        assert_eq!(
+            sentence(connect),
+            "10.0.0.1:1 -> 10.0.0.2:2: timeout after 3.0s, redirected to 10.0.0.3:3, which is of \
+             a/b"
         );
         let new = json!({"kind": "new", "node": "n", "a": 1, "b": "x"});
         assert_eq!(sentence(new), "a=1 b=x");

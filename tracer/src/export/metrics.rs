@@ -383,7 +383,7 @@ fn own(out: &mut Families, view: &View<'_>) {
                 figures.receive_drops.values().sum::<u64>() + figures.drops.values().sum::<u64>()
             }
             Hook::Tcp => figures.tcp.events(),
-            Hook::Gc => 0,
+            Hook::Gc | Hook::Cgroups => 0,
         });
         out.counter(
             "unattributed_total",

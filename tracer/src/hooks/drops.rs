@@ -48,6 +48,8 @@ pub fn identity(key: &Key, netns: u32) -> Identity {
     }
 }
 
+/// A loopback address is everybody's: the device's namespace decides.
 fn source(key: &Key) -> Option<IpAddr> {
-    (key.family != 0).then(|| address(key.family, key.address))
+    let source = (key.family != 0).then(|| address(key.family, key.address))?;
+    (!source.is_loopback()).then_some(source)
 }

@@ -1,6 +1,7 @@
 //! The user-space half of each hook: decodes its records. One module per hook, same names as in the
 //! kernel half.
 
+pub mod cgroups;
 pub mod dns;
 pub mod drops;
 pub mod neigh;

@@ -122,6 +122,7 @@ pub const fn mechanism(hook: Hook) -> &'static str {
             "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
              inet_sk_error_report"
         }
+        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
     }
 }
 
@@ -143,6 +144,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
             "tcp_error",
             "tcp_age",
         ],
+        Hook::Cgroups => &["cgroup_mkdir"],
     }
 }
 
@@ -221,8 +223,16 @@ impl Loaded {
             hooks: Vec::new(),
             logger,
         };
-        // Drops and answers before queries: no query is counted whose end could go unseen.
-        for hook in [Hook::Drops, Hook::Neigh, Hook::Gc, Hook::Tcp, Hook::Dns] {
+        // Names before what is counted under them; drops and answers before queries: no query is
+        // counted whose end could go unseen.
+        for hook in [
+            Hook::Cgroups,
+            Hook::Drops,
+            Hook::Neigh,
+            Hook::Gc,
+            Hook::Tcp,
+            Hook::Dns,
+        ] {
             let status = programs.start(hook, offsets, attach);
             programs.hooks.push(status);
         }
@@ -343,6 +353,7 @@ impl Loaded {
                 self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
                 self.attach_tracepoint("tcp_state", "inet_sock_set_state")
             }
+            Hook::Cgroups => self.attach_tracepoint("cgroup_mkdir", "cgroup_mkdir"),
             Hook::Dns => {
                 let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
                 self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;

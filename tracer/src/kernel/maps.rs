@@ -76,6 +76,7 @@ pub struct Maps {
     ring_stats: PerCpuArray<MapData, RingStats>,
     full: PerCpuArray<MapData, u64>,
     ring: Option<RingBuf<MapData>>,
+    cgroups: Option<RingBuf<MapData>>,
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
@@ -147,12 +148,18 @@ impl Maps {
             ring_stats: take(ebpf, "RING_STATS")?,
             full: take(ebpf, "FULL")?,
             ring: Some(take(ebpf, "RING")?),
+            cgroups: Some(take(ebpf, "CGROUPS")?),
         })
     }
 
     /// The ring, once.
     pub fn take_ring(&mut self) -> Option<RingBuf<MapData>> {
         self.ring.take()
+    }
+
+    /// The ring of new cgroups' names, once.
+    pub fn take_cgroups(&mut self) -> Option<RingBuf<MapData>> {
+        self.cgroups.take()
     }
 }
 

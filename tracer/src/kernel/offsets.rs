@@ -127,6 +127,17 @@ const TCP: &[Field] = &[
     ("OFF_TASK_COMM", "task_struct", "comm"),
 ];
 
+const CGROUPS: &[Field] = &[
+    ("OFF_CGROUP_ROOT", "cgroup", "root"),
+    (
+        "OFF_CGROUP_ROOT_HIERARCHY_ID",
+        "cgroup_root",
+        "hierarchy_id",
+    ),
+    ("OFF_CGROUP_KN", "cgroup", "kn"),
+    ("OFF_KERNFS_NODE_ID", "kernfs_node", "id"),
+];
+
 /// Fields that a hook does without where they are missing: cgroups, IPv6 and conntrack may not be
 /// built in.
 const OPTIONAL: &[Field] = &[
@@ -180,6 +191,7 @@ impl Offsets {
             (Hook::Drops, DROPS),
             (Hook::Gc, GC),
             (Hook::Tcp, TCP),
+            (Hook::Cgroups, CGROUPS),
         ] {
             for (global, structure, path) in fields {
                 match btf.offset(structure, path) {

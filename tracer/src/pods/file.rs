@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use super::{Known, Owner, Source, local};
-use crate::kernel::cgroup;
+use crate::{config::UsageError, kernel::cgroup};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,9 +46,10 @@ pub struct File {
 }
 
 impl File {
-    /// Fails where the file cannot be read or is wrong; later changes that are wrong only warn.
+    /// Fails with a [`UsageError`] where the file cannot be read or is wrong; later changes that are
+    /// wrong only warn.
     pub fn open(path: &Path) -> Result<Self> {
-        parse(path)?;
+        parse(path).map_err(|why| UsageError(format!("{why:#}")))?;
         Ok(Self {
             path: path.to_owned(),
         })

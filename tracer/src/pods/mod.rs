@@ -1,6 +1,7 @@
 //! Whose is it? Sources say which pods there are; the resolver joins what the kernel knows (cgroup,
 //! namespace) to them.
 
+mod cgroups;
 pub mod cri;
 pub mod file;
 mod gone;
@@ -12,9 +13,7 @@ mod owner;
 pub mod peers;
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +22,7 @@ use anyhow::Result;
 
 pub use self::owner::Owner;
 use self::{
+    cgroups::Cgroups,
     gone::Gone,
     join::Join,
     kubernetes::{Access, Kubernetes},
@@ -30,6 +30,7 @@ use self::{
 };
 use crate::{
     config::{Config, Pods, UsageError},
+    hooks::cgroups::Names,
     kernel::cgroup,
     output::printable,
 };
@@ -196,18 +197,8 @@ impl Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved(pub bool);
 
-/// How often the cgroups are walked: milliseconds of work on a large node.
-const WALK: Duration = Duration::from_secs(30);
-/// How often they may be walked for unknowns.
-const WALK_ON_DEMAND: Duration = Duration::from_secs(1);
-
-/// How often the cgroups of young pods are walked, for a cgroup's name is lost with it.
-const WALK_YOUNG: Duration = Duration::from_millis(100);
 /// How long a pod is young: its containers start meanwhile.
 const YOUNG: Duration = Duration::from_secs(3);
-
-/// How long a cgroup that is gone is remembered; its id is not reused.
-const REMEMBER_CGROUPS: Duration = Duration::from_mins(10);
 
 const NO_CLUSTER: &str = "pods: no Kubernetes API server is known here: run in a pod with a service \
                           account, or name a kubeconfig in KUBECONFIG";
@@ -215,17 +206,13 @@ const NO_CLUSTER: &str = "pods: no Kubernetes API server is known here: run in a
 /// Joins identities to owners.
 pub struct Resolver {
     sources: Vec<Consulted>,
-    cgroup_mount: Option<PathBuf>,
-    /// Paths by id, and when the walk last saw them.
-    cgroups: HashMap<u64, (String, Instant)>,
+    cgroups: Cgroups,
     join: Join,
     gone: Gone,
     namespaces: Namespaces,
     host: Option<u64>,
     refreshed: Option<Instant>,
     addresses_asked: Option<Instant>,
-    walked: Option<Instant>,
-    walked_young: Option<Instant>,
 }
 
 impl Resolver {
@@ -263,16 +250,13 @@ impl Resolver {
                     reason: "not asked yet".to_owned(),
                 })
                 .collect(),
-            cgroup_mount: cgroup::mount_point().ok(),
-            cgroups: HashMap::new(),
+            cgroups: Cgroups::at(cgroup::mount_point().ok()),
             join: Join::default(),
             gone: Gone::default(),
             namespaces: Namespaces::default(),
             host: None,
             refreshed: None,
             addresses_asked: None,
-            walked: None,
-            walked_young: None,
         }
     }
 
@@ -281,9 +265,16 @@ impl Resolver {
         self.host = Some(net_cookie);
     }
 
+    /// The kernel tells what new cgroups are called.
+    pub fn follow_cgroups(&mut self, names: Names) {
+        self.cgroups.follow(names);
+    }
+
     /// Has a source noticed that pods came or went? It answers so for a while after the change, for
     /// a pod is not made in one step.
     pub fn has_changed(&mut self) -> bool {
+        // Many times a second: the kernel's memory for names is short.
+        self.cgroups.listen();
         // All are asked: each remembers what it has seen.
         let changed = self
             .sources
@@ -316,6 +307,7 @@ impl Resolver {
     /// Asks the sources again, if it is time. `None` if it was not, else whether an address has got
     /// or lost its owner.
     pub fn refresh(&mut self, why: Ask) -> Option<Moved> {
+        self.cgroups.listen();
         if why == Ask::Unknown {
             self.look(why);
         }
@@ -329,12 +321,13 @@ impl Resolver {
             consulted.ask(why == Ask::Addresses);
         }
         let now = Instant::now();
-        self.walk_cgroups(match why {
-            Ask::Unknown => WALK_ON_DEMAND,
-            _ if self.namespaces.wants_walk(now) => WALK_ON_DEMAND,
-            _ => WALK,
-        });
-        if let Some(mount) = &self.cgroup_mount {
+        if self
+            .cgroups
+            .walk(why == Ask::Unknown || self.namespaces.wants_walk(now))
+        {
+            self.namespaces.learn(self.cgroups.paths());
+        }
+        if let Some(mount) = self.cgroups.mount() {
             let known = self.sources.iter_mut().flat_map(|c| &mut c.known);
             self.namespaces
                 .complete(&mut known.collect::<Vec<_>>(), mount, now);
@@ -356,50 +349,21 @@ impl Resolver {
         Some(Moved(moved))
     }
 
-    /// Learns the cgroups' names anew, if the last walk is older than `interval`.
-    fn walk_cgroups(&mut self, interval: Duration) {
-        let Some(mount) = &self.cgroup_mount else {
-            return;
-        };
-        if self.walked.is_some_and(|at| at.elapsed() < interval) {
-            return;
-        }
-        let now = Instant::now();
-        cgroup::walk(mount, "/", |id, path| {
-            self.cgroups.insert(id, (path.to_owned(), now));
-        });
-        // What a process did may be read after its cgroup is gone.
-        self.cgroups
-            .retain(|_, (_, seen)| now.duration_since(*seen) < REMEMBER_CGROUPS);
-        self.namespaces
-            .learn(self.cgroups.values().map(|(path, _)| path.as_str()));
-        self.walked = Some(now);
-    }
-
     /// Learns the cgroups of pods that have just begun and may be gone before all are walked again.
     fn walk_young(&mut self, now: Instant) {
-        let Some(mount) = &self.cgroup_mount else {
-            return;
-        };
-        if self
-            .walked_young
-            .is_some_and(|at| now.duration_since(at) < WALK_YOUNG)
-        {
+        if !self.cgroups.wants_young(now) {
             return;
         }
         let is_young = |known: &&Known| {
             let since = known.since.or_else(|| self.namespaces.found(known));
             since.is_some_and(|since| now.duration_since(since) < YOUNG)
         };
-        // As of the last walk of all, by which those that are gone are told.
-        let seen = self.walked.unwrap_or(now);
         let known = self.sources.iter().flat_map(|c| &c.known);
-        for top in known.filter(is_young).filter_map(|k| k.cgroup.as_deref()) {
-            cgroup::walk(mount, top, |id, path| {
-                self.cgroups.insert(id, (path.to_owned(), seen));
-            });
-        }
-        self.walked_young = Some(now);
+        let tops: Vec<String> = known
+            .filter(is_young)
+            .filter_map(|known| known.cgroup.clone())
+            .collect();
+        self.cgroups.walk_young(&tops, now);
     }
 
     /// The owner, or `None` where nothing known fits (yet).
@@ -414,10 +378,7 @@ impl Resolver {
         if identity.net_cookie == 0 {
             return Some(Owner::other());
         }
-        let cgroup = identity
-            .cgroup_id
-            .and_then(|id| self.cgroups.get(&id))
-            .map(|(path, _)| path.as_str());
+        let cgroup = identity.cgroup_id.and_then(|id| self.cgroups.path(id));
         if let Some(owner) = cgroup.and_then(|path| self.join.cgroup(path)) {
             return Some(owner.clone());
         }
@@ -454,9 +415,7 @@ impl Resolver {
 
     /// Is there (still) such a cgroup?
     pub fn has_cgroup(&self, id: u64) -> bool {
-        self.cgroups
-            .get(&id)
-            .is_some_and(|(_, seen)| Some(*seen) == self.walked)
+        self.cgroups.is_there(id)
     }
 
     /// Who of this node had an address last, or has it.

@@ -26,14 +26,9 @@ fn resolver(pods: Vec<Known>) -> Resolver {
 
 fn resolver_with(sources: Vec<Box<dyn Source>>) -> Resolver {
     let mut resolver = Resolver::with(sources);
-    resolver.cgroup_mount = None;
+    resolver.cgroups = Cgroups::of(&[(7, "/kubepods/podA/c1"), (8, "/system.slice/sshd.service")]);
     resolver.set_host(1);
     resolver.refresh(Ask::Regularly);
-    let now = Instant::now();
-    resolver.cgroups = HashMap::from([
-        (7, ("/kubepods/podA/c1".to_owned(), now)),
-        (8, ("/system.slice/sshd.service".to_owned(), now)),
-    ]);
     resolver
 }
 
@@ -150,8 +145,11 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
             Box::new(Fixed(vec![provisional()])),
         ];
         let mut r = resolver_with(sources);
-        let stranger = "/kubepods/podB/c1".to_owned();
-        r.cgroups.insert(9, (stranger, Instant::now()));
+        r.cgroups = Cgroups::of(&[
+            (7, "/kubepods/podA/c1"),
+            (8, "/system.slice/sshd.service"),
+            (9, "/kubepods/podB/c1"),
+        ]);
         let (namespace, host) = if idle {
             ("shop/cni-1", "(host)/c1")
         } else {

@@ -1,7 +1,11 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::kernel::{conntrack::Counters, load::mechanism};
+use crate::{
+    aggregate::dead::DeadEndpoint,
+    kernel::{conntrack::Counters, load::mechanism},
+    pods::Tenant,
+};
 
 fn view_with(render_it: impl FnOnce(&View<'_>)) {
     let mut figures = Figures {
@@ -19,9 +23,18 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     figures.dns.buckets[2] = 3;
     figures.dns.received = 1;
     figures.dns.served[0] = 1;
+    figures.tcp.results[1] = 3;
+    figures.drops.insert(2, 1);
+    figures.dead_attempts.insert(Some("10.0.0.9:80".into()), 3);
     let mut picture = Picture {
         node: figures.clone(),
         drops: vec![(2, 1)],
+        dead_endpoints: vec![DeadEndpoint {
+            destination: "10.0.0.9:80".to_owned(),
+            tenant: Tenant::default(),
+            since: std::time::Instant::now(),
+            attempts: 3,
+        }],
         ..Picture::default()
     };
     picture.owners.insert(Owner::new("shop", "cart"), figures);

@@ -161,10 +161,12 @@ impl Runtime {
             .with_context(|| format!("{} is no socket's path", socket.display()))?
             .connect_timeout(TIMEOUT)
             .timeout(TIMEOUT);
-        let channel = endpoint
-            .connect()
-            .await
-            .with_context(|| format!("cannot reach a container runtime at {}", socket.display()))?;
+        let channel = endpoint.connect().await.map_err(|why| {
+            // Each error of the chain repeats the next one.
+            let why = anyhow!(why);
+            let (place, why) = (socket.display(), why.root_cause());
+            anyhow!("cannot reach a container runtime at {place}: {why}")
+        })?;
         let grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         Ok(Self(grpc))
     }

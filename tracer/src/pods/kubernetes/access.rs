@@ -1,9 +1,15 @@
 //! Which API server, and as whom.
 
-use std::{env, path::Path, time::Duration};
+use std::{env, error::Error, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
-use kube::config::{Config, KubeConfigOptions};
+use anyhow::Result;
+use kube::{
+    client::AuthError,
+    config::{Config, KubeConfigOptions, KubeconfigError},
+};
+
+use super::told;
+use crate::config::UsageError;
 
 /// Where Kubernetes puts a pod's account.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -40,18 +46,19 @@ impl Access {
         })
     }
 
-    /// Reads it. Asks nobody yet.
+    /// Reads it. Asks nobody yet. Fails with a [`UsageError`].
     pub async fn load(self) -> Result<Config> {
-        let mut config = match self {
-            Self::ServiceAccount => {
-                Config::incluster().context("cannot use the pod's service account")?
-            }
+        let (result, whose) = match self {
+            Self::ServiceAccount => (
+                Config::incluster().map_err(Into::into),
+                "the pod's service account",
+            ),
             // Both read the variable's files, else the one at home.
-            Self::Variable => choose()
-                .await
-                .context("cannot use the files of KUBECONFIG")?,
-            Self::Home => choose().await.context("cannot use ~/.kube/config")?,
+            Self::Variable => (choose().await, "the files of KUBECONFIG"),
+            Self::Home => (choose().await, "~/.kube/config"),
         };
+        let mut config =
+            result.map_err(|why| UsageError(format!("cannot use {whose}: {}", told(&why))))?;
         config.read_timeout = Some(SILENCE);
         config.reset_reader_on_write = true;
         Ok(config)
@@ -61,4 +68,60 @@ impl Access {
 /// The current context of the kubeconfig.
 async fn choose() -> Result<Config> {
     Ok(Config::from_kubeconfig(&KubeConfigOptions::default()).await?)
+}
+
+/// What may be said of a failure to get credentials, where the client says more: it quotes the lines
+/// of a file around a mistake, a credential program's command line and what that printed.
+pub(super) fn careful(cause: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(KubeconfigError::Parse(mistake)) = cause.downcast_ref() {
+        let place = mistake.location().map_or_else(String::new, |place| {
+            format!(": see line {}, column {}", place.line(), place.column())
+        });
+        return Some(format!("it is no kubeconfig{place}"));
+    }
+    let program = "the credential program of the kubeconfig";
+    match cause.downcast_ref()? {
+        AuthError::AuthExecRun { out, .. } => Some(format!("{program} failed: {}", out.status)),
+        AuthError::AuthExecParse(_) => Some(format!("{program} gave no ExecCredential")),
+        AuthError::AuthExec(_) | AuthError::ParseTokenKey(_) => {
+            Some(format!("{program} gave no credentials"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use anyhow::anyhow;
+    use kube::config::Kubeconfig;
+
+    use super::*;
+
+    #[test]
+    fn a_mistake_in_a_kubeconfig_is_told_by_its_place() {
+        let text = "kind: Config\nusers:\n- name: lab\n  user:\n    token: [SECRET]\n";
+        let why = anyhow!(Kubeconfig::from_yaml(text).unwrap_err());
+        assert_eq!(told(&why), "it is no kubeconfig: see line 5, column 12");
+    }
+
+    #[test]
+    fn what_a_credential_program_says_is_not_told() {
+        let out = Command::new("sh")
+            .args(["-c", "echo SECRET; echo SECRET >&2; exit 3"])
+            .output()
+            .unwrap();
+        let error = AuthError::AuthExecRun {
+            cmd: "sh SECRET".to_owned(),
+            out: Box::new(out),
+        };
+        let why = anyhow!(kube::Error::Auth(error)).context("cannot ask");
+        assert_eq!(
+            told(&why),
+            "the credential program of the kubeconfig failed: exit status: 3"
+        );
+        let why = anyhow!(kube::Error::Auth(AuthError::AuthExec("SECRET".to_owned())));
+        assert!(!told(&why).contains("SECRET"));
+    }
 }

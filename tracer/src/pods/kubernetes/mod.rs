@@ -147,6 +147,9 @@ impl Shared {
 
 /// What the user is told of a failure, whose words may be the server's.
 fn told(why: &anyhow::Error) -> String {
+    if let Some(why) = why.chain().find_map(access::careful) {
+        return why;
+    }
     // The client's errors quote what caused them, but not to the bottom.
     let (what, cause) = (why.to_string(), why.root_cause().to_string());
     let why = if what.contains(&cause) {
@@ -203,7 +206,7 @@ impl Store {
 /// For `doctor`: does the API server answer, and how many pods of the node does it know?
 pub async fn examine(access: Access, node: &str) -> Result<String> {
     let shared = Arc::new(Shared::default());
-    let client = client(access.load().await?, &shared)?;
+    let client = client(access.load().await?, &shared).map_err(|why| anyhow!(told(&why)))?;
     let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
     let list = ListParams::default()
         .fields(&format!("spec.nodeName={node}"))

@@ -1,0 +1,142 @@
+//! Source `cri`, against a stand-in for the container runtime: what a real one does is tested in
+//! `pods_cri.rs`.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::standin_cri::{Fault, StandinCri};
+use tests::wait::ensure;
+use tests::{Agent, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn source(agent: &Agent) -> Value {
+    let snapshot = agent.snapshot();
+    let sources = snapshot["sources"].as_array().expect("there are sources");
+    let found = sources.iter().find(|source| source["name"] == "cri");
+    found.expect("cri is among them").clone()
+}
+
+fn await_pods(agent: &Agent, count: usize) {
+    eventually(SOON, || {
+        let source = source(agent);
+        ensure(source["pods"] == count && source["reason"] == "", || {
+            format!(
+                "{count} pods wanted: {source}; it said:\n{}",
+                agent.stderr()
+            )
+        })
+    });
+}
+
+fn watched() -> (tempfile::TempDir, StandinCri, Agent) {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let runtime = StandinCri::start(folder.path());
+    let agent = Agent::start(&["--pods", "cri", "--cri-endpoint", &runtime.endpoint()]);
+    (folder, runtime, agent)
+}
+
+#[test]
+fn a_runtime_that_fails_is_asked_again_and_its_pods_stay() {
+    let (_folder, runtime, agent) = watched();
+    runtime.add("first", "uid-1", &["10.9.0.1"]);
+    await_pods(&agent, 1);
+    for (number, fault) in [Fault::Unavailable, Fault::HalfAnswer, Fault::Nonsense]
+        .into_iter()
+        .enumerate()
+    {
+        runtime.fail(&[fault; 3]);
+        eventually(SOON, || {
+            let source = source(&agent);
+            ensure(
+                source["reason"] != "" && source["pods"] == number + 1,
+                || format!("{fault:?}: {source}"),
+            )
+        });
+        eventually(SOON, || {
+            let left = runtime.faults();
+            ensure(left == 0, || format!("{left} faults are left"))
+        });
+        runtime.add(&format!("pod-{number}"), &format!("uid-of-{number}"), &[]);
+        await_pods(&agent, number + 2);
+    }
+    let said = agent.stderr();
+    assert!(
+        !said.contains('\u{1b}'),
+        "text of others unescaped:\n{said}"
+    );
+    agent.stop_cleanly();
+}
+
+#[test]
+fn a_pod_with_addresses_of_both_families_is_told_by_each_when_it_is_gone() {
+    let (_folder, runtime, agent) = watched();
+    let addresses = ["10.9.0.1", "fd00:9::1", "10.9.0.2"];
+    runtime.add("dual", "uid-1", &addresses);
+    await_pods(&agent, 1);
+    runtime.remove("uid-1");
+    eventually(SOON, || {
+        let metrics = agent.metrics();
+        for address in addresses {
+            let labels = [("namespace", "shop"), ("pod", "dual"), ("address", address)];
+            let told = metrics.get("tracer_gone_pod_address_info", &labels);
+            ensure(told == Some(1.0), || format!("{address} is not told"))?;
+        }
+        Ok::<(), String>(())
+    });
+    agent.stop_cleanly();
+}
+
+#[test]
+fn many_pods_and_much_churn_take_little_memory() {
+    const PODS: usize = 250;
+    const CHURN: usize = 100;
+    let address = |n: usize| format!("10.8.{}.{}", n / 250, n % 250 + 1);
+    let uid = |n: usize| format!("3f2b4c1d-0000-4000-8000-{n:012}");
+    let (_folder, runtime, agent) = watched();
+    let add = |n: usize| {
+        // Every other one on the host's network.
+        let (name, address) = (format!("pod-{n}"), address(n));
+        let addresses: &[&str] = if n.is_multiple_of(2) {
+            &[&address]
+        } else {
+            &[]
+        };
+        runtime.add(&name, &uid(n), addresses);
+    };
+    let resident = || {
+        agent
+            .metrics()
+            .get("process_resident_memory_bytes", &[])
+            .expect("the agent tells its size")
+    };
+    let empty = resident();
+    (0..PODS).for_each(add);
+    await_pods(&agent, PODS);
+    let full = resident();
+    // Twenty a second come and go.
+    let churn = || {
+        for n in PODS..PODS + CHURN {
+            let next = Instant::now() + Duration::from_millis(50);
+            add(n);
+            sleep(next.saturating_duration_since(Instant::now()));
+            runtime.remove(&uid(n));
+        }
+        await_pods(&agent, PODS);
+        resident()
+    };
+    let once = churn();
+    let twice = churn();
+    eprintln!(
+        "resident: {empty} bytes without pods, {full} with {PODS}, {once} and {twice} after churn"
+    );
+    assert!(
+        full - empty < 6e6,
+        "{PODS} pods take {} bytes",
+        full - empty
+    );
+    // Both rounds have the same pods: what is remembered of them is there once.
+    assert!(twice - once < 2e6, "churn takes {} bytes", twice - once);
+    agent.stop_cleanly();
+}
