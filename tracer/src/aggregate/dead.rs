@@ -127,7 +127,7 @@ impl Dead {
             let since = moment(*first_ns, now);
             let tenant = tenant(address(destination.family, destination.address));
             if answered.get(destination) == Some(then) {
-                let is_anew = tenant.until.is_none() && tenant.from.is_some_and(|at| at > since);
+                let is_anew = tenant.until.is_none() && tenant.noticed.is_some_and(|at| at > since);
                 if is_anew && forgiven == 0 {
                     self.forgiven.insert(*silence, *sum);
                     continue;
@@ -335,7 +335,7 @@ mod tests {
         let anew = Tenant {
             owner: Some(Owner::new("shop", "next")),
             until: None,
-            from: Some(Instant::now() + Duration::from_secs(1)),
+            noticed: Some(Instant::now() + Duration::from_secs(1)),
         };
         update(&mut dead, &reading(0, &[(A, 0, 4)]), &anew);
         assert!(dead.endpoints().is_empty());

@@ -50,7 +50,7 @@ impl Gone {
         let gone = self.gone.iter().find(|(gone, ..)| gone == address);
         gone.map_or_else(Tenant::default, |(_, owner, until)| Tenant {
             owner: Some(owner.clone()),
-            from: None,
+            noticed: None,
             until: Some(*until),
         })
     }

@@ -33,6 +33,8 @@ struct Tenure {
     from: Option<Instant>,
     /// `None`: still.
     until: Option<Instant>,
+    /// When it was first heard of.
+    noticed: Instant,
 }
 
 impl Tenure {
@@ -146,6 +148,7 @@ impl Join {
                 owner: k.owner.clone(),
                 from,
                 until: None,
+                noticed: now,
             });
             if tenures.len() > OWNERS_OF_ADDRESS {
                 tenures.remove(0);
@@ -206,7 +209,7 @@ impl Join {
         };
         Tenant {
             owner: Some(last.owner.clone()),
-            from: last.from,
+            noticed: Some(last.noticed),
             until: last.until,
         }
     }

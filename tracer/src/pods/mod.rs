@@ -72,8 +72,8 @@ impl When {
 pub struct Tenant {
     /// `None`: nobody on this node, as far as is known.
     pub owner: Option<Arc<Owner>>,
-    /// Since when; `None`: not known.
-    pub from: Option<Instant>,
+    /// When that was first heard of; `None`: not known.
+    pub noticed: Option<Instant>,
     /// Since when nobody has it; `None`: the owner still has it.
     pub until: Option<Instant>,
 }
