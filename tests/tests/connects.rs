@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tests::eventually;
-use tests::neigh::Family;
+use tests::entries::mac;
+use tests::neigh::{FIRST_SILENT, burst, table_fulls};
+use tests::netns::DEVICE;
 use tests::router::Wiring;
 use tests::tcp::client::RESULTS;
 use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, RESET, ROUTES, by_all_means, routed};
 use tests::tcp::truth::{NODE_CONNECTS, POD_CONNECTS, compare};
 use tests::tcp::{Attempt, Ended, Means, Scene, Tally, kernel, run};
 use tests::wait::ensure;
+use tests::{Family, Thresholds, eventually};
 
 /// All at once.
 const FAST: u32 = 1000;
@@ -245,5 +247,64 @@ fn attempts_within_a_pod_are_its_own() {
         "the lab failed: {ended:?}"
     );
     scene.expect_events(&client, &ended);
+    scene.settle(&[(&client, &tally)]);
+}
+
+/// The pod is gone, and the node has not noticed: its packets go to a place where nobody has the
+/// address any more.
+#[test]
+fn a_stale_neighbour_is_a_timeout() {
+    let (mut scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    let far = scene.node.far.clone();
+    let lladdr = mac(&far.netns, DEVICE);
+    let mut attempts = Vec::new();
+    for family in Family::ALL {
+        let to = scene.nobody(family, 60);
+        let link = far.link();
+        scene.node.router.ip(&format!(
+            "neigh replace {} lladdr {lladdr} dev {link} nud permanent",
+            to.ip()
+        ));
+        attempts.extend(by_all_means(&[to], Duration::from_millis(1300)));
+    }
+    let ended = run(&client.netns, &attempts, FAST);
+    assert_eq!(count(&ended, "timeout"), 5, "the lab failed: {ended:?}");
+    let tally = Tally::of(&ended);
+    scene.expect_events(&client, &ended);
+    scene.settle(&[(&client, &tally)]);
+}
+
+/// No room for the neighbour: every SYN is dropped, and the application hears nothing.
+#[test]
+fn a_full_neighbour_table_is_a_timeout() {
+    let (mut scene, [client, filler]) = Scene::new(Wiring::Routed, ["client", "filler"]);
+    let before = Family::ALL.map(table_fulls);
+    let limits = Thresholds::set(scene.node.lab.lock(), [64, 128, 128]);
+    let mut attempts = Vec::new();
+    for family in Family::ALL {
+        burst(&filler, family, FIRST_SILENT, 200);
+        let to = SocketAddr::new(client.neighbour(family, 3000), OPEN);
+        attempts.extend(by_all_means(&[to], Duration::from_millis(1300)));
+    }
+    let full = Family::ALL.map(table_fulls);
+    let ended = run(&client.netns, &attempts, FAST);
+    drop(limits);
+    let after = Family::ALL.map(table_fulls);
+    for (at, grown) in [(before, full), (full, after)] {
+        let refused = [grown[0] - at[0], grown[1] - at[1]];
+        assert!(
+            refused.iter().all(|n| *n >= 4),
+            "the lab failed: {refused:?}"
+        );
+    }
+    assert_eq!(count(&ended, "timeout"), 5, "the lab failed: {ended:?}");
+    let tally = Tally::of(&ended);
+    scene.expect_events(&client, &ended);
+    let labels = [&client.labels()[..], &[("reason", "neigh_createfail")]].concat();
+    eventually(Duration::from_secs(5), || {
+        let metrics = scene.agent.metrics();
+        let dropped = metrics.count("tracer_pod_drops_total", &labels);
+        ensure(dropped >= 5, || format!("{dropped} neigh_createfail"))
+    });
     scene.settle(&[(&client, &tally)]);
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use tests::netns::{DEVICE, Pod};
+use tests::netns::Pod;
+use tests::nft::Rules;
 use tests::router::{Node, Wiring};
 use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, prepare};
 use tests::tcp::truth::{DEAD, DEAD_INFO, dead_of, last_owner};
@@ -332,18 +333,18 @@ fn a_dead_address_names_its_last_owner_until_another_has_it() {
         assert_eq!(event.json["pod"]["namespace"], "shop", "{}", event.json);
     }
 
-    // Another pod has the address and answers, while calls go on.
-    let far = &scene.node.far.netns;
-    for (to, length) in at.iter().zip(["/16", "/64 nodad"]) {
-        let (length, nodad) = length.split_once(' ').unwrap_or((length, ""));
-        let address = to.ip();
-        far.ip(&format!(
-            "address add {address}{length} dev {DEVICE} {nodad}"
-        ));
-    }
-    tests::netns::await_ipv6(far, DEVICE, 2);
-    let everywhere = at.map(|to| SocketAddr::new(to.ip(), OPEN));
-    let server = Server::start(far, &everywhere, Manner::Close);
+    // Another pod has the address and answers, while calls go on. (The node sends what is for it to
+    // one that is there: no namespace has the address, or it would have an owner from that.)
+    let [v4, v6] = at.map(|to| to.ip());
+    let [to4, to6] = Family::ALL.map(|family| scene.node.far.address(family));
+    let answers = Rules::load(
+        &scene.node.router,
+        &format!(
+            " chain answers {{ type nat hook prerouting priority -100; \
+             ip daddr {v4} tcp dport {OPEN} counter name hit dnat ip to {to4}; \
+             ip6 daddr {v6} tcp dport {OPEN} counter name hit dnat ip6 to {to6}; }}\n"
+        ),
+    );
     pods.write(&[("new", &at)]);
     await_pods(&scene.agent, 2);
     for to in at {
@@ -364,12 +365,7 @@ fn a_dead_address_names_its_last_owner_until_another_has_it() {
     }
 
     // It goes as well, and is who had the address last.
-    drop(server);
-    far.ip_batch(&format!(
-        "address del {}/16 dev {DEVICE}\naddress del {}/64 dev {DEVICE}",
-        at[0].ip(),
-        at[1].ip()
-    ));
+    drop(answers);
     pods.write(&[]);
     await_pods(&scene.agent, 1);
     for to in at {

@@ -190,6 +190,10 @@ pub fn prepare<const N: usize>(wiring: Wiring, names: [&str; N]) -> (Node, [Pod;
         }
     }
     speak_freely(router);
+    speak_freely(&far.netns);
+    for pod in &pods {
+        speak_freely(&pod.netns);
+    }
     (node, pods)
 }
 
