@@ -15,7 +15,7 @@ use tests::router::Wiring;
 use tests::tcp::client::Means;
 use tests::tcp::scene::OPEN;
 use tests::tcp::server::reset;
-use tests::tcp::truth::{DEAD_INFO, PEERS, RESETS, RETRANSMITS, compare};
+use tests::tcp::truth::{PEERS, RESETS, RETRANSMITS, compare};
 use tests::tcp::{Attempt, Manner, Scene, Server, Tally, kernel};
 use tests::wait::ensure;
 use tests::{Agent, Family, eventually};
@@ -193,8 +193,7 @@ fn segments_sent_again_are_counted_as_the_kernel_does() {
     }
     let sent = kernel::Statistics::of(&client.netns).data_retransmitted();
     assert_eq!(told, sent, "retransmissions towards the far pod");
-    let dead = metrics.matching(DEAD_INFO, &[]).count();
-    assert_eq!(dead, 0, "it answered");
+    assert_eq!(scene.dead(), [], "it answered");
     scene.agent.stop_cleanly();
 }
 
@@ -289,9 +288,7 @@ fn connections_that_live_with_loss_are_not_dead() {
             // The kernel sends lost SYNs again.
             let attempts = open.map(|to| Attempt::endless(to, Means::Polled));
             tally.join(&Tally::of(&tests::tcp::run(&client.netns, &attempts, 100)));
-            let metrics = scene.agent.metrics();
-            let dead: Vec<_> = metrics.matching(DEAD_INFO, &[]).collect();
-            assert!(dead.is_empty(), "{dead:?}");
+            assert_eq!(scene.dead(), [], "it lives");
         }
         let calls = talking.into_iter().map(|t| t.join().expect("it talks"));
         calls.sum()
@@ -321,7 +318,7 @@ fn connections_that_live_with_loss_are_not_dead() {
         });
     }
     let metrics = scene.agent.metrics();
-    assert_eq!(metrics.matching(DEAD_INFO, &[]).count(), 0, "it lives");
+    assert_eq!(scene.dead(), [], "it lives");
     assert_eq!(metrics.count(RESETS, &client.labels()), 0);
     scene.events.listen(Duration::from_millis(500));
     let told: Vec<_> = scene

@@ -90,8 +90,7 @@ fn three_failures_in_a_row_make_a_destination_dead() {
     let to = scene.port(Family::V4, CLOSED);
     call(&client, to, Means::Mapped, 2, "refused");
     await_dead(&scene.agent, &client, to, 5);
-    let dead = scene.agent.metrics().matching(DEAD_INFO, &[]).count();
-    assert_eq!(dead, 6);
+    assert_eq!(scene.dead().len(), 6);
     scene.agent.stop_cleanly();
 }
 
@@ -108,8 +107,7 @@ fn what_answers_in_between_is_not_dead() {
         drop(server);
     }
     await_counted(&scene.agent, &[(&client, 6), (&other, 3)]);
-    let dead = scene.agent.metrics().matching(DEAD_INFO, &[]).count();
-    assert_eq!(dead, 0, "it answered in between");
+    assert_eq!(scene.dead(), [], "it answered in between");
 
     // All pods of the node together make it dead, each with its own share.
     call(&other, to, Means::Polled, 2, "refused");

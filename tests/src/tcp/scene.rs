@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Attempt, Ended, Means, Tally};
 use super::server::{Manner, Server};
-use super::truth::{check_node, compare};
+use super::truth::{DEAD_INFO, check_node, compare};
 use crate::agent::Agent;
 use crate::events::Events;
 use crate::neigh::Family;
@@ -101,6 +101,22 @@ impl Scene {
     /// On the server's segment, where nobody has the address; the node knows after 0.3 s.
     pub fn nobody(&self, family: Family, number: u16) -> SocketAddr {
         SocketAddr::new(self.node.far.neighbour(family, 1000 + number), OPEN)
+    }
+
+    /// Destinations on the server's segment that are shown as dead. Others of the host may call
+    /// others.
+    pub fn dead(&self) -> Vec<SocketAddr> {
+        let metrics = self.agent.metrics();
+        let shown = metrics.matching(DEAD_INFO, &[]);
+        let destinations = shown.filter_map(|(labels, _)| labels["destination"].parse().ok());
+        let [v4, v6] = Family::ALL.map(|family| self.node.far.address(family));
+        destinations
+            .filter(|to: &SocketAddr| match (to.ip(), v4, v6) {
+                (IpAddr::V4(to), IpAddr::V4(own), _) => to.octets()[..2] == own.octets()[..2],
+                (IpAddr::V6(to), _, IpAddr::V6(own)) => to.segments()[..4] == own.segments()[..4],
+                _ => false,
+            })
+            .collect()
     }
 
     /// Packets that the node dropped without a word.
