@@ -405,3 +405,46 @@ fn a_request_that_nobody_answers_is_silent() {
     assert!(again.is_none(), "{again:?}");
     scene.agent.stop_cleanly();
 }
+
+/// The last segments of a connection, when the program has closed it already.
+#[test]
+fn a_good_bye_that_is_lost_is_sent_again_and_counted() {
+    let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    for (family, server_first) in [
+        (Family::V4, true),
+        (Family::V4, false),
+        (Family::V6, true),
+        (Family::V6, false),
+    ] {
+        let port = 4000 + u16::from(server_first);
+        let to = scene.port(family, port);
+        let (streams, ends) = connected(&scene, &client, to, Means::Polled, 3);
+        let rules = Rules::drop(
+            &scene.node.router,
+            "forward",
+            &format!("tcp dport {port} tcp flags & fin == fin"),
+        );
+        if server_first {
+            drop(ends);
+            for mut stream in streams {
+                assert_eq!(stream.read(&mut [0]).expect("a good-bye"), 0);
+            }
+        } else {
+            drop(streams);
+        }
+        eventually(SOON, || {
+            let lost = rules.hits();
+            ensure(lost >= 9, || format!("{lost} lost"))
+        });
+        drop(rules);
+    }
+    eventually(SOON, || {
+        let before = kernel::Statistics::of(&client.netns).data_retransmitted();
+        let shown = count(&scene.agent, RETRANSMITS, &client);
+        let sent = kernel::Statistics::of(&client.netns).data_retransmitted();
+        ensure(sent >= 24 && (before..=sent).contains(&shown), || {
+            format!("{RETRANSMITS} is {shown}, the kernel sent {sent} again")
+        })
+    });
+    scene.agent.stop_cleanly();
+}
