@@ -137,7 +137,16 @@ impl Scene {
                     && event.text("destination") == one.to.to_string()
             });
             let Some(event) = found else {
-                self.fault(&format!("no event for {one:?}"));
+                let port = format!(":{}\"", one.source.port());
+                let near = self.events.seen.iter().map(|event| event.json.to_string());
+                let near: Vec<String> = near.filter(|shown| shown.contains(&port)).collect();
+                let metrics = self.agent.metrics();
+                let [lost, held] = ["lost", "suppressed"].map(|what| {
+                    metrics.count(&format!("tracer_events_{what}_total"), &[("hook", "tcp")])
+                });
+                self.fault(&format!(
+                    "no event for {one:?}, but {near:?}; {lost} lost, {held} held back"
+                ));
                 continue;
             };
             let family = if one.to.is_ipv4() {
