@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::wait::{ensure, eventually};
 
 /// Programs by name (the kernel keeps 15 characters); everything else hangs on them.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 14] = [
     "neigh_create",
     "neigh_cleanup",
     "neigh_settle",
@@ -17,6 +17,11 @@ const PROGRAMS: [&str; 9] = [
     "dns_ingress",
     "dns_age",
     "kfree_skb",
+    "tcp_state",
+    "tcp_reset",
+    "tcp_error",
+    "tcp_retransmit",
+    "tcp_age",
 ];
 
 /// Where a clean stop may leave something by design, and only with a state folder.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bench;
 pub mod cgroup;
 pub mod containerd;
 pub mod cri;
@@ -28,6 +29,7 @@ pub mod stack;
 pub mod standin_apiserver;
 pub mod standin_cri;
 pub mod standin_tls;
+pub mod tcp;
 pub mod tmux;
 pub mod wait;
 

@@ -23,7 +23,7 @@ pub fn receive_buffer_errors(netns: &Netns, family: Family) -> u64 {
 }
 
 /// One line of names and one of numbers, both with the same first word.
-fn column(text: &str, first: &str, name: &str) -> Option<u64> {
+pub(crate) fn column(text: &str, first: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(first));
     let at = lines
         .next()?

@@ -30,6 +30,8 @@ const TOOLS: &[Tool] = &[
 pub enum Subject {
     /// Lookups
     Dns,
+    /// TCP connections
+    Connect,
 }
 
 /// How it is told.
@@ -56,6 +58,7 @@ pub fn run(subject: Subject, output: Output) -> Result<()> {
     );
     let bench = match subject {
         Subject::Dns => "dns",
+        Subject::Connect => "connect",
     };
     let output = match output {
         Output::Text => "text",

@@ -8,13 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use tempfile::TempDir;
+use tests::bench::{Interrupt, Spread};
 use tests::dns::{A, packet};
 use tests::netns::Pod;
 use tests::process::{Reaped, run};
 use tests::{Agent, Family, Lab, eventually};
-
-use crate::Interrupt;
-use crate::report::Spread;
 
 const ROUNDS: usize = 9;
 /// Of one run of dnsperf, seconds.

@@ -8,35 +8,12 @@ mod programs;
 mod report;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use anyhow::Result;
 use tests::Lab;
+use tests::bench::Interrupt;
 
 use crate::report::Report;
-
-/// Whether somebody wants it to end. Looked at between steps of a few seconds; what was made is then
-/// removed on the way out.
-struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    fn listen() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))?;
-        }
-        Ok(Self(flag))
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        Ok(())
-    }
-}
 
 fn run() -> Result<()> {
     let interrupt = Interrupt::listen()?;

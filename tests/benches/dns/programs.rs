@@ -1,23 +1,17 @@
-//! Time of each program, from the kernel's own statistics (`BPF_ENABLE_STATS`, 5.8): they are on as
-//! long as a file descriptor lives, whatever `kernel.bpf_stats_enabled` says.
+//! Time of each program, from the kernel's own statistics.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{ProgramInfo, loaded_programs};
-use aya::sys::{Stats, enable_stats};
 use serde::Serialize;
+use tests::bench::{Cost, Interrupt, Programs, loaded};
 use tests::netns::Pod;
 use tests::{Agent, Lab, process, stack};
 
-use crate::Interrupt;
 use crate::load::{Kind, Load};
-use crate::report::Spread;
 
 const ROUNDS: usize = 7;
-/// Fewer runs than this for each exchange belong to something else.
-const FEW: f64 = 0.01;
 
 /// One program.
 #[derive(Debug, Serialize)]
@@ -33,24 +27,9 @@ pub struct Program {
     pub costs: BTreeMap<Kind, Cost>,
 }
 
-/// Cost of one program under one kind of load.
-#[derive(Debug, Serialize)]
-pub struct Cost {
-    /// Runs for each exchange; for each second at rest.
-    pub runs: f64,
-    /// Time of a run, nanoseconds.
-    pub ns: Spread,
-}
-
-/// Runs and nanoseconds of each program.
-type Times = BTreeMap<u32, (u64, u64)>;
-
 /// Runs the agent under each kind of load.
 pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Program>> {
-    let before: BTreeSet<u32> = loaded_programs()
-        .filter_map(Result::ok)
-        .map(|program| program.id())
-        .collect();
+    let before = loaded();
     let agent = Agent::start(&[]);
     let labels = [("hook", "dns"), ("state", "attached")];
     let attached = agent.metrics().sum("tracer_hook_state", &labels);
@@ -58,20 +37,15 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
         attached > 0.0,
         "the hook dns is not attached; see `tracer doctor`"
     );
-    let ours = |program: &ProgramInfo| !before.contains(&program.id());
-    let programs: Vec<ProgramInfo> = loaded_programs()
-        .filter_map(Result::ok)
-        .filter(ours)
-        .collect();
-    let _statistics = enable_stats(Stats::RunTime).context("the kernel gives no statistics")?;
+    let programs = Programs::since(&before)?;
     let mut load = Load::start(lab, client)?;
     let mut samples: BTreeMap<(u32, Kind), Vec<(u64, u64)>> = BTreeMap::new();
     for round in 0..=ROUNDS {
         for kind in Kind::ALL {
             interrupt.check()?;
-            let before = times(&programs)?;
+            let before = programs.times()?;
             load.run(kind)?;
-            let after = times(&programs)?;
+            let after = programs.times()?;
             // The first round warms up.
             for (id, (runs, ns)) in after.into_iter().filter(|_| round > 0) {
                 let (runs_before, ns_before) = before[&id];
@@ -87,13 +61,13 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
     let bytes = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
     let stacks = stack::of_programs(&bytes)?;
     let mut report = Vec::new();
-    for program in &programs {
+    for program in &programs.all {
         let name = program.name_as_str().context("a program has no name")?;
         let stack = stacks
             .get(name)
             .with_context(|| format!("{name} is not in the binary"))?;
         let costs = Kind::ALL.into_iter().filter_map(|kind| {
-            let cost = cost(kind, samples.get(&(program.id(), kind))?)?;
+            let cost = Cost::of(samples.get(&(program.id(), kind))?, kind.count())?;
             Some((kind, cost))
         });
         report.push(Program {
@@ -105,26 +79,4 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
         });
     }
     Ok(report)
-}
-
-fn times(programs: &[ProgramInfo]) -> Result<Times> {
-    let mut times = Times::new();
-    for program in programs {
-        // Asked anew: an answer does not change.
-        let id = program.id();
-        let now = loaded_programs()
-            .filter_map(Result::ok)
-            .find(|now| now.id() == id)
-            .context("a program is gone: has the agent ended?")?;
-        times.insert(id, (now.run_count(), now.run_time().as_nanos() as u64));
-    }
-    Ok(times)
-}
-
-fn cost(kind: Kind, samples: &[(u64, u64)]) -> Option<Cost> {
-    let runs: u64 = samples.iter().map(|(runs, _)| runs).sum();
-    let runs = runs as f64 / samples.len() as f64 / f64::from(kind.count());
-    let ran = samples.iter().filter(|(runs, _)| *runs > 0);
-    let ns = Spread::of(ran.map(|(runs, ns)| *ns as f64 / *runs as f64))?;
-    (runs >= FEW).then_some(Cost { runs, ns })
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use tests::bench::Spread;
 
 use crate::busy::Busy;
 use crate::load::Kind;
@@ -15,33 +16,6 @@ pub struct Report {
     pub kernel: String,
     pub programs: Vec<Program>,
     pub busy: Busy,
-}
-
-/// The middle of some figures, and the ends.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub lowest: f64,
-    pub highest: f64,
-}
-
-impl Spread {
-    /// None without figures.
-    pub fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut figures: Vec<f64> = figures.collect();
-        figures.sort_by(f64::total_cmp);
-        let middle = figures.len() / 2;
-        let upper = *figures.get(middle)?;
-        Some(Self {
-            median: if figures.len().is_multiple_of(2) {
-                f64::midpoint(figures[middle - 1], upper)
-            } else {
-                upper
-            },
-            lowest: *figures.first()?,
-            highest: *figures.last()?,
-        })
-    }
 }
 
 impl fmt::Display for Report {

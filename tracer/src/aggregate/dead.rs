@@ -206,16 +206,16 @@ impl Dead {
     }
 
     /// What the kernel may forget: attempts before a destination's last answer, once they are
-    /// accounted for, and destinations where nobody has failed for long.
-    pub fn over(&mut self, reading: &Reading, now: Instant) -> Over {
+    /// accounted for, and destinations where nobody has failed for long. `now` is `CLOCK_MONOTONIC`.
+    pub fn over(&mut self, reading: &Reading, now: Duration) -> Over {
+        let age = |ktime_ns| now.saturating_sub(Duration::from_nanos(ktime_ns));
         let mut over = Over::default();
         let mut known = HashMap::new();
         for (destination, value) in &reading.destinations {
             let is_dead = self.deadly.contains(&(*destination, value.answered));
             let idle = if is_dead { IDLE } else { IDLE_ALIVE };
-            let age = now.duration_since(moment(value.last_failed_ns, now));
             // 0: entered this moment.
-            let is_idle = value.last_failed_ns != 0 && age >= idle;
+            let is_idle = value.last_failed_ns != 0 && age(value.last_failed_ns) >= idle;
             if is_idle {
                 // Whoever fails there again begins anew.
                 self.rows.remove(&(*destination, value.answered));
@@ -226,7 +226,7 @@ impl Dead {
         for (key, value) in &reading.attempts {
             let is_over = match known.get(&key.destination) {
                 Some((answered, is_idle)) => *is_idle || *answered > key.answered,
-                None => now.duration_since(moment(value.first_ns, now)) >= IDLE,
+                None => age(value.first_ns) >= IDLE,
             };
             let is_dead = self.deadly.contains(&(key.destination, key.answered));
             // Accounted for, or nothing to account for.
@@ -339,7 +339,7 @@ mod tests {
         update(&mut dead, &after, &nobody);
         assert!(dead.endpoints().is_empty());
         assert_eq!(attempts(&dead, "a"), [(None, 5)]);
-        let over = dead.over(&after, Instant::now());
+        let over = dead.over(&after, kernel::monotonic());
         assert_eq!((over.attempts.len(), over.attempts[0].answered), (1, 0));
         assert!(over.destinations.is_empty());
         update(&mut dead, &reading(1, &[(A, 1, 1)]), &nobody);
@@ -397,7 +397,7 @@ mod tests {
         };
         let old = reading(0, &[(A, 0, 3)]);
         update(&mut dead, &old, &anew);
-        let over = dead.over(&old, Instant::now() + IDLE);
+        let over = dead.over(&old, kernel::monotonic() + IDLE);
         assert_eq!((over.attempts.len(), over.destinations.len()), (1, 1));
         // The next attempt comes before a reading without any.
         for failed in 1..=3 {

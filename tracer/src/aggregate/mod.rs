@@ -32,7 +32,10 @@ use self::{
 };
 use crate::{
     hooks::{self, address},
-    kernel::maps::{HOOKS, Reading},
+    kernel::{
+        self,
+        maps::{HOOKS, Reading},
+    },
     pods::{Identity, Owner, Resolver, When},
 };
 
@@ -604,7 +607,7 @@ impl Aggregate {
                 },
                 ended,
             ),
-            dead: self.dead.over(reading, now),
+            dead: self.dead.over(reading, kernel::monotonic()),
         };
         self.ports.retain_owners(|owner| !ended(owner));
         self.reasons.retain_owners(|owner| !ended(owner));
