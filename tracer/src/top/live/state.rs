@@ -91,8 +91,10 @@ pub(super) struct State {
     pub reverse: bool,
     /// Only pods in which something fails.
     pub hide_healthy: bool,
-    /// Pods or events that hold this text.
-    pub filter: String,
+    /// Only pods that hold this text.
+    pub pod_filter: String,
+    /// Only events that hold this text.
+    pub event_filter: String,
     /// The filter is being typed.
     pub editing: bool,
     /// The pod that the cursor is on; `None`: the first one.
@@ -204,12 +206,20 @@ impl State {
         }
     }
 
+    /// What this view is filtered by.
+    pub fn filter(&mut self) -> &mut String {
+        match self.view {
+            View::Events => &mut self.event_filter,
+            View::Pods | View::Detail { .. } => &mut self.pod_filter,
+        }
+    }
+
     /// Rows that show, in their order.
     pub fn visible_rows(&self) -> Vec<&Row> {
         let Some(shown) = &self.shown else {
             return Vec::new();
         };
-        let filter = self.filter.to_lowercase();
+        let filter = self.pod_filter.to_lowercase();
         let mut visible: Vec<&Row> = shown
             .rows
             .iter()
@@ -272,13 +282,13 @@ impl State {
     pub fn visible_events(&self) -> Vec<&Failure> {
         match &self.held_events {
             Some(held) => {
-                let filter = self.filter.to_lowercase();
+                let filter = self.event_filter.to_lowercase();
                 held.iter()
                     .rev()
                     .filter(|f| super::log::shows(f, &filter))
                     .collect()
             }
-            None => self.log.matching(&self.filter).collect(),
+            None => self.log.matching(&self.event_filter).collect(),
         }
     }
 }
