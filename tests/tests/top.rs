@@ -101,7 +101,13 @@ fn an_overflow_shows_with_pod_cause_and_since_when() {
         "filtered events",
     );
     keep(&terminal, "events-80x24");
-    terminal.press(&["Escape", "Escape"]);
+    // The first clears the filter.
+    terminal.press(&["Escape"]);
+    terminal.wait(
+        |pane| !pane.contains("filter \""),
+        "events without a filter",
+    );
+    terminal.press(&["Escape"]);
     terminal.wait_for(&["MAIN CAUSE"]);
 
     terminal.press(&["?"]);

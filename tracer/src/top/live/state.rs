@@ -1,6 +1,7 @@
 //! What the live view shows, changed by data and by keys. No terminal and no clock here: drawing is
 //! a function of this.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::log::Log;
@@ -55,7 +56,7 @@ pub(super) enum View {
 #[derive(Debug)]
 pub(super) struct Shown {
     /// As it came.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// Of the node.
     pub total: Row,
     /// Of every pod, in no order.
@@ -74,7 +75,7 @@ pub(super) struct State {
     pub shown: Option<Shown>,
     /// What came while the screen is frozen.
     waiting: Option<Shown>,
-    before: Option<Snapshot>,
+    before: Option<Arc<Snapshot>>,
     /// Seconds that figures have come for.
     seconds: f64,
     /// Why no figures come, and for how long, if none come.
@@ -154,6 +155,7 @@ impl State {
     fn figures(&mut self, snapshot: Snapshot, since_last: Duration) {
         self.silent = None;
         self.seconds += since_last.as_secs_f64();
+        let snapshot = Arc::new(snapshot);
         self.trends.note(self.seconds as u64, &snapshot);
         // The first figures have nothing to be compared with: no rates yet.
         let before = self.before.as_ref().unwrap_or(&snapshot);
@@ -167,7 +169,7 @@ impl State {
             total: total(before, &snapshot, since_last),
             rows,
             verdict: why::judge(&snapshot, self.log.all(), None),
-            snapshot: snapshot.clone(),
+            snapshot: Arc::clone(&snapshot),
         };
         self.before = Some(snapshot);
         if self.frozen {
