@@ -75,9 +75,10 @@ pub(super) fn table_full(facts: &Facts) -> Vec<Finding> {
         let limit = table.map_or(0, |t| t.limits[2]);
         let holder = facts.top_holder(family);
         let held = holder.map_or_else(String::new, |(pod, held)| {
+            let asked = facts.pod.is_some_and(|asked| name(asked) == name(pod));
             format!(
                 "; {} holds {} of {} entries",
-                name(pod),
+                if asked { "it".to_owned() } else { name(pod) },
                 count(held),
                 count(limit)
             )

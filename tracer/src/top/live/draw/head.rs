@@ -112,10 +112,16 @@ fn verdict<'a>(state: &State, theme: Theme, width: usize, most: usize) -> Vec<Li
     });
     let verdict = of_pod.as_ref().unwrap_or(&shown.verdict);
     let (word, tone) = match verdict.health {
-        Health::Fine => (" FINE ", Tone::Good),
-        Health::FailsElsewhere => (" FAILS ", Tone::Warn),
-        Health::Warning => (" SOON ", Tone::Warn),
-        Health::Sick => (" SICK ", Tone::Bad),
+        Health::Fine => ("FINE", Tone::Good),
+        Health::FailsElsewhere => ("FAILS", Tone::Warn),
+        Health::Warning => ("SOON", Tone::Warn),
+        Health::Sick => ("SICK", Tone::Bad),
+    };
+    // Nobody knows what it is by now.
+    let word = if theme.old {
+        format!(" WAS {word} ")
+    } else {
+        format!(" {word} ")
     };
     let text = verdict.sentences.join(" ");
     let indent = word.len() + 2;
@@ -125,7 +131,10 @@ fn verdict<'a>(state: &State, theme: Theme, width: usize, most: usize) -> Vec<Li
         .enumerate()
         .map(|(i, line)| {
             let lead = if i == 0 {
-                vec![Span::raw(" "), Span::styled(word, theme.badge(tone))]
+                vec![
+                    Span::raw(" "),
+                    Span::styled(word.clone(), theme.badge(tone)),
+                ]
             } else {
                 vec![Span::raw(" ".repeat(indent - 1))]
             };
