@@ -101,14 +101,20 @@ fn an_overflow_shows_with_pod_cause_and_since_when() {
         "filtered events",
     );
     keep(&terminal, "events-80x24");
-    terminal.press(&["Escape", "Escape"]);
+    // The first clears the filter.
+    terminal.press(&["Escape"]);
+    terminal.wait(
+        |pane| !pane.contains("filter \""),
+        "events without a filter",
+    );
+    terminal.press(&["Escape"]);
     terminal.wait_for(&["MAIN CAUSE"]);
 
     terminal.press(&["?"]);
-    terminal.wait_for(&["gc_thresh3", "suspend"]);
+    terminal.wait_for(&["gc_thresh3", "suspend;"]);
     keep(&terminal, "help-80x24");
     terminal.press(&["?"]);
-    terminal.wait(|pane| !pane.contains("gc_thresh3"), "table without help");
+    terminal.wait(|pane| !pane.contains("suspend;"), "table without help");
 
     // Sorted by name, healthy ones hidden.
     terminal.press(&["s", "s", "h"]);

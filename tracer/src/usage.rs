@@ -99,7 +99,8 @@ mod tests {
         let evil = line(&["events", "--kind", "a\u{1b}[31mb\nc\u{9b}d"]);
         assert!(evil.chars().all(|c| c == ' ' || c.is_ascii_graphic()));
         assert!(line(&["completions"]).contains("<SHELL>"));
-        assert!(line(&["solve"]).contains("unrecognized subcommand 'solve'"));
+        assert!(line(&["when"]).contains("unrecognized subcommand 'when'"));
+        assert!(line(&["why", "cart"]).contains("expected NS/NAME"));
     }
 
     #[test]

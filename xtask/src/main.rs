@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cluster;
 mod object;
+mod picture;
 mod run;
 mod setup;
 mod sh;
@@ -46,6 +47,13 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
+    Picture {
+        /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
+        pane: std::path::PathBuf,
+        /// Where the SVG goes
+        svg: std::path::PathBuf,
+    },
     /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
     Bench {
         #[arg(default_value = "dns")]
@@ -63,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Test { filters } => test::run(&filters),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
+        Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {

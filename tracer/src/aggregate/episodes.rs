@@ -69,8 +69,14 @@ impl Episodes {
         now: SystemTime,
         first: bool,
     ) {
-        for Observation { kind, totals } in observations {
-            let index = self.tracks.iter().position(|track| track.kind == kind);
+        for (place, Observation { kind, totals }) in observations.into_iter().enumerate() {
+            // They come in the same order each time.
+            let is_it = |track: &Track| track.kind == kind;
+            let index = if self.tracks.get(place).is_some_and(is_it) {
+                Some(place)
+            } else {
+                self.tracks.iter().position(is_it)
+            };
             let index = index.unwrap_or_else(|| {
                 let before = if first { totals } else { Attempts::default() };
                 self.tracks.push(Track {

@@ -68,7 +68,7 @@ fn press(state: &mut State, key: KeyEvent) -> Action {
         KeyCode::Char('x') => return Action::Export,
         KeyCode::Char('?') | KeyCode::F(1) => state.help = true,
         KeyCode::Char(' ' | 'f') => state.toggle_frozen(),
-        KeyCode::Char('/') => state.editing = true,
+        KeyCode::Char('/') if !matches!(state.view, View::Detail { .. }) => state.editing = true,
         KeyCode::Char('e') => {
             state.release_events();
             state.view = match state.view {
@@ -98,11 +98,12 @@ fn press(state: &mut State, key: KeyEvent) -> Action {
 
 /// One step towards the table of all pods.
 fn back(state: &mut State) {
-    if state.view != View::Pods {
+    let in_detail = matches!(state.view, View::Detail { .. });
+    if !in_detail && !state.filter().is_empty() {
+        state.filter().clear();
+    } else if state.view != View::Pods {
         state.view = View::Pods;
         state.release_events();
-    } else if !state.filter.is_empty() {
-        state.filter.clear();
     } else {
         state.selected = None;
     }
@@ -113,13 +114,13 @@ fn edit(state: &mut State, code: KeyCode) -> Action {
         KeyCode::Enter => state.editing = false,
         KeyCode::Esc => {
             state.editing = false;
-            state.filter.clear();
+            state.filter().clear();
         }
         KeyCode::Backspace => {
-            state.filter.pop();
+            state.filter().pop();
         }
         // Names are ASCII, and so is all that a terminal is shown.
-        KeyCode::Char(c) if c.is_ascii_graphic() || c == ' ' => state.filter.push(c),
+        KeyCode::Char(c) if c.is_ascii_graphic() || c == ' ' => state.filter().push(c),
         KeyCode::Up => return scroll(state, -1),
         KeyCode::Down => return scroll(state, 1),
         _ => return Action::Nothing,

@@ -85,13 +85,12 @@ pub(super) async fn run<S: Source>(
                 state.tick(TICK);
                 Action::Draw
             }
-            count = news.recv_many(&mut batch, BATCH) => {
-                if count == 0 {
-                    while let Some(ended) = tasks.join_next().await {
-                        ended.context("the tasks that bring the figures ended badly")?;
-                    }
-                    bail!("no figures come any more");
-                }
+            // They end by themselves only if they panic, and then the terminal is given back already.
+            Some(ended) = tasks.join_next() => {
+                ended.context("what brings the figures ended badly")?;
+                bail!("no figures come any more");
+            }
+            _ = news.recv_many(&mut batch, BATCH) => {
                 let figures = batch.iter().any(state::Update::changes_figures);
                 batch.drain(..).for_each(|update| state.update(update));
                 if figures || drawn.elapsed() >= EVENTS_DRAW {

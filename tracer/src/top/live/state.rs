@@ -1,6 +1,7 @@
 //! What the live view shows, changed by data and by keys. No terminal and no clock here: drawing is
 //! a function of this.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::log::Log;
@@ -55,7 +56,7 @@ pub(super) enum View {
 #[derive(Debug)]
 pub(super) struct Shown {
     /// As it came.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// Of the node.
     pub total: Row,
     /// Of every pod, in no order.
@@ -74,7 +75,7 @@ pub(super) struct State {
     pub shown: Option<Shown>,
     /// What came while the screen is frozen.
     waiting: Option<Shown>,
-    before: Option<Snapshot>,
+    before: Option<Arc<Snapshot>>,
     /// Seconds that figures have come for.
     seconds: f64,
     /// Why no figures come, and for how long, if none come.
@@ -91,8 +92,10 @@ pub(super) struct State {
     pub reverse: bool,
     /// Only pods in which something fails.
     pub hide_healthy: bool,
-    /// Pods or events that hold this text.
-    pub filter: String,
+    /// Only pods that hold this text.
+    pub pod_filter: String,
+    /// Only events that hold this text.
+    pub event_filter: String,
     /// The filter is being typed.
     pub editing: bool,
     /// The pod that the cursor is on; `None`: the first one.
@@ -152,6 +155,7 @@ impl State {
     fn figures(&mut self, snapshot: Snapshot, since_last: Duration) {
         self.silent = None;
         self.seconds += since_last.as_secs_f64();
+        let snapshot = Arc::new(snapshot);
         self.trends.note(self.seconds as u64, &snapshot);
         // The first figures have nothing to be compared with: no rates yet.
         let before = self.before.as_ref().unwrap_or(&snapshot);
@@ -165,7 +169,7 @@ impl State {
             total: total(before, &snapshot, since_last),
             rows,
             verdict: why::judge(&snapshot, self.log.all(), None),
-            snapshot: snapshot.clone(),
+            snapshot: Arc::clone(&snapshot),
         };
         self.before = Some(snapshot);
         if self.frozen {
@@ -204,12 +208,20 @@ impl State {
         }
     }
 
+    /// What this view is filtered by.
+    pub fn filter(&mut self) -> &mut String {
+        match self.view {
+            View::Events => &mut self.event_filter,
+            View::Pods | View::Detail { .. } => &mut self.pod_filter,
+        }
+    }
+
     /// Rows that show, in their order.
     pub fn visible_rows(&self) -> Vec<&Row> {
         let Some(shown) = &self.shown else {
             return Vec::new();
         };
-        let filter = self.filter.to_lowercase();
+        let filter = self.pod_filter.to_lowercase();
         let mut visible: Vec<&Row> = shown
             .rows
             .iter()
@@ -272,13 +284,13 @@ impl State {
     pub fn visible_events(&self) -> Vec<&Failure> {
         match &self.held_events {
             Some(held) => {
-                let filter = self.filter.to_lowercase();
+                let filter = self.event_filter.to_lowercase();
                 held.iter()
                     .rev()
                     .filter(|f| super::log::shows(f, &filter))
                     .collect()
             }
-            None => self.log.matching(&self.filter).collect(),
+            None => self.log.matching(&self.event_filter).collect(),
         }
     }
 }

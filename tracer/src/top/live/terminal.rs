@@ -2,6 +2,7 @@
 
 use std::io::{self, stdout};
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{DisableMouseCapture, EnableMouseCapture};
@@ -11,6 +12,8 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::held_log::{self, Held};
 
 static HOOK: Once = Once::new();
+/// The terminal is ours. To leave it twice would put the cursor back above what a panic has said.
+static OURS: AtomicBool = AtomicBool::new(false);
 
 /// The terminal while it is ours; given back on drop.
 pub(super) struct Screen {
@@ -25,9 +28,11 @@ impl Screen {
     /// leaves the screen, ours the mouse.
     pub fn take() -> io::Result<Self> {
         let terminal = ratatui::try_init()?;
+        OURS.store(true, Ordering::Relaxed);
         HOOK.call_once(|| {
             let leave_screen = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
+                OURS.store(false, Ordering::Relaxed);
                 // Whatever happens, the panic must be told.
                 let _ = execute!(stdout(), DisableMouseCapture);
                 leave_screen(info);
@@ -71,9 +76,11 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing better can be done on the way out than to go on.
-        let _ = execute!(stdout(), DisableMouseCapture);
-        ratatui::restore();
+        if OURS.swap(false, Ordering::Relaxed) {
+            // Nothing better can be done on the way out than to go on.
+            let _ = execute!(stdout(), DisableMouseCapture);
+            ratatui::restore();
+        }
         self.held.take();
     }
 }

@@ -81,9 +81,10 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 /// `since 13:29:07 UTC`, or, where it began with the agent, what is known.
 fn since(facts: &Facts, episode: &Episode) -> String {
     let now = &facts.snapshot.time;
-    // The first reading comes within a second or two of the start.
+    // The first reading comes within a second or two of the start; episodes are told to the second,
+    // and so may seem to be older than it.
     let with_the_agent =
-        later(&facts.snapshot.since, &episode.since).is_some_and(|gap| gap.as_secs() < 3);
+        later(&facts.snapshot.since, &episode.since).is_none_or(|gap| gap.as_secs() < 3);
     let at = moment(&episode.since, now);
     if with_the_agent {
         format!("since {at} or before")

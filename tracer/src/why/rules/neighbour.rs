@@ -16,6 +16,10 @@ const THRASHES: f64 = 0.05;
 /// And their least number in the window.
 const THRASHES_AT_LEAST: u64 = 20;
 
+/// Below this share of the limit, and with more time left than this, there is no pressure.
+const CALM: f64 = 0.6;
+const SOON: f64 = 600.0;
+
 /// Creations are refused for want of room.
 pub(super) fn table_full(facts: &Facts) -> Vec<Finding> {
     let rule = |(family, label): (&str, &str)| -> Option<Finding> {
@@ -71,9 +75,10 @@ pub(super) fn table_full(facts: &Facts) -> Vec<Finding> {
         let limit = table.map_or(0, |t| t.limits[2]);
         let holder = facts.top_holder(family);
         let held = holder.map_or_else(String::new, |(pod, held)| {
+            let asked = facts.pod.is_some_and(|asked| name(asked) == name(pod));
             format!(
                 "; {} holds {} of {} entries",
-                name(pod),
+                if asked { "it".to_owned() } else { name(pod) },
                 count(held),
                 count(limit)
             )
@@ -156,6 +161,13 @@ pub(super) fn table_fills(facts: &Facts) -> Vec<Finding> {
             return None;
         }
         let limit = table.limits[2];
+        // The pressure falls only after 30 s of calm.
+        let soon = table
+            .time_until_full_seconds
+            .is_some_and(|left| left < SOON);
+        if ratio(entries, limit) < CALM && !soon {
+            return None;
+        }
         let until = table.time_until_full_seconds.map_or_else(
             || ", and does not grow at present".to_owned(),
             |left| format!(", and full in about {} at the present rate", span(left)),

@@ -1,1 +1,303 @@
+//! Every rule, on snapshots recorded in the lab (`recorded/`), some of them with figures changed to
+//! what the lab cannot make.
 
+use super::*;
+use crate::export::snapshot::{Conntrack, DeadEndpoint, Episode, Pod, Snapshot};
+use crate::why::evidence::Failure;
+use crate::why::{Health, Verdict, judge};
+
+macro_rules! recorded {
+    ($name:literal) => {
+        read(
+            include_str!(concat!("recorded/", $name, ".json")),
+            include_str!(concat!("recorded/", $name, ".ndjson")),
+        )
+    };
+}
+
+fn read(snapshot: &str, events: &str) -> (Snapshot, Vec<Failure>) {
+    let snapshot = serde_json::from_str(snapshot).unwrap();
+    (
+        snapshot,
+        events.lines().filter_map(Failure::parse).collect(),
+    )
+}
+
+fn pod<'a>(snapshot: &'a mut Snapshot, name: &str) -> &'a mut Pod {
+    snapshot.pods.iter_mut().find(|p| p.pod == name).unwrap()
+}
+
+fn node(snapshot: &Snapshot, events: &[Failure]) -> Verdict {
+    judge(snapshot, events, None)
+}
+
+/// The sentence of the first finding.
+fn first(verdict: &Verdict) -> (&'static str, &str) {
+    let finding = verdict.findings.first().expect("something is found");
+    (finding.rule, &finding.sentence)
+}
+
+fn episode(signal: &str, cause: &str, failed: u64, attempts: u64) -> Episode {
+    Episode {
+        signal: signal.into(),
+        cause: cause.into(),
+        since: "2026-11-22T06:30:00Z".into(),
+        last: "2026-11-22T06:39:00Z".into(),
+        failed: 10 * failed,
+        attempts: 10 * attempts,
+        recent_failed: failed,
+        recent_attempts: attempts,
+    }
+}
+
+#[test]
+fn fine_is_fine() {
+    let (snapshot, events) = recorded!("fine");
+    let verdict = node(&snapshot, &events);
+    assert_eq!((verdict.health, verdict.findings.len()), (Health::Fine, 0));
+    assert_eq!(verdict.sentences.len(), 1);
+    assert!(
+        verdict.sentences[0].starts_with(
+            "Nothing is wrong on this node: no lookup failed in the last 60 s, and the neighbour \
+             tables hold "
+        ),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn silence_without_hooks_is_no_proof() {
+    let (mut snapshot, events) = recorded!("fine");
+    let dns = snapshot.hooks.iter_mut().find(|h| h.name == "dns").unwrap();
+    dns.state = "unavailable".into();
+    dns.reason = "no cgroup2".into();
+    let verdict = node(&snapshot, &events);
+    assert!(verdict.sentences[0].starts_with("Tracer sees nothing wrong"));
+    let unknown = "lookups: the hook dns is unavailable: no cgroup2";
+    assert!(verdict.unknown.iter().any(|u| u == unknown), "{verdict:?}");
+}
+
+#[test]
+fn a_full_table_is_told_with_those_who_suffer_and_who_holds_most() {
+    let (mut snapshot, events) = recorded!("overflow");
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::Sick);
+    let (rule, sentence) = first(&verdict);
+    assert_eq!(rule, "table-full");
+    insta::assert_snapshot!(sentence);
+    insta::assert_snapshot!(verdict.next);
+    assert!((1..=3).contains(&verdict.sentences.len()));
+
+    let victim = pod(&mut snapshot, "victim").clone();
+    let verdict = judge(&snapshot, &events, Some(&victim));
+    insta::assert_snapshot!(first(&verdict).1);
+
+    // Refusals without lookups.
+    for pod in &mut snapshot.pods {
+        pod.figures.episodes.retain(|e| e.signal == "neighbour");
+    }
+    snapshot.total.episodes.retain(|e| e.signal == "neighbour");
+    insta::assert_snapshot!(first(&node(&snapshot, &events)).1);
+}
+
+#[test]
+fn a_pod_that_does_not_suffer_is_not_accused() {
+    let (mut snapshot, events) = recorded!("overflow");
+    let hub = pod(&mut snapshot, "hub").clone();
+    let verdict = judge(&snapshot, &events, Some(&hub));
+    assert_eq!((verdict.health, verdict.findings.len()), (Health::Fine, 0));
+    assert!(verdict.sentences[0].contains("(netns)/hub"), "{verdict:?}");
+}
+
+#[test]
+fn a_table_that_was_full_is_over() {
+    let (mut snapshot, events) = recorded!("overflow");
+    for episode in &mut snapshot.total.episodes {
+        episode.recent_failed = 0;
+    }
+    for pod in &mut snapshot.pods {
+        pod.figures.episodes.clear();
+    }
+    snapshot.tables[0].pressure = "normal".into();
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::Fine);
+    assert!(verdict.sentences[0].starts_with("Nothing is wrong on this node"));
+    insta::assert_snapshot!(verdict.sentences[1]);
+    // And after an hour no news any more.
+    snapshot.time = "2026-11-22T09:00:00Z".into();
+    assert_eq!(node(&snapshot, &events).findings, []);
+}
+
+#[test]
+fn a_table_that_fills_is_an_omen() {
+    let (mut snapshot, events) = recorded!("fine");
+    let table = &mut snapshot.tables[0];
+    table.entries = Some(812);
+    table.pressure = "rising".into();
+    table.time_until_full_seconds = Some(240.0);
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::Warning);
+    insta::assert_snapshot!(first(&verdict).1);
+    // The pressure outlasts its reason by 30 s; the rule does not.
+    snapshot.tables[0].entries = Some(12);
+    snapshot.tables[0].time_until_full_seconds = None;
+    assert_eq!(node(&snapshot, &events).health, Health::Fine);
+}
+
+#[test]
+fn a_table_that_thrashes_needs_more_than_a_few() {
+    let (mut snapshot, events) = recorded!("fine");
+    let thrash = |again, all| episode("neighbour", "ipv4_recreated", again, all);
+    snapshot.total.episodes = vec![thrash(19, 100)];
+    assert_eq!(node(&snapshot, &events).findings, []);
+    snapshot.total.episodes = vec![thrash(340, 800)];
+    let verdict = node(&snapshot, &events);
+    assert_eq!(first(&verdict).0, "table-thrashes");
+    insta::assert_snapshot!(first(&verdict).1);
+}
+
+#[test]
+fn connection_tracking_is_full_only_near_its_limit() {
+    let (mut snapshot, events) = recorded!("fine");
+    let conntrack = |entries, limit| Conntrack {
+        entries,
+        limit,
+        ..Conntrack::default()
+    };
+    for (entries, limit, health) in [
+        (900, 1000, Health::Fine),
+        (5000, 0, Health::Fine),
+        (960, 1000, Health::Warning),
+        (1000, 1000, Health::Sick),
+    ] {
+        snapshot.conntrack = Some(conntrack(entries, limit));
+        assert_eq!(node(&snapshot, &events).health, health, "{entries}/{limit}");
+    }
+    let verdict = node(&snapshot, &events);
+    assert_eq!(
+        verdict.next,
+        "sysctl -w net.netfilter.nf_conntrack_max=2000"
+    );
+}
+
+#[test]
+fn lookups_that_a_rule_kills_are_the_nodes() {
+    let (snapshot, events) = recorded!("netfilter");
+    let verdict = node(&snapshot, &events);
+    assert_eq!(
+        (verdict.health, first(&verdict).0),
+        (Health::Sick, "dns-killed-here")
+    );
+    insta::assert_snapshot!(first(&verdict).1);
+}
+
+#[test]
+fn lookups_that_a_server_refuses_are_not() {
+    let (mut snapshot, events) = recorded!("server");
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    assert_eq!(first(&verdict).0, "dns-killed-elsewhere");
+    insta::assert_snapshot!(verdict.sentences.join("\n"));
+    assert!(
+        verdict
+            .unknown
+            .iter()
+            .any(|u| u.contains("the server's own log"))
+    );
+
+    // Once the window has gone by, nothing is told.
+    snapshot.total.episodes[0].recent_failed = 0;
+    assert_eq!(node(&snapshot, &events).findings, []);
+}
+
+#[test]
+fn a_full_receive_buffer_names_its_pod() {
+    let (mut snapshot, events) = recorded!("fine");
+    let lost = vec![episode("receive", "socket_buffer_full", 88, 88)];
+    pod(&mut snapshot, "greedy").figures.episodes = lost;
+    let verdict = node(&snapshot, &events);
+    assert_eq!(
+        (verdict.health, first(&verdict).0),
+        (Health::Sick, "receive-buffer-full")
+    );
+    insta::assert_snapshot!(first(&verdict).1);
+}
+
+#[test]
+fn a_server_here_that_is_silent_is_named() {
+    let (mut snapshot, events) = recorded!("fine");
+    let silent = vec![episode("served", "unanswered", 5, 50)];
+    pod(&mut snapshot, "hub").figures.episodes = silent;
+    let verdict = node(&snapshot, &events);
+    assert_eq!(first(&verdict).0, "server-does-not-answer");
+    insta::assert_snapshot!(first(&verdict).1);
+    assert_eq!(verdict.next, "tracer why (netns)/hub");
+}
+
+#[test]
+fn a_dead_endpoint_is_told_with_who_it_was() {
+    let (mut snapshot, events) = recorded!("fine");
+    let dead = DeadEndpoint {
+        destination: "10.0.0.9:8080".into(),
+        attempts: 120,
+        last_owner: Some("shop/db-1".into()),
+        owner_gone_since: Some("2026-11-22T06:10:00Z".into()),
+    };
+    let figures = &mut pod(&mut snapshot, "greedy").figures;
+    figures.dead_endpoints = vec![dead];
+    // Attempts of long ago accuse nobody.
+    assert_eq!(node(&snapshot, &events).findings, []);
+    let figures = &mut pod(&mut snapshot, "greedy").figures;
+    figures.failure_ratio.insert("connect".into(), 0.5);
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    assert_eq!(first(&verdict).0, "dead-endpoint");
+    insta::assert_snapshot!(first(&verdict).1);
+    // Another pod does not call it.
+    let victim = pod(&mut snapshot, "victim").clone();
+    assert_eq!(judge(&snapshot, &events, Some(&victim)).findings, []);
+
+    let figures = &mut pod(&mut snapshot, "greedy").figures;
+    figures.dead_endpoints[0].last_owner = None;
+    let verdict = node(&snapshot, &events);
+    insta::assert_snapshot!(first(&verdict).1);
+    assert!(
+        verdict
+            .unknown
+            .iter()
+            .any(|u| u.starts_with("who had 10.0.0.9:8080"))
+    );
+}
+
+#[test]
+fn connects_that_fail_are_told_by_result() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.failure_ratio.insert("connect".into(), 0.25);
+    insta::assert_snapshot!(first(&node(&snapshot, &events)).1);
+    snapshot.total.episodes = vec![episode("connect", "refused", 3, 12)];
+    let verdict = node(&snapshot, &events);
+    assert_eq!(first(&verdict).0, "connects-fail");
+    insta::assert_snapshot!(first(&verdict).1);
+}
+
+#[test]
+fn what_this_node_does_stands_above_what_others_do() {
+    let (mut snapshot, events) = recorded!("overflow");
+    let server = episode("dns", "server", 65, 70);
+    snapshot.total.episodes.push(server);
+    let verdict = node(&snapshot, &events);
+    let rules: Vec<&str> = verdict.findings.iter().map(|f| f.rule).collect();
+    assert_eq!(rules, ["table-full", "dns-killed-elsewhere"]);
+    assert_eq!(verdict.sentences.len(), 2);
+}
+
+#[test]
+fn every_rule_is_told_in_the_book() {
+    let book = include_str!("../../../../docs/why.md");
+    for (name, _) in RULES {
+        assert!(
+            book.contains(&format!("`{name}`")),
+            "docs/why.md lacks {name}"
+        );
+    }
+}

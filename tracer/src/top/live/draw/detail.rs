@@ -9,11 +9,10 @@ use ratatui::text::{Line, Span};
 use tracer_common::dns::BUCKETS_NS;
 
 use super::theme::{Theme, Tone};
-use super::{events, head, pods, put, rule, shorten};
+use super::{events, pods, put, rule, shorten};
 use crate::export::snapshot::Pod;
 use crate::output::{printable, seconds};
 use crate::top::live::state::{State, View};
-use crate::why;
 use crate::why::evidence::{Failure, ranked};
 use crate::why::words::{count, moment, share};
 
@@ -22,13 +21,10 @@ const LISTED: usize = 4;
 
 /// Draws it.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
-    let (
-        Some(shown),
-        View::Detail {
-            namespace,
-            pod: name,
-        },
-    ) = (&state.shown, &state.view)
+    let View::Detail {
+        namespace,
+        pod: name,
+    } = &state.view
     else {
         return;
     };
@@ -43,17 +39,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         return;
     };
     let failures = state.log.of((namespace, name));
-    let width = usize::from(area.width);
     let mut top = vec![rule(title, area.width, theme)];
-    let owned: Vec<Failure> = failures.iter().rev().map(|f| (*f).clone()).collect();
-    let verdict = why::judge(&shown.snapshot, &owned, Some(pod));
-    let text = verdict.sentences.join(" ");
-    let most = if area.height >= 30 { 4 } else { 2 };
-    top.extend(
-        head::wrap(&text, width.saturating_sub(2), most, theme)
-            .into_iter()
-            .map(|line| Line::raw(format!(" {line}"))),
-    );
     top.push(summary(pod, theme));
 
     let columns = columns(pod, state, &failures, theme, area);

@@ -26,8 +26,8 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
             count(events.len() as u64)
         )),
     ];
-    if !state.filter.is_empty() {
-        let filter = format!(", filter {:?}", state.filter);
+    if !state.event_filter.is_empty() {
+        let filter = format!(", filter {:?}", state.event_filter);
         title.push(Span::styled(filter, theme.style(Tone::Warn)));
     }
     if state.scrolled > 0 {
@@ -35,7 +35,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     }
     let mut lines = vec![rule(title, area.width, theme)];
     if events.is_empty() {
-        let why = if state.filter.is_empty() {
+        let why = if state.event_filter.is_empty() {
             "  nothing has failed of late"
         } else {
             "  no event matches the filter"

@@ -6,10 +6,11 @@ use ratatui::text::{Line, Span};
 use super::theme::{Theme, Tone};
 use crate::export::snapshot::{History, Snapshot, Table};
 use crate::output::printable;
-use crate::top::live::state::State;
+use crate::top::live::state::{State, View};
 use crate::top::text::percent;
-use crate::why::Health;
+use crate::why::evidence::Failure;
 use crate::why::words::{count, later, moment, span};
+use crate::why::{self, Health};
 
 /// Signals, as the snapshot and as people call them.
 const SIGNALS: [(&str, &str); 3] = [
@@ -47,7 +48,12 @@ pub(super) fn lines<'a>(state: &State, theme: Theme, area: Rect) -> Vec<Line<'a>
         lines.push(neighbours(table, &snapshot.history, theme, width));
     }
     lines.push(ratios(snapshot, theme, width));
-    lines.extend(trouble(state, snapshot, theme));
+    let mut trouble = trouble(state, snapshot, theme);
+    if area.height < 30 && state.view != View::Pods {
+        // Who looks closer has seen who traces; what is wrong with it stays.
+        trouble.remove(0);
+    }
+    lines.extend(trouble);
     lines
 }
 
@@ -93,18 +99,31 @@ fn title<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Line<'a> {
     ])
 }
 
-/// The verdict of `tracer why`, in at most so many lines.
+/// The verdict of `tracer why` on the node, or on the pod that is looked at, in at most so many
+/// lines.
 fn verdict<'a>(state: &State, theme: Theme, width: usize, most: usize) -> Vec<Line<'a>> {
     let Some(shown) = &state.shown else {
         return Vec::new();
     };
-    let (word, tone) = match shown.verdict.health {
-        Health::Fine => (" FINE ", Tone::Good),
-        Health::FailsElsewhere => (" FAILS ", Tone::Warn),
-        Health::Warning => (" SOON ", Tone::Warn),
-        Health::Sick => (" SICK ", Tone::Bad),
+    let of_pod = state.detail().map(|pod| {
+        let failures = state.log.of((&pod.namespace, &pod.pod));
+        let oldest_first: Vec<Failure> = failures.into_iter().rev().cloned().collect();
+        why::judge(&shown.snapshot, &oldest_first, Some(pod))
+    });
+    let verdict = of_pod.as_ref().unwrap_or(&shown.verdict);
+    let (word, tone) = match verdict.health {
+        Health::Fine => ("FINE", Tone::Good),
+        Health::FailsElsewhere => ("FAILS", Tone::Warn),
+        Health::Warning => ("SOON", Tone::Warn),
+        Health::Sick => ("SICK", Tone::Bad),
     };
-    let text = shown.verdict.sentences.join(" ");
+    // Nobody knows what it is by now.
+    let word = if theme.old {
+        format!(" WAS {word} ")
+    } else {
+        format!(" {word} ")
+    };
+    let text = verdict.sentences.join(" ");
     let indent = word.len() + 2;
     let lines = wrap(&text, width.saturating_sub(indent + 1), most, theme);
     lines
@@ -112,7 +131,10 @@ fn verdict<'a>(state: &State, theme: Theme, width: usize, most: usize) -> Vec<Li
         .enumerate()
         .map(|(i, line)| {
             let lead = if i == 0 {
-                vec![Span::raw(" "), Span::styled(word, theme.badge(tone))]
+                vec![
+                    Span::raw(" "),
+                    Span::styled(word.clone(), theme.badge(tone)),
+                ]
             } else {
                 vec![Span::raw(" ".repeat(indent - 1))]
             };

@@ -12,7 +12,7 @@ const KEYS: [(&str, &str); 16] = [
     ("Enter, l", "the pod under the cursor"),
     ("Esc", "back; clears the filter"),
     ("e", "events"),
-    ("/", "filter pods or events by typing"),
+    ("/", "filter pods by typing, or events in their view"),
     ("s S, < >, arrows", "sort by the next or previous column"),
     ("w", "worst first"),
     ("r", "reverse the order"),

@@ -80,7 +80,10 @@ fn footer<'a>(state: &State, theme: Theme, width: u16) -> Line<'a> {
     if state.editing {
         return Line::from(vec![
             Span::styled(" filter: ", theme.style(Tone::Title)),
-            Span::raw(state.filter.clone()),
+            Span::raw(match state.view {
+                View::Events => state.event_filter.clone(),
+                _ => state.pod_filter.clone(),
+            }),
             Span::styled(theme.sign("▏", "_"), theme.style(Tone::Plain)),
             Span::styled("  Enter keeps it, Esc clears it", theme.style(Tone::Faint)),
         ]);

@@ -97,7 +97,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
 fn nobody(state: &State, shown: &Shown) -> &'static str {
     if shown.rows.is_empty() {
         "  no pod has had traffic yet"
-    } else if state.filter.is_empty() {
+    } else if state.pod_filter.is_empty() {
         "  every pod is healthy (h shows them)"
     } else {
         "  no pod matches the filter (/ then Esc clears it)"
@@ -126,8 +126,8 @@ fn title<'a>(state: &State, shown: &Shown, rows: &[&Row], theme: Theme) -> Vec<S
             column => format!(", by {}{reverse}", column.name()),
         }),
     ];
-    if !state.filter.is_empty() {
-        let filter = format!(", filter {:?}", state.filter);
+    if !state.pod_filter.is_empty() {
+        let filter = format!(", filter {:?}", state.pod_filter);
         spans.push(Span::styled(filter, theme.style(Tone::Warn)));
     }
     if state.hide_healthy {
