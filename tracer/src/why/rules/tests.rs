@@ -242,6 +242,7 @@ fn a_dead_endpoint_is_told_with_who_it_was() {
         attempts: 120,
         last_owner: Some("shop/db-1".into()),
         owner_gone_since: Some("2026-11-22T06:10:00Z".into()),
+        ..DeadEndpoint::default()
     };
     let figures = &mut pod(&mut snapshot, "greedy").figures;
     figures.dead_endpoints = vec![dead];

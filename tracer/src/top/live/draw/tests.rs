@@ -150,6 +150,7 @@ fn dead_destinations_show_their_last_owner() {
         attempts: 1200,
         last_owner: Some("shop/db-1".into()),
         owner_gone_since: Some("2026-11-22T06:10:00Z".into()),
+        ..DeadEndpoint::default()
     }];
     figures(&mut state, after);
     state.selected = Some(("(netns)".into(), "greedy".into()));
