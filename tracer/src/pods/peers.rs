@@ -158,11 +158,11 @@ mod tests {
     #[test]
     fn twenty_have_names_and_the_sum_is_complete() {
         let mut peers = Peers::with(None);
-        let many: Vec<_> = (1..=25).map(|n| (key(n, Kind::Dns), 2)).collect();
+        let many: Vec<_> = (1..=25).map(|n| (key(n, Kind::Dns), n.into())).collect();
         peers.update(&many, Instant::now(), 0);
-        assert_eq!(of(&peers, Kind::Dns, "10.0.0.20"), Some(2));
-        assert_eq!(of(&peers, Kind::Dns, "10.0.0.21"), None);
-        assert_eq!(of(&peers, Kind::Dns, OTHER), Some(10));
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.6"), Some(6));
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.5"), None);
+        assert_eq!(of(&peers, Kind::Dns, OTHER), Some(1 + 2 + 3 + 4 + 5));
     }
 
     #[test]
