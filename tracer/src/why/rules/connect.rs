@@ -51,7 +51,7 @@ fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
                 moment(since, now)
             )
         }
-        (Some(owner), None) => format!("which was {owner} and answers nobody"),
+        (Some(owner), None) => format!("which is {owner} and answers nobody"),
         (None, _) => "which answers nobody".to_owned(),
     };
     let unknown = dead.last_owner.is_none().then(|| {
@@ -70,7 +70,7 @@ fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
             dead.destination,
             counted(dead.attempts, "attempt", "attempts"),
         ),
-        since: dead.owner_gone_since.clone(),
+        since: Some(dead.since.clone()).filter(|since| !since.is_empty()),
         figures: figures([
             ("pod", json!(name(pod))),
             ("destination", json!(dead.destination)),

@@ -265,7 +265,7 @@ fn dead<'a>(pod: &Pod, state: &State, width: usize, most: usize, theme: Theme) -
     for endpoint in dead.iter().take(most) {
         let was = match (&endpoint.last_owner, &endpoint.owner_gone_since) {
             (Some(owner), Some(since)) => format!(", was {owner} until {}", moment(since, now)),
-            (Some(owner), None) => format!(", was {owner}"),
+            (Some(owner), None) => format!(", is {owner}"),
             _ => String::new(),
         };
         let text = printable(&format!("{}{was}", endpoint.destination)).into_owned();
