@@ -303,18 +303,21 @@ fn connections_that_live_with_loss_are_not_dead() {
         eventually(SOON, || {
             let sent = kernel::Statistics::of(&pod.netns).data_retransmitted();
             let shown = count(&scene.agent, RETRANSMITS, pod);
-            ensure(shown == sent && sent > 0, || {
-                let name = pod.netns.name();
-                let failed = kernel::extended(&pod.netns, "TCPRetransFail");
-                let missed = scene
-                    .agent
-                    .metrics()
-                    .sum("tracer_program_misses_total", &[]);
-                format!(
-                    "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
+            let metrics = scene.agent.metrics();
+            let missed = metrics.sum("tracer_program_misses_total", &[("hook", "tcp")]);
+            // Where both of a pair of programs were interrupted, one at a time, a run may be lost.
+            let short = sent.checked_sub(shown);
+            ensure(
+                sent > 0 && short.is_some_and(|n| n as f64 <= missed),
+                || {
+                    let name = pod.netns.name();
+                    let failed = kernel::extended(&pod.netns, "TCPRetransFail");
+                    format!(
+                        "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
                      times could not; {missed} runs were missed"
-                )
-            })
+                    )
+                },
+            )
         });
     }
     let metrics = scene.agent.metrics();

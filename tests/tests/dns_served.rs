@@ -235,7 +235,7 @@ fn datagrams_lost_at_another_port_are_counted_too() {
     lab.hub.sysctl("ipv6/conf/all/forwarding", "1");
     let agent = Agent::start(&["--dns-port", "53", "--dns-port", "5353"]);
     let mut by_port = BTreeMap::new();
-    for (port, label) in [(9999, "(other)"), (5353, "5353")] {
+    for (port, label) in [(9999, "9999"), (5353, "5353")] {
         for family in Family::ALL {
             let _socket = deaf(&receiver, family, port);
             let before = receive_buffer_errors(&receiver.netns, family);

@@ -58,6 +58,11 @@ const EHOSTUNREACH: u32 = 113;
 /// Marks an error in [`Connecting::error`] that does not end the attempt.
 const SOFT: u32 = 1 << 31;
 
+/// Stand for what happens to a socket once, where [`Turn::counts`] asks; not numbers of segments.
+const SILENT_KEY: u64 = u64::MAX;
+/// As [`SILENT_KEY`].
+const RESET_KEY: u64 = u64::MAX - 1;
+
 /// Within this time after its beginning, an attempt of the same socket is the same. Nanoseconds: a
 /// pair of programs is done in a few microseconds; sockets are not closed and reused as fast.
 const SAME_NS: u64 = 20_000;
@@ -232,7 +237,7 @@ fn close(sk: u64, turn: Turn) -> Option<()> {
     // Retransmissions tell of it long before; keepalive and window probes do not.
     if read::<u32>(sk, OFF_SOCK_ERR.load())? == ETIMEDOUT
         && read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? < SILENT_RUN
-        && turn.counts(sk, CLOSE as u64)
+        && turn.counts(sk, SILENT_KEY)
     {
         count::happened(sk, Outcome::Silent, 0);
     }
@@ -252,7 +257,7 @@ fn try_reset(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
         }
         CLOSE | LISTEN => None,
         _ => {
-            if turn.counts(sk, 0) {
+            if turn.counts(sk, RESET_KEY) {
                 count::happened(sk, Outcome::Reset, 0);
             }
             None
@@ -309,7 +314,11 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
             return None; // older kernels do not tell of these
         }
     }
-    if !turn.counts(sk, skb) {
+    // It has grown by this packet's segments already: never the same twice.
+    if !turn.counts(
+        sk,
+        read::<u32>(sk, OFF_TCP_SOCK_TOTAL_RETRANS.load())? as u64,
+    ) {
         return None;
     }
     let segments =

@@ -49,6 +49,8 @@ const AGE_INTERVAL: Duration = Duration::from_millis(200);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
 /// A reading this young serves another scraper too.
 const COLLECT_MIN_AGE: Duration = Duration::from_millis(100);
+/// Older readings make the agent unready: nobody should rely on its figures.
+const READ_AGE: Duration = Duration::from_secs(30);
 /// How often keys that are over are looked for.
 const RETIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -65,6 +67,8 @@ pub struct Engine {
     aggregate: Mutex<Aggregate>,
     collected: Mutex<Collected>,
     hub: Hub,
+    /// When the counters were last read in full.
+    read_at: Mutex<Option<Instant>>,
     read_errors: AtomicU64,
     undecodable: AtomicU64,
     host_netns: AtomicU32,
@@ -175,6 +179,7 @@ impl Engine {
             aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
             collected: Mutex::default(),
             hub: Hub::default(),
+            read_at: Mutex::default(),
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
             host_netns: AtomicU32::new(0),
@@ -231,8 +236,16 @@ impl Engine {
         lock(&self.loaded).hooks.clone()
     }
 
-    /// Why the engine is not ready, if it is not: no pod source has answered yet.
+    /// Why the engine is not ready, if it is not: no pod source has answered yet, or the kernel's
+    /// counters have not been read for long.
     pub fn not_ready(&self) -> Option<String> {
+        let read = lock(&self.read_at).map_or_else(|| self.epoch.elapsed(), |at| at.elapsed());
+        if read > READ_AGE {
+            return Some(format!(
+                "the kernel's counters could not be read for {} s; the log says why",
+                read.as_secs()
+            ));
+        }
         let silent: Vec<SourceStatus> = lock(&self.resolver)
             .sources()
             .into_iter()
@@ -332,8 +345,9 @@ impl Engine {
             Ok(figures) => collected.conntrack = figures,
             Err(error) => self.failed(&error),
         }
-        if let Err(error) = self.try_collect(&mut collected) {
-            self.failed(&error);
+        match self.try_collect(&mut collected) {
+            Ok(()) => *lock(&self.read_at) = Some(Instant::now()),
+            Err(error) => self.failed(&error),
         }
         collected.at = Some(Instant::now());
     }

@@ -26,6 +26,10 @@ use crate::{
 
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
 /// SYN and ACK among the flags of a TCP header.
 const SYN_ACK: u8 = 0x12;
 
@@ -122,8 +126,7 @@ fn try_packet(skb: u64, packet: &mut Packet) -> Option<()> {
             packet.family = AF_INET6;
             packet.source = read(network, 8)?;
             packet.destination = read(network, 24)?;
-            packet.protocol = read(network, 6)?;
-            network + 40
+            behind_extensions(network, packet)?
         }
         _ => return None,
     };
@@ -144,6 +147,31 @@ fn try_packet(skb: u64, packet: &mut Packet) -> Option<()> {
     };
     packet.is_answer = is_answer as u8;
     Some(())
+}
+
+/// Follows IPv6 extension headers (RFC 8200 4) to the transport header, a few of them.
+#[inline(always)]
+fn behind_extensions(network: u64, packet: &mut Packet) -> Option<u64> {
+    packet.protocol = read(network, 6)?;
+    let mut at = network + 40;
+    let mut i = 0;
+    while i < 4 {
+        let len = match packet.protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (read::<u8>(at, 1)? as u64 + 1) * 8,
+            FRAGMENT => {
+                if u16::from_be(read(at, 2)?) & 0xfff8 != 0 {
+                    packet.protocol = read(at, 0)?;
+                    return None; // a later fragment
+                }
+                8
+            }
+            _ => break,
+        };
+        packet.protocol = read(at, 0)?;
+        at += len;
+        i += 1;
+    }
+    Some(at)
 }
 
 /// Whose packet it is: fills the key and gives the namespace's inode. Out of line: as above.

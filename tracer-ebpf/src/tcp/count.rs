@@ -22,6 +22,9 @@ use crate::{
 /// than the kernel tries to connect by default (tcp_syn_retries 6: 127 s).
 const BEHIND_NS: u64 = 150_000_000_000;
 
+/// How long a client must have waited in vain. Nanoseconds.
+const PATIENCE_NS: u64 = 300_000_000;
+
 /// The counters of a socket's owner; those of the rest key where the map is full.
 #[inline(always)]
 pub fn client(sk: u64) -> Option<&'static mut Value> {
@@ -103,7 +106,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     }
     let mut to = destination(&ends, key.net_cookie);
     let is_redirected = redirected(&ends, connecting.started_ns, &mut to);
-    if has_sent(sk) {
+    if has_sent(sk) && !is_impatient(outcome, connecting) {
         peer::count(
             &peers::Key {
                 address: ends.destination,
@@ -118,6 +121,17 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     let backend = (is_redirected != 0).then_some(&to);
     tell(&key, &ends, backend, outcome as u8, connecting);
     None
+}
+
+/// Has the client given up before a far server could have answered (RFC 8305 tries the next address
+/// after 250 ms)? Then nothing is held against the destination.
+#[inline(always)]
+fn is_impatient(outcome: Outcome, connecting: &Connecting) -> bool {
+    // SAFETY: the helper has no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    matches!(outcome, Outcome::Timeout)
+        && connecting.started_ns != 0
+        && now_ns - connecting.started_ns < PATIENCE_NS
 }
 
 /// The destination has answered. Out of line: its stack is its own.

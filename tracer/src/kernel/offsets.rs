@@ -118,6 +118,7 @@ const TCP: &[Field] = &[
         "icsk_retransmits",
     ),
     ("OFF_TCP_SOCK_SEGS_OUT", "tcp_sock", "segs_out"),
+    ("OFF_TCP_SOCK_TOTAL_RETRANS", "tcp_sock", "total_retrans"),
     ("OFF_TCP_SOCK_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
     ("OFF_TCP_SOCK_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("OFF_SK_BUFF_CB", "sk_buff", "cb"),
