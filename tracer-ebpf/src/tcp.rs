@@ -63,10 +63,6 @@ const SILENT_KEY: u64 = u64::MAX;
 /// As [`SILENT_KEY`].
 const RESET_KEY: u64 = u64::MAX - 1;
 
-/// Within this time after its beginning, an attempt of the same socket is the same. Nanoseconds: a
-/// pair of programs is done in a few microseconds; sockets are not closed and reused as fast.
-const SAME_NS: u64 = 20_000;
-
 /// Two of each: since 6.1 the kernel keeps a program from running on a CPU where it is at work already
 /// (`bpf_prog.active`), and a softirq may interrupt a task in the midst of one. The first of a pair
 /// does the work and leaves a note; the second, which runs right after it, does what the first was kept
@@ -89,6 +85,12 @@ macro_rules! pair {
 
 pair!(tcp_state, tcp_state_again, "inet_sock_set_state", try_state);
 pair!(tcp_reset, tcp_reset_again, "tcp_receive_reset", try_reset);
+pair!(
+    tcp_error,
+    tcp_error_again,
+    "inet_sk_error_report",
+    try_error
+);
 pair!(
     tcp_retransmit,
     tcp_retransmit_again,
@@ -127,7 +129,7 @@ fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     }
     match (old, new) {
         (_, SYN_SENT) => {
-            begin(sk);
+            begin(sk, turn);
             None
         }
         // Both ends connected at the same moment (RFC 9293 3.5): not over yet.
@@ -152,25 +154,19 @@ fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
 
 /// Out of line: its stack is its own.
 #[inline(never)]
-fn begin(sk: u64) -> u64 {
-    let _ = try_begin(sk); // not followed, and counted so
+fn begin(sk: u64, turn: Turn) -> u64 {
+    let _ = try_begin(sk, turn); // not followed, and counted so
     0
 }
 
 #[inline(always)]
-fn try_begin(sk: u64) -> Option<()> {
+fn try_begin(sk: u64, turn: Turn) -> Option<()> {
+    let is_there = CONNECTING.get_ptr(sk).is_some();
+    if is_there && matches!(turn, Turn::Second) {
+        return None; // the first of the pair has made it
+    }
     // SAFETY: the helpers have no precondition.
     let (task, now_ns) = unsafe { (bpf_get_current_task(), bpf_ktime_get_ns()) };
-    if let Some(connecting) = CONNECTING.get_ptr(sk) {
-        // SAFETY: a map's value.
-        let started_ns = unsafe { (*connecting).started_ns };
-        if now_ns.wrapping_sub(started_ns) < SAME_NS {
-            return None; // the first of the pair has made it
-        }
-        // Its socket's end was not seen, as before the second of the pair was attached.
-        CONNECTING.remove(sk).ok()?;
-        add(&mut count::node()?.over, 1);
-    }
     // connect() runs in the context of the process that asks.
     let connecting = Connecting {
         started_ns: now_ns,
@@ -178,12 +174,13 @@ fn try_begin(sk: u64) -> Option<()> {
         error: 0,
         comm: read(task, OFF_TASK_COMM.load()).unwrap_or_default(),
     };
-    if CONNECTING.insert(sk, connecting, NEW).is_err() {
+    // One that is there is of an attempt whose end was not seen: its place is this one's.
+    if CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
         // The end is counted all the same; who asked and since when is not known then.
         ring::count_full(ClientMap::Connecting);
-        return None;
+    } else if !is_there {
+        add(&mut count::node()?.begun, 1);
     }
-    add(&mut count::node()?.begun, 1);
     None
 }
 
@@ -265,14 +262,9 @@ fn try_reset(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     }
 }
 
-#[raw_tracepoint(tracepoint = "inet_sk_error_report")]
-pub fn tcp_error(ctx: RawTracePointContext) -> i32 {
-    let _ = try_error(ctx.arg(0));
-    0
-}
-
 #[inline(always)]
-fn try_error(sk: u64) -> Option<()> {
+fn try_error(ctx: &RawTracePointContext, _turn: Turn) -> Option<()> {
+    let sk: u64 = ctx.arg(0);
     if read::<u8>(sk, OFF_SOCK_STATE.load())? as u32 != SYN_SENT {
         return None;
     }

@@ -35,6 +35,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tcp_reset", "raw_tp"),
     ("tcp_reset_again", "raw_tp"),
     ("tcp_error", "raw_tp"),
+    ("tcp_error_again", "raw_tp"),
     ("tcp_age", "raw_tp"),
     ("cgroup_mkdir", "raw_tp"),
 ];

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::getpeername;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_error};
 use rustix::net::{
     AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getsockname, socket_with,
@@ -228,7 +229,14 @@ impl Open {
     fn look(&self, answered: bool) -> Option<Ended> {
         if answered {
             let error = socket_error(&self.socket).expect("sockets have a state");
-            return Some(self.ended(error.map_or_else(result_of, |()| ESTABLISHED)));
+            match error {
+                Err(error) => return Some(self.ended(result_of(error))),
+                Ok(()) if getpeername(&self.socket).is_ok() => {
+                    return Some(self.ended(ESTABLISHED));
+                }
+                // Woken by an ICMP error before it was noted where SO_ERROR looks: soon.
+                Ok(()) => {}
+            }
         }
         let patience = self.attempt.patience?;
         (self.begun.elapsed() >= patience).then(|| self.ended(TIMEOUT))

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::client::{Attempt, Ended, Means, Tally};
 use super::server::{Manner, Server};
-use super::truth::{DEAD_INFO, check_node, compare};
+use super::truth::{DEAD_INFO, check_node, compare, compare_nearly};
 use crate::agent::Agent;
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::neigh::Family;
 use crate::netns::{Netns, Pod};
 use crate::nft::Rules;
@@ -176,6 +177,21 @@ impl Scene {
     /// Panics unless tracer's figures of these pods come to be what their clients saw, the node's add
     /// up, and no fault was noted.
     pub fn settle(self, pods: &[(&Pod, &Tally)]) {
+        self.settle_by(pods, compare);
+    }
+
+    /// As [`Self::settle`], with `slack` for each pod, as in [`compare_nearly`].
+    pub fn settle_nearly(self, pods: &[(&Pod, &Tally)], slack: u64) {
+        self.settle_by(pods, |metrics, labels, tally| {
+            compare_nearly(metrics, labels, tally, slack)
+        });
+    }
+
+    fn settle_by(
+        self,
+        pods: &[(&Pod, &Tally)],
+        compare: impl Fn(&Metrics, [(&str, &str); 2], &Tally) -> Result<(), String>,
+    ) {
         let faults = format!("{} faults are told above", self.faults);
         eventually(Duration::from_secs(5), || {
             let metrics = self.agent.metrics();

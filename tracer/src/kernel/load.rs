@@ -145,6 +145,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
             "tcp_reset",
             "tcp_reset_again",
             "tcp_error",
+            "tcp_error_again",
             "tcp_age",
         ],
         Hook::Cgroups => &["cgroup_mkdir"],
@@ -351,8 +352,9 @@ impl Loaded {
             Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
             Hook::Tcp => {
                 // Ends before begins: nothing is begun whose end could go unseen.
-                self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
                 // The kernel runs them in this order: the second of a pair after the first.
+                self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
+                self.attach_tracepoint("tcp_error_again", "inet_sk_error_report")?;
                 self.attach_tracepoint("tcp_reset", "tcp_receive_reset")?;
                 self.attach_tracepoint("tcp_reset_again", "tcp_receive_reset")?;
                 self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
