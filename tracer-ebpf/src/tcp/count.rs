@@ -23,7 +23,7 @@ use crate::{
 const BEHIND_NS: u64 = 150_000_000_000;
 
 /// How long a client must have waited in vain. Nanoseconds.
-const PATIENCE_NS: u64 = 300_000_000;
+const PATIENCE_NS: u64 = 150_000_000;
 
 /// The counters of a socket's owner; those of the rest key where the map is full.
 #[inline(always)]
@@ -123,8 +123,8 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     None
 }
 
-/// Has the client given up before a far server could have answered (RFC 8305 tries the next address
-/// after 250 ms)? Then nothing is held against the destination.
+/// Has the client given up before a server at some distance could have answered? Then nothing is held
+/// against the destination.
 #[inline(always)]
 fn is_impatient(outcome: Outcome, connecting: &Connecting) -> bool {
     // SAFETY: the helper has no precondition.
