@@ -106,7 +106,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     }
     let mut to = destination(&ends, key.net_cookie);
     let is_redirected = redirected(&ends, connecting.started_ns, &mut to);
-    if has_sent(sk) && !is_impatient(outcome, connecting) {
+    if has_sent(sk) {
         peer::count(
             &peers::Key {
                 address: ends.destination,
@@ -116,7 +116,9 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
             Kind::Connect,
             1,
         );
-        failed(&key, &to, value, is_redirected);
+        if !is_impatient(outcome, connecting) {
+            failed(&key, &to, value, is_redirected);
+        }
     }
     let backend = (is_redirected != 0).then_some(&to);
     tell(&key, &ends, backend, outcome as u8, connecting);
