@@ -31,6 +31,7 @@ pub mod standin_cri;
 pub mod standin_tls;
 pub mod tcp;
 pub mod tmux;
+pub mod unseen;
 pub mod wait;
 
 pub use agent::Agent;
