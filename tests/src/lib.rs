@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cgroup;
 pub mod containerd;
 pub mod cri;
+pub mod crowd;
 pub mod dns;
 pub mod entries;
 pub mod events;
