@@ -13,7 +13,7 @@ use tests::dns::scene::{CLIENT, lookups};
 use tests::http::{self, Response};
 use tests::metrics::Labels;
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
-use tests::prometheus::promtool;
+use tests::prometheus::{Sample, promtool};
 use tests::router::Wiring;
 use tests::tcp::scene::{CLOSED, OPEN, PATIENCE, prepare};
 use tests::tcp::{Attempt, Means, Scene, run};
@@ -42,6 +42,8 @@ const CONNTRACK: &str = "node_conntrack_entries node_conntrack_entries_limit \
 
 /// What moves without anything happening.
 const MOVING: [&str; 2] = ["process_", "tracer_source_age_seconds"];
+
+const SOON: Duration = Duration::from_secs(10);
 
 const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0";
 
@@ -76,7 +78,14 @@ fn a_real_prometheus_has_every_metric_as_the_agent_has_it() {
     let far = &scene.node.far;
     let servers = Family::ALL.map(|family| far.address(family));
     let _names = dns::Server::start(&far.netns, &servers);
-    let asked = lookups(&["ok", "nx", "servfail", "drop"], &servers);
+    let well = CLIENT.run(&client, lookups(&["ok"], &servers));
+    assert_eq!(well.answered(), 4, "the lab failed: {well:?}");
+    prometheus.await_up("tracer", 1);
+    // The first failure shows in `increase()`, for there is a 0 before it.
+    let failures = "tracer_pod_dns_failures_total{pod=\"client\",cause=\"server\"}";
+    let is = |value: f64| move |has: &[Sample]| has.len() == 1 && has[0].value == value;
+    prometheus.await_query(SOON, failures, is(0.0));
+    let asked = lookups(&["nx", "servfail", "drop"], &servers);
     let tally = CLIENT.run(&client, asked);
     assert_eq!(tally.outcome("timeout"), 4, "the lab failed: {tally:?}");
     let open = scene.port(Family::V4, OPEN);
@@ -95,7 +104,6 @@ fn a_real_prometheus_has_every_metric_as_the_agent_has_it() {
     drop(limits);
     assert!(table_fulls(Family::V4) > fulls, "the lab failed");
 
-    prometheus.await_up("tracer", 1);
     let metrics = eventually(Duration::from_secs(20), || {
         let before = scene.agent.metrics();
         let has = samples(&prometheus);
@@ -106,6 +114,9 @@ fn a_real_prometheus_has_every_metric_as_the_agent_has_it() {
     if Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
         contract = format!("{contract} {CONNTRACK}");
     }
+    prometheus.await_query(SOON, failures, is(4.0));
+    let increase = prometheus.query(&format!("increase({failures}[1m])"));
+    assert!(increase[0].value > 3.0, "{increase:?}");
     let has = samples(&prometheus);
     for name in contract.split_whitespace() {
         let name = format!("tracer_{name}");

@@ -150,3 +150,66 @@ impl Display for Bound {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus::proto::{Bucket, Histogram, Summary};
+
+    use super::{super::families::Families, *};
+
+    #[test]
+    fn every_type_is_written_as_the_specification_says() {
+        let mut families = Families::new("n1");
+        families.counter("lost_total", "A \"quoted\"\\ word.", &[("why", "a\nb")], 3);
+        families.gauge("build_info", "1.", &[("version", "2")], 1.0);
+        families.gauge("until_full_seconds", "Or never.", &[], f64::INFINITY);
+        families.add(
+            "took_seconds",
+            "Each.",
+            MetricType::HISTOGRAM,
+            &[],
+            |metric| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(1.0);
+                bucket.set_cumulative_count(2);
+                let mut histogram = Histogram::default();
+                histogram.set_bucket(vec![bucket]);
+                histogram.set_sample_count(3);
+                histogram.set_sample_sum(4.5);
+                metric.set_histogram(histogram);
+            },
+        );
+        families.add("all_seconds", "All.", MetricType::SUMMARY, &[], |metric| {
+            let mut summary = Summary::default();
+            summary.set_sample_count(3);
+            summary.set_sample_sum(0.5);
+            metric.set_summary(summary);
+        });
+        let text = String::from_utf8(encode(&families.finish()).unwrap()).unwrap();
+        let expected = r#"# TYPE tracer_lost counter
+# HELP tracer_lost A \"quoted\"\\ word.
+tracer_lost_total{node="n1",why="a\nb"} 3
+# TYPE tracer_build info
+# HELP tracer_build 1.
+tracer_build_info{node="n1",version="2"} 1
+# TYPE tracer_until_full_seconds gauge
+# UNIT tracer_until_full_seconds seconds
+# HELP tracer_until_full_seconds Or never.
+tracer_until_full_seconds{node="n1"} +Inf
+# TYPE tracer_took_seconds histogram
+# UNIT tracer_took_seconds seconds
+# HELP tracer_took_seconds Each.
+tracer_took_seconds_bucket{node="n1",le="1.0"} 2
+tracer_took_seconds_bucket{node="n1",le="+Inf"} 3
+tracer_took_seconds_sum{node="n1"} 4.5
+tracer_took_seconds_count{node="n1"} 3
+# TYPE tracer_all_seconds summary
+# UNIT tracer_all_seconds seconds
+# HELP tracer_all_seconds All.
+tracer_all_seconds_sum{node="n1"} 0.5
+tracer_all_seconds_count{node="n1"} 3
+# EOF
+"#;
+        assert_eq!(text, expected);
+    }
+}

@@ -200,3 +200,54 @@ fn hostile_names_stay_inside_their_label() {
         }
     });
 }
+
+/// Series of a pod with these figures, each once in both formats.
+fn series_of(figures: Figures) -> usize {
+    let mut series = 0;
+    view_with(|view| {
+        let mut picture = Picture::default();
+        let owner = Owner::new("shop", "till");
+        picture.owners.insert(owner, figures);
+        let view = View {
+            picture: &picture,
+            ..*view
+        };
+        let [text, open] = [Format::Text, Format::OpenMetrics].map(|format| {
+            let text = String::from_utf8(render(&view, format).unwrap()).unwrap();
+            text.lines()
+                .filter(|line| line.contains(r#"pod="till""#) && !line.contains("address="))
+                .count()
+        });
+        assert_eq!(text, open);
+        series = text;
+    });
+    series
+}
+
+/// The numbers are in docs/metrics.md.
+#[test]
+fn a_pod_has_as_many_series_as_the_page_says() {
+    let mut figures = Figures {
+        neigh_ratio: Some(0.0),
+        dns_ratio: Some(0.0),
+        connect_ratio: Some(0.0),
+        ..Figures::default()
+    };
+    figures.neigh[0].created = 1;
+    figures.entries[0] = 1;
+    figures.dns.queries = 1;
+    figures.dns.outcomes[0] = 1;
+    figures.tcp.results[0] = 1;
+    assert_eq!(series_of(figures.clone()), 20, "one family");
+    figures.neigh[1].created = 1;
+    assert_eq!(series_of(figures.clone()), 23, "both");
+    figures.dns.outcomes[8] = 1;
+    figures.dns.causes[0] = 1;
+    figures.tcp.results[1] = 1;
+    for counts in &mut figures.neigh {
+        counts.table_full = 1;
+    }
+    assert_eq!(series_of(figures.clone()), 50, "failing in every way");
+    figures.dns.received = 1;
+    assert_eq!(series_of(figures), 61, "a DNS server too");
+}
