@@ -83,7 +83,9 @@ fn a_real_prometheus_has_every_metric_as_the_agent_has_it() {
     prometheus.await_up("tracer", 1);
     // The first failure shows in `increase()`, for there is a 0 before it.
     let failures = "tracer_pod_dns_failures_total{pod=\"client\",cause=\"server\"}";
-    let is = |value: f64| move |has: &[Sample]| has.len() == 1 && has[0].value == value;
+    let is = |value: f64| {
+        move |has: &[Sample]| has.len() == 1 && (has[0].value - value).abs() < f64::EPSILON
+    };
     prometheus.await_query(SOON, failures, is(0.0));
     let asked = lookups(&["nx", "servfail", "drop"], &servers);
     let tally = CLIENT.run(&client, asked);
