@@ -35,7 +35,7 @@ impl Exposition {
     pub fn gzip(&self) -> Bytes {
         self.gzip
             .get_or_init(|| {
-                // Higher levels take three times as long and save a fifth.
+                // 3 ms for 250 pods; the next level takes twice as long and saves a tenth.
                 let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
                 let written = encoder.write_all(&self.plain);
                 let written = written.and_then(|()| encoder.finish());
