@@ -19,7 +19,8 @@ pub const DEAD_INFO: &str = "tracer_dead_endpoint_info";
 /// Failures by peer.
 pub const PEERS: &str = "tracer_node_peer_failures_total";
 
-/// What tracer says of one pod's attempts is what its clients saw, each result with a series.
+/// What tracer says of one pod's attempts is what its clients saw. Each result has a series, but `other`
+/// only once an attempt has failed.
 pub fn compare(
     metrics: &Metrics,
     [namespace, name]: [(&str, &str); 2],
@@ -29,7 +30,10 @@ pub fn compare(
         let labels = [namespace, name, ("result", result)];
         (result, metrics.get(POD_CONNECTS, &labels))
     });
-    let saw = RESULTS.map(|result| (result, Some(tally.count(result) as f64)));
+    let saw = RESULTS.map(|result| {
+        let there = result != "other" || tally.failed() > 0;
+        (result, there.then_some(tally.count(result) as f64))
+    });
     ensure(shown == saw, || {
         format!(
             "{POD_CONNECTS} of {}: {shown:?}, the clients saw {saw:?}",
