@@ -24,6 +24,7 @@ pub mod overflow;
 pub mod point;
 pub mod process;
 pub mod prometheus;
+pub mod replay;
 pub mod router;
 pub mod snmp;
 pub mod stack;

@@ -54,8 +54,10 @@ impl Api {
 
     /// Runs all of them; the first error ends it.
     pub async fn query_all(&self, queries: &[String]) -> Result<Answers> {
-        let answers: Vec<(Vec<Sample>, Vec<String>)> = stream::iter(queries)
-            .map(|query| self.query(query))
+        // Each has all it needs: borrowed, the compiler cannot tell that they may go to other threads.
+        let each = queries.iter().map(|query| (self.clone(), query.clone()));
+        let answers: Vec<(Vec<Sample>, Vec<String>)> = stream::iter(each.collect::<Vec<_>>())
+            .map(async |(api, query)| api.query(&query).await)
             .buffered(AT_ONCE)
             .try_collect()
             .await?;

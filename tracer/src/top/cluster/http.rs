@@ -1,6 +1,6 @@
 //! GET over HTTP/1.1, plainly or by TLS: whom to trust, how long to wait, where a redirection may lead.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -158,32 +158,25 @@ impl Http {
     /// Why there is no answer, and what to do about it.
     fn unreachable(&self, url: &Url, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
         let place = shown(url);
-        let mut words = error.to_string();
-        let mut source = error.source();
+        let mut words = String::new();
         let mut advice = "is the URL right, and can it be reached from here?";
-        while let Some(cause) = source {
+        let mut next: Option<&(dyn Error + 'static)> = Some(error);
+        while let Some(cause) = next {
             words = cause.to_string();
-            if let Some(cause) = cause.downcast_ref::<io::Error>() {
-                advice = match cause.kind() {
-                    io::ErrorKind::ConnectionRefused => {
-                        "nothing listens there; is the port right? Into a cluster: `kubectl \
-                         port-forward service/prometheus 9090`"
-                    }
-                    _ => advice,
-                };
-                // It hides the cause that it wraps.
-                if let Some(inner) = cause.get_ref() {
-                    words = inner.to_string();
-                    if let Some(error) = inner.downcast_ref::<rustls::Error>() {
-                        advice = tls_advice(error, url.scheme());
-                    }
-                }
-            } else if let Some(error) = cause.downcast_ref::<hyper::Error>() {
-                if error.is_parse() {
-                    advice = "does it speak HTTPS? Then the URL begins with https://";
-                }
+            let io = cause.downcast_ref::<io::Error>();
+            if io.is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+                advice = "nothing listens there; is the port right? Into a cluster: `kubectl \
+                          port-forward service/prometheus 9090`";
+            } else if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+                advice = tls_advice(error);
+            } else if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
+                advice = "does it speak HTTPS? Then the URL begins with https://";
             }
-            source = cause.source();
+            // What an io::Error wraps is not its source, but what that one has.
+            next = match io.and_then(io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => cause.source(),
+            };
         }
         anyhow!(
             "no answer from {place}: {}; {advice}",
@@ -192,13 +185,13 @@ impl Http {
     }
 }
 
-fn tls_advice(error: &rustls::Error, scheme: &str) -> &'static str {
+fn tls_advice(error: &rustls::Error) -> &'static str {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
             "its certificate is from nobody trusted here; give its authority by --ca-file"
         }
         rustls::Error::InvalidCertificate(_) => "its certificate does not fit",
-        rustls::Error::InvalidMessage(_) if scheme == "https" => {
+        rustls::Error::InvalidMessage(_) => {
             "does it speak plain HTTP? Then the URL begins with http://"
         }
         _ => "TLS failed",
