@@ -120,7 +120,7 @@ impl Shared {
     }
 
     fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut stream = stream;
         let mut line = String::new();

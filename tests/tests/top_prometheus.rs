@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::overflow::{LIMITS, Overflow};
-use tests::process::{Ended, run, tracer};
+use tests::process::{run, tracer, tracer_path};
 use tests::prometheus::agents_job;
 use tests::replay::{Growth, Replay, grows};
 use tests::standin_tls::StandinTls;
@@ -181,12 +181,10 @@ fn await_scene(url: &str, (cluster, _, expected): &Scene) {
 
 #[test]
 fn the_sick_node_is_named_first_with_the_reason() {
-    let t0 = std::time::Instant::now();
     let mut lab = Lab::new();
     let scene = Overflow::new(&lab, &[]);
     let mut other = Agent::launch(&[], &["--node", "other", "--dns-timeout", "1s"]);
     other.wait_ready();
-    eprintln!("{:?} agents", t0.elapsed());
     let captured = scene.agent.http("GET", "/metrics").body;
 
     let mut replay = Replay::start(&captured, "lab");
@@ -224,12 +222,10 @@ fn the_sick_node_is_named_first_with_the_reason() {
     let url = prometheus.url();
     prometheus.await_up("live", 2);
     prometheus.await_up("tracer", 4 * (SCENES.len() + 3) + 2);
-    eprintln!("{:?} up", t0.elapsed());
     let limits = Thresholds::set(lab.lock(), LIMITS);
     scene.strike();
     drop(limits);
     replay.silence("down", "n2");
-    eprintln!("{:?} struck", t0.elapsed());
 
     // One kernel, two agents: what both of them see is nobody's own.
     let answer = eventually(LIMIT, || {
@@ -241,7 +237,6 @@ fn the_sick_node_is_named_first_with_the_reason() {
     assert_eq!(answer["nodes"].as_array().map(Vec::len), Some(2));
     for scene in &SCENES {
         await_scene(&url, scene);
-        eprintln!("{:?} {}", t0.elapsed(), scene.0);
     }
     await_scene(&url, &("quiet", |_| Vec::new(), None));
     let two = Some(("n2", &["DNS: ", "median 0."][..]));
@@ -258,8 +253,8 @@ fn the_sick_node_is_named_first_with_the_reason() {
 
     one_nodes_pods(&url);
     tables_for_scripts(&url);
+    on_a_screen(&url);
     behind_tls(&prometheus);
-    eprintln!("{:?} done", t0.elapsed());
     drop((other, scene));
 }
 
@@ -344,5 +339,25 @@ fn behind_tls(prometheus: &Prometheus) {
     refused(&missing, &["ca-file", "/nonexistent/ca.crt"]);
 }
 
-#[allow(unused)]
-fn keep(ended: &Ended, terminal: &Terminal) {}
+/// In a terminal: the sick node's reason, then its pods.
+fn on_a_screen(url: &str) {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let terminal = Terminal::open(120, 30, folder.path());
+    let binary = tracer_path();
+    terminal.type_line(&format!(
+        "{} top --prometheus {url} --match 'cluster=\"dns\"' --range {RANGE} --interval 1s; \
+         echo ended=$?",
+        binary.display()
+    ));
+    let pane = terminal.wait_for(&["4 nodes, 1 odd", "mostly no_answer", "q quit"]);
+    let first = pane.lines().find(|line| line.contains("n2 "));
+    assert!(first.is_some_and(|line| line.starts_with('●')), "{pane}");
+    terminal.press(&["Enter"]);
+    terminal.wait_for(&["shop/cart", "no_answer", "last pay/db-0 (gone, was on n4)"]);
+    terminal.press(&["Escape"]);
+    terminal.wait_for(&["the oddest first"]);
+    terminal.press(&["h"]);
+    terminal.wait_for(&["1 of 4 nodes"]);
+    terminal.press(&["q"]);
+    terminal.wait_for(&["ended=0"]);
+}

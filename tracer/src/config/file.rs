@@ -22,6 +22,7 @@ use crate::top::Sort;
 /// What a file says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "keys are spelt as the flags")]
 pub struct File {
     pub(super) log_format: Option<LogFormat>,
     pub(super) log_level: Option<LogLevel>,

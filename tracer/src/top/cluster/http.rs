@@ -137,7 +137,7 @@ impl Http {
             .client
             .request(request)
             .await
-            .map_err(|error| self.unreachable(url, &error))?;
+            .map_err(|error| unreachable(url, &error))?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER)
             .collect()
@@ -154,35 +154,35 @@ impl Http {
         }
         Ok(headers)
     }
+}
 
-    /// Why there is no answer, and what to do about it.
-    fn unreachable(&self, url: &Url, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
-        let place = shown(url);
-        let mut words = String::new();
-        let mut advice = "is the URL right, and can it be reached from here?";
-        let mut next: Option<&(dyn Error + 'static)> = Some(error);
-        while let Some(cause) = next {
-            words = cause.to_string();
-            let io = cause.downcast_ref::<io::Error>();
-            if io.is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
-                advice = "nothing listens there; is the port right? Into a cluster: `kubectl \
-                          port-forward service/prometheus 9090`";
-            } else if let Some(error) = cause.downcast_ref::<rustls::Error>() {
-                advice = tls_advice(error);
-            } else if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
-                advice = "does it speak HTTPS? Then the URL begins with https://";
-            }
-            // What an io::Error wraps is not its source, but what that one has.
-            next = match io.and_then(io::Error::get_ref) {
-                Some(inner) => Some(inner),
-                None => cause.source(),
-            };
+/// Why there is no answer, and what to do about it.
+fn unreachable(url: &Url, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
+    let place = shown(url);
+    let mut words = String::new();
+    let mut advice = "is the URL right, and can it be reached from here?";
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        words = cause.to_string();
+        let io = cause.downcast_ref::<io::Error>();
+        if io.is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+            advice = "nothing listens there; is the port right? Into a cluster: `kubectl \
+                      port-forward service/prometheus 9090`";
+        } else if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+            advice = tls_advice(error);
+        } else if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
+            advice = "does it speak HTTPS? Then the URL begins with https://";
         }
-        anyhow!(
-            "no answer from {place}: {}; {advice}",
-            printable(words.trim())
-        )
+        // What an io::Error wraps is not its source, but what that one has.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
     }
+    anyhow!(
+        "no answer from {place}: {}; {advice}",
+        printable(words.trim())
+    )
 }
 
 fn tls_advice(error: &rustls::Error) -> &'static str {

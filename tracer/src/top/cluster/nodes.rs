@@ -480,3 +480,6 @@ fn judge(
     }
     spreads.push((signal, spread));
 }
+
+#[cfg(test)]
+mod tests;

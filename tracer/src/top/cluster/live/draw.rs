@@ -321,9 +321,9 @@ fn pod_lines<'a>(pods: &NodePods, width: u16, theme: Theme) -> Vec<Line<'a>> {
     };
     if failing > 0 {
         let mut head = format!("  {:<name$}", "POD");
-        heads
-            .iter()
-            .for_each(|(i, title, _)| head += &aligned(*i, title));
+        for (i, title, _) in &heads {
+            head += &aligned(*i, title);
+        }
         lines.push(Line::styled(head, theme.style(Tone::Title)));
     }
     for pod in &pods.failing {

@@ -168,18 +168,12 @@ fn export_seen(state: &State, source: &Source) -> std::io::Result<String> {
         return Err(std::io::Error::other("nothing is there yet"));
     };
     let (base, range) = (source.api.base(), source.range);
-    let (value, name) = match (&state.open, &state.pods) {
-        (Some(node), Some(pods)) => (
-            text::pods_json(base, range, state.opened_node(), pods),
-            node.clone(),
-        ),
-        _ => {
-            let rows = sorted(cluster, state.sort);
-            (
-                text::nodes_json(base, range, cluster, &rows),
-                "nodes".into(),
-            )
-        }
+    let (value, name) = if let (Some(node), Some(pods)) = (&state.open, &state.pods) {
+        let value = text::pods_json(base, range, state.opened_node(), pods);
+        (value, node.as_str())
+    } else {
+        let rows = sorted(cluster, state.sort);
+        (text::nodes_json(base, range, cluster, &rows), "nodes")
     };
     let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
     export::save(&value, &format!("{name}-{now}"), Path::new("."))
