@@ -253,6 +253,8 @@ fn the_sick_node_is_named_first_with_the_reason() {
 
     one_nodes_pods(&url);
     tables_for_scripts(&url);
+    let mixed = run(&mut top(&["--prometheus", &url]), LIMIT).stdout;
+    assert!(mixed.contains("clusters are mixed here"), "{mixed}");
     on_a_screen(&url);
     behind_tls(&prometheus);
     drop((other, scene));

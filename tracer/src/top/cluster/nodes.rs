@@ -210,7 +210,10 @@ pub(super) struct Cluster {
 impl Cluster {
     /// From the answers to [`super::queries::Queries::nodes`].
     pub fn new(answers: Answers, range_seconds: f64) -> Result<Self> {
-        let Answers { samples, warnings } = answers;
+        let Answers {
+            samples,
+            mut warnings,
+        } = answers;
         let count = samples.len();
         let Ok(answer) = <[Vec<Sample>; 10]>::try_from(samples) else {
             anyhow::bail!("{count} answers to ten queries");
@@ -221,6 +224,7 @@ impl Cluster {
             "it knows no agent of tracer: no series tracer_build_info in the last hour; is tracer \
              scraped by it, and is the tenant (--header) or --match the right one?"
         );
+        warnings.extend(mixed(&answer[0]));
         tell_peers(&mut nodes, &answer[8]);
         let mut spreads = Vec::new();
         judge(&mut nodes, Signal::Neighbour, range_seconds, &mut spreads);
@@ -255,6 +259,18 @@ impl Cluster {
             warnings,
         })
     }
+}
+
+/// Nodes of several clusters are no peers, and may have the same names.
+fn mixed(built: &[Sample]) -> Option<String> {
+    let mut clusters: Vec<&str> = built.iter().map(|s| s.label("cluster")).collect();
+    clusters.sort_unstable();
+    clusters.dedup();
+    (clusters.len() > 1).then(|| {
+        let last = clusters.last().copied().unwrap_or_default();
+        let count = clusters.len();
+        format!("{count} clusters are mixed here; choose one, such as --match 'cluster={last:?}'")
+    })
 }
 
 type Nodes = BTreeMap<String, Node>;

@@ -64,7 +64,7 @@ impl Queries {
             format!("max by (node, family) ({series})")
         };
         [
-            format!("group by (node, job, instance) ({built})"),
+            format!("group by (cluster, node, job, instance) ({built})"),
             // What tracer's targets are is known from what they told; the name of the job finds
             // those that never told anything.
             format!(

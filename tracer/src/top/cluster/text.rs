@@ -141,8 +141,7 @@ pub(super) fn pod_cells(pod: &Pod) -> Vec<String> {
 
 fn warnings(out: &mut String, warnings: &[String]) {
     for warning in warnings {
-        writeln!(out, "the server warns: {}", printable(warning))
-            .expect("a String takes every text");
+        writeln!(out, "warning: {}", printable(warning)).expect("a String takes every text");
     }
 }
 

@@ -88,7 +88,7 @@ fn head<'a>(state: &State, theme: Theme) -> Vec<Line<'a>> {
         let mut warnings: Vec<&String> = cluster.warnings.iter().chain(pods).collect();
         warnings.dedup();
         lines.extend(warnings.into_iter().map(|warning| {
-            let text = format!(" the server warns: {}", printable(warning));
+            let text = format!(" warning: {}", printable(warning));
             Line::styled(text, theme.style(Tone::Warn))
         }));
     }
