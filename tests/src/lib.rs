@@ -25,6 +25,7 @@ pub mod overflow;
 pub mod point;
 pub mod process;
 pub mod prometheus;
+pub mod replay;
 pub mod router;
 pub mod snmp;
 pub mod stack;
@@ -33,8 +34,8 @@ pub mod standin_cri;
 pub mod standin_tls;
 pub mod tcp;
 pub mod tmux;
-pub mod unseen;
 pub mod unpacked;
+pub mod unseen;
 pub mod wait;
 
 pub use agent::Agent;
