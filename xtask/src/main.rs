@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build;
 mod cluster;
+mod dashboard;
 mod object;
 mod picture;
 mod run;
@@ -47,6 +48,12 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Make Grafana's dashboard of deploy/grafana/dashboard.toml
+    Dashboard {
+        /// Write nothing; fail where it is not what the source makes
+        #[arg(long)]
+        check: bool,
+    },
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -71,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Test { filters } => test::run(&filters),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
+        Verb::Dashboard { check } => dashboard::run(check),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
