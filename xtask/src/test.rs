@@ -101,7 +101,7 @@ fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
         sh::step("only the named tests: format check and lints are left out");
     }
     // Before the lints: tracer's build script takes the eBPF object from it.
-    stages.run("build", || build::build(&toolchain))?;
+    stages.run("build", || build::build_for_tests(&toolchain))?;
     if filters.is_empty() {
         stages.run("clippy", || sh::run(&mut clippy()))?;
         stages.run("clippy eBPF", || sh::run(&mut clippy_ebpf()))?;
@@ -186,7 +186,7 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         .args(packages)
         .arg("--")
         .args(arguments)
-        .env("TRACER_BIN", build::binary())
+        .env("TRACER_BIN", build::tested_binary())
         .stdout(Stdio::piped());
     let mut child = cargo
         .spawn()
