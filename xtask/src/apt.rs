@@ -1,6 +1,10 @@
 //! Debian's and Ubuntu's package manager.
 
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -62,6 +66,21 @@ pub fn install(packages: &[String]) -> Result<()> {
             .args(packages),
     )
     .context("the packages could not be installed")
+}
+
+/// Downloads a package into a folder, without installing it: the archive's path.
+pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
+    sh::quietly(
+        apt_get()
+            // The folder may be one that apt's own user cannot enter.
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+            .current_dir(folder),
+    )
+    .with_context(|| format!("the package {package} could not be downloaded"))?;
+    fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download {package} left no archive"))
 }
 
 /// What somebody without the right to install should type.

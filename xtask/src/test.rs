@@ -69,6 +69,12 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// The same, of packages that would start a daemon if they were installed.
+const UNPACKED: &[Tool] = &[Tool {
+    program: "prometheus",
+    package: "prometheus",
+}];
+
 pub fn run(filters: &[String]) -> Result<()> {
     let mut stages = Stages::default();
     let done = run_stages(&mut stages, filters);
@@ -77,7 +83,10 @@ pub fn run(filters: &[String]) -> Result<()> {
 }
 
 fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
-    let toolchain = stages.run("setup", || setup::ensure(TOOLS))?;
+    let toolchain = stages.run("setup", || {
+        setup::unpacked::ensure(UNPACKED)?;
+        setup::ensure(TOOLS)
+    })?;
     if filters.is_empty() {
         stages.run("format", || {
             sh::run(sh::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")

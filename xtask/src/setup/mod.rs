@@ -8,6 +8,7 @@
 mod linker;
 mod llvm;
 mod rustc;
+pub mod unpacked;
 
 use std::path::PathBuf;
 
