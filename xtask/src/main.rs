@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build;
 mod cluster;
+mod dist;
 mod object;
 mod picture;
 mod run;
@@ -47,6 +48,8 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Build, then pack: the container image as an OCI archive, and Debian's package
+    Dist(dist::Wanted),
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Test { filters } => test::run(&filters),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
+        Verb::Dist(wanted) => dist::run(&wanted),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
