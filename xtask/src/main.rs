@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cluster;
 mod dist;
+mod manifests;
 mod object;
 mod picture;
 mod run;
@@ -50,6 +51,12 @@ enum Verb {
     },
     /// Build, then pack: the container image as an OCI archive, and Debian's package
     Dist(dist::Wanted),
+    /// Render the manifests from the Helm chart, and validate them
+    Manifests {
+        /// Write nothing; fail where they are not what the chart makes
+        #[arg(long)]
+        check: bool,
+    },
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),
+        Verb::Manifests { check } => manifests::run(check),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
