@@ -51,3 +51,10 @@ true
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{- /* Is the API server asked? */ -}}
+{{- define "tracer.watches" -}}
+{{- if has .Values.podSource (list "auto" "kubernetes") -}}
+true
+{{- end -}}
+{{- end -}}
