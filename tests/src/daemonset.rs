@@ -32,7 +32,7 @@ const READ_ONLY: &[&str] = &[
 /// Its one container, on the node `node`; what is in no folder of the node is in `scratch`.
 pub fn container(daemonset: &Value, node: &str, scratch: &Path) -> ContainerSpec {
     let pod = &daemonset["spec"]["template"]["spec"];
-    let [container] = &list(&pod["containers"])[..] else {
+    let [container] = list(&pod["containers"]) else {
         panic!("one container wanted: {pod:#}");
     };
     let mounts = list(&container["volumeMounts"]).iter().map(|mount| {

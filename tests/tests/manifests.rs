@@ -36,7 +36,7 @@ fn kinds(objects: &[Value]) -> BTreeSet<&str> {
 fn the_rendered_files_are_what_the_chart_makes_and_kubernetes_takes_them() {
     let ended = run(
         &mut xtask(&["manifests", "--check"]),
-        Duration::from_secs(60),
+        Duration::from_mins(1),
     );
     assert!(ended.status.success(), "{ended:#?}");
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What it is made with.
-const TOOLS: &[Tool] = &[
+pub const TOOLS: &[Tool] = &[
     Tool {
         program: root::CERTIFICATES,
         package: "ca-certificates",
@@ -77,6 +77,13 @@ pub fn run(wanted: &Wanted) -> Result<()> {
         sh::step(package.display().to_string());
     }
     Ok(())
+}
+
+/// Packs a binary into an image, into a folder: the archive.
+pub fn image(binary: &Path, output: &Path) -> Result<PathBuf> {
+    let folder = output.join("image");
+    root::make(&folder, binary)?;
+    Ok(oci::pack(&folder, &version()?, output)?.archive)
 }
 
 /// The one that is named, else a new release build.
