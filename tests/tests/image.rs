@@ -142,7 +142,7 @@ impl Node {
 fn hooks(metrics: &Metrics) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = metrics
         .matching("tracer_hook_state", &[])
-        .filter(|(_, value)| *value == 1.0)
+        .filter(|(_, value)| *value > 0.0)
         .map(|(labels, _)| (labels["hook"].clone(), labels["state"].clone()))
         .collect();
     found.sort();
