@@ -70,6 +70,7 @@ pub fn run(check: bool) -> Result<()> {
             chart.display()
         );
     }
+    let mut plain = Vec::new();
     for rendered in RENDERED {
         let path = sh::root().join("deploy").join(rendered.path);
         let wanted = format!(
@@ -91,17 +92,20 @@ pub fn run(check: bool) -> Result<()> {
             );
         }
         if rendered.is_plain {
-            tools.validate(KUBERNETES, &path)?;
+            plain.push(path);
         }
     }
-    let variant = std::env::temp_dir().join(format!("tracer-manifest-{}.yaml", std::process::id()));
+    let variants = std::env::temp_dir().join(format!("tracer-manifests-{}", std::process::id()));
+    fs::create_dir_all(&variants)?;
     for values in VARIANTS {
+        // Its name shows in what is said against it.
+        let variant = variants.join(format!("{}.yaml", values.replace('/', "_")));
         fs::write(&variant, render(&tools, &["--set", values])?)?;
-        let valid = tools.validate(KUBERNETES, &variant);
-        fs::remove_file(&variant)?;
-        valid.with_context(|| format!("with {values}"))?;
+        plain.push(variant);
     }
-    Ok(())
+    let valid = tools.validate(KUBERNETES, &plain);
+    fs::remove_dir_all(&variants)?;
+    valid.context("Kubernetes does not take what the chart makes")
 }
 
 /// What helm makes of the chart as the release `tracer` in the namespace `tracer`.

@@ -70,13 +70,13 @@ impl Kubernetes {
         })
     }
 
-    /// Fails where a file's objects are not what this version of Kubernetes knows.
-    pub fn validate(&self, version: &str, file: &Path) -> Result<()> {
+    /// Fails where objects in these files are not what this version of Kubernetes knows.
+    pub fn validate(&self, version: &str, files: &[PathBuf]) -> Result<()> {
         sh::quietly(
             Command::new("python3")
                 .args(["-m", "kubernetes_validate", "--strict", "--quiet", "-k"])
                 .arg(version)
-                .arg(file)
+                .args(files)
                 .env("PYTHONPATH", &self.schemas)
                 .env("PYTHONDONTWRITEBYTECODE", "1"),
         )
