@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod alertmanager;
 pub mod bench;
 pub mod cgroup;
 pub mod containerd;

@@ -70,10 +70,16 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// The same, of packages that would start a daemon if they were installed.
-const UNPACKED: &[Tool] = &[Tool {
-    program: "prometheus",
-    package: "prometheus",
-}];
+const UNPACKED: &[Tool] = &[
+    Tool {
+        program: "prometheus",
+        package: "prometheus",
+    },
+    Tool {
+        program: "prometheus-alertmanager",
+        package: "prometheus-alertmanager",
+    },
+];
 
 pub fn run(filters: &[String]) -> Result<()> {
     let mut stages = Stages::default();
