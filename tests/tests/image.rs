@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use tests::host::HostLock;
 use tests::http;
 use tests::kubernetes::{only, template};
 use tests::neigh::table_fulls;
-use tests::process::{check, tracer_path};
+use tests::process::{check, run, tracer_path};
 use tests::standin_apiserver::{StandinApiserver, TOKEN};
 use tests::standin_tls::StandinTls;
 use tests::wait::ensure;
@@ -26,16 +27,20 @@ const CREATES: &str = "tracer_pod_neighbour_creates_total";
 /// Words for a shell: a packet to each of 150 addresses that nobody has.
 const BURST: &str = "for i in $(seq 100 249); do ping -c 1 -W 1 10.244.0.$i >/dev/null 2>&1 & \
                      done; wait; true";
-/// The image of the binary under test, in a folder.
-fn image(folder: &Path) -> PathBuf {
+/// What is handed out of a binary, in a folder: the image, and the package where that is wanted too.
+fn dist(binary: &Path, folder: &Path, more: &[&str]) -> PathBuf {
     let output = folder.to_str().expect("path is text");
-    check(xtask(&["dist", "--image", "--output", output]).env("TRACER_BIN", tracer_path()));
-    let mut found = fs::read_dir(folder)
-        .expect("folder can be read")
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "tar"));
-    found.next().expect("there is an archive")
+    let arguments = [&["dist", "--output", output], more].concat();
+    check(xtask(&arguments).env("TRACER_BIN", binary));
+    find(folder, "tar")
+}
+
+fn find(folder: &Path, extension: &str) -> PathBuf {
+    let entries = fs::read_dir(folder).expect("folder can be read");
+    let mut paths = entries.flatten().map(|entry| entry.path());
+    paths
+        .find(|path| path.extension().is_some_and(|e| e == extension))
+        .unwrap_or_else(|| panic!("there is no {extension} in {}", folder.display()))
 }
 
 /// A node with the image, and an API server for the agent's account.
@@ -53,7 +58,7 @@ impl Node {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let lab = Containerd::start(10, 60);
-        lab.import(&image(folder.path()));
+        lab.import(&dist(&tracer_path(), folder.path(), &["--image"]));
         let account = folder.path().join("account");
         fs::create_dir_all(&account).expect("folders can be made");
         let (server, tls) = lab.node.run(|| {
@@ -203,6 +208,66 @@ impl Drop for StateDir {
         // Not there where no agent came so far.
         let _ = fs::remove_dir_all(STATE_DIR);
     }
+}
+
+#[test]
+fn the_same_input_gives_the_same_image() {
+    // Any program with libraries will do, and a small one is packed sooner.
+    let program = Path::new("/bin/true");
+    let made = ["022", "077"].map(|umask| {
+        let folder = tempfile::tempdir().expect("temporary folders can be made");
+        let script = format!("umask {umask}; exec \"$@\"");
+        let pack = xtask(&["dist", "--image", "--output"]);
+        check(
+            Command::new("sh")
+                .args(["-c", &script, "sh"])
+                .arg(pack.get_program())
+                .args(pack.get_args())
+                .arg(folder.path())
+                .env("TRACER_BIN", program),
+        );
+        fs::read(find(folder.path(), "tar")).expect("the archive can be read")
+    });
+    assert!(made[0] == made[1], "two archives of one input differ");
+}
+
+#[test]
+fn the_package_has_all_that_it_promises() {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    dist(&tracer_path(), folder.path(), &[]);
+    let package = find(folder.path(), "deb");
+    let root = folder.path().join("installed");
+    check(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root));
+    let installed = run(
+        Command::new(root.join("usr/bin/tracer")).arg("--version"),
+        Duration::from_secs(5),
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(installed.stdout.trim(), format!("tracer {version}"));
+    let unit = root.join("usr/lib/systemd/system/tracer.service");
+    let unit = fs::read_to_string(unit).expect("it has a unit");
+    assert!(unit.contains("ExecStart=/usr/bin/tracer agent"), "{unit}");
+    for (path, word) in [
+        ("bash-completion/completions/tracer", "redact-names"),
+        ("zsh/vendor-completions/_tracer", "redact-names"),
+        ("fish/vendor_completions.d/tracer.fish", "redact-names"),
+        ("doc/tracer/copyright", "MIT"),
+    ] {
+        let text = fs::read_to_string(root.join("usr/share").join(path)).expect(path);
+        assert!(text.contains(word), "{path}");
+    }
+    let page = Command::new("gzip")
+        .args(["--decompress", "--stdout"])
+        .arg(root.join("usr/share/man/man1/tracer.1.gz"))
+        .output()
+        .expect("gzip can be run");
+    assert!(String::from_utf8_lossy(&page.stdout).contains("redact"));
+    // The configuration that it brings is one that the agent takes.
+    let mut doctor = Command::new(root.join("usr/bin/tracer"));
+    doctor
+        .args(["man", "--config"])
+        .arg(root.join("etc/tracer/tracer.toml"));
+    assert!(run(&mut doctor, Duration::from_secs(5)).status.success());
 }
 
 #[test]
