@@ -27,12 +27,11 @@ const CREATES: &str = "tracer_pod_neighbour_creates_total";
 /// Words for a shell: a packet to each of 150 addresses that nobody has.
 const BURST: &str = "for i in $(seq 100 249); do ping -c 1 -W 1 10.244.0.$i >/dev/null 2>&1 & \
                      done; wait; true";
-/// What is handed out of a binary, in a folder: the image, and the package where that is wanted too.
-fn dist(binary: &Path, folder: &Path, more: &[&str]) -> PathBuf {
+/// The image or the package of the binary under test, made in a folder.
+fn dist(what: &str, folder: &Path) {
     let output = folder.to_str().expect("path is text");
-    let arguments = [&["dist", "--output", output], more].concat();
-    check(xtask(&arguments).env("TRACER_BIN", binary));
-    find(folder, "tar")
+    let arguments = ["dist", "--only", what, "--output", output];
+    check(xtask(&arguments).env("TRACER_BIN", tracer_path()));
 }
 
 fn find(folder: &Path, extension: &str) -> PathBuf {
@@ -58,7 +57,8 @@ impl Node {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let lab = Containerd::start(10, 60);
-        lab.import(&dist(&tracer_path(), folder.path(), &["--image"]));
+        dist("image", folder.path());
+        lab.import(&find(folder.path(), "tar"));
         let account = folder.path().join("account");
         fs::create_dir_all(&account).expect("folders can be made");
         let (server, tls) = lab.node.run(|| {
@@ -217,7 +217,7 @@ fn the_same_input_gives_the_same_image() {
     let made = ["022", "077"].map(|umask| {
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let script = format!("umask {umask}; exec \"$@\"");
-        let pack = xtask(&["dist", "--image", "--output"]);
+        let pack = xtask(&["dist", "--only", "image", "--output"]);
         check(
             Command::new("sh")
                 .args(["-c", &script, "sh"])
@@ -234,7 +234,7 @@ fn the_same_input_gives_the_same_image() {
 #[test]
 fn the_package_has_all_that_it_promises() {
     let folder = tempfile::tempdir().expect("temporary folders can be made");
-    dist(&tracer_path(), folder.path(), &[]);
+    dist("package", folder.path());
     let package = find(folder.path(), "deb");
     let root = folder.path().join("installed");
     check(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root));

@@ -41,7 +41,7 @@ fn installed(cluster: &Cluster, tools: &Kubernetes, binary: &Path) -> Result<Str
             .arg("--address")
             .arg(cluster.folder().join("containerd.sock"))
             .args(["--namespace", "k8s.io", "images", "import"])
-            .arg(&image),
+            .arg(&image.archive),
     )?;
     let values =
         format!("createNamespace=true,stateDir={STATE_DIR},extraArgs={{--dns-timeout=2s}}");

@@ -60,8 +60,8 @@ pub fn pack(binary: &Path, version: &str, output: &Path) -> Result<PathBuf> {
     let package = output.join(format!("tracer_{version}_{}.deb", architecture()));
     sh::quietly(
         Command::new("dpkg-deb")
-            // Half again as large as by xz, in a twentieth of the time.
-            .args(["-Zgzip", "--build", "--root-owner-group"])
+            // Twice as large as by xz, in a thirtieth of the time.
+            .args(["-Zgzip", "-z1", "--build", "--root-owner-group"])
             .arg(&root)
             .arg(&package)
             .env("SOURCE_DATE_EPOCH", date()?.to_string()),

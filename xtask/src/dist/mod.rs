@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use self::oci::Image;
 pub use self::root::libraries;
 use crate::{
     build,
@@ -47,9 +48,15 @@ pub struct Wanted {
     /// The image's root only, into this folder: for a Containerfile
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     root: Option<PathBuf>,
-    /// The image only, without the package
-    #[arg(long, conflicts_with = "root")]
-    image: bool,
+    /// One of the two
+    #[arg(long, value_enum, conflicts_with = "root")]
+    only: Option<Product>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Product {
+    Image,
+    Package,
 }
 
 pub fn run(wanted: &Wanted) -> Result<()> {
@@ -63,27 +70,27 @@ pub fn run(wanted: &Wanted) -> Result<()> {
         .unwrap_or_else(|| sh::target().join("dist"));
     fs::create_dir_all(&output).with_context(|| format!("failed to make {}", output.display()))?;
     let version = version()?;
-    let folder = output.join("image");
-    root::make(&folder, &binary)?;
-    let image = oci::pack(&folder, &version, &output)?;
-    sh::step(format!(
-        "{}: {} {}",
-        image.archive.display(),
-        image.name,
-        image.digest
-    ));
-    if !wanted.image {
+    if wanted.only != Some(Product::Package) {
+        let image = image(&binary, &output)?;
+        sh::step(format!(
+            "{}: {} {}",
+            image.archive.display(),
+            image.name,
+            image.digest
+        ));
+    }
+    if wanted.only != Some(Product::Image) {
         let package = deb::pack(&binary, &version, &output)?;
         sh::step(package.display().to_string());
     }
     Ok(())
 }
 
-/// Packs a binary into an image, into a folder: the archive.
-pub fn image(binary: &Path, output: &Path) -> Result<PathBuf> {
+/// Packs a binary into an image, into a folder.
+pub fn image(binary: &Path, output: &Path) -> Result<Image> {
     let folder = output.join("image");
     root::make(&folder, binary)?;
-    Ok(oci::pack(&folder, &version()?, output)?.archive)
+    oci::pack(&folder, &version()?, output)
 }
 
 /// The one that is named, else a new release build.

@@ -129,7 +129,8 @@ fn digest(file: &Path) -> Result<String> {
 pub fn gzip(from: &Path, to: &Path) -> Result<()> {
     sh::run(
         Command::new("gzip")
-            .args(["--no-name", "--stdout"])
+            // A tenth larger than by default, in a third of the time.
+            .args(["--fast", "--no-name", "--stdout"])
             .stdin(Stdio::from(File::open(from)?))
             .stdout(Stdio::from(File::create(to)?)),
     )
