@@ -2,7 +2,7 @@
 //! capabilities and no more, its mounts, a root that nobody can write.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -122,7 +122,11 @@ impl Node {
     }
 
     fn get(&self, target: &str) -> Result<http::Response, String> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9773));
+        self.get_at(Ipv4Addr::LOCALHOST.into(), target)
+    }
+
+    fn get_at(&self, address: IpAddr, target: &str) -> Result<http::Response, String> {
+        let address = SocketAddr::new(address, 9773);
         self.lab
             .node
             .run(|| http::tcp(address, "GET", target))
@@ -273,6 +277,7 @@ fn the_package_has_all_that_it_promises() {
 #[test]
 fn the_manifest_gives_what_is_needed_and_no_more() {
     let mut lock = HostLock::take();
+    let started = std::time::Instant::now();
     let _state = StateDir;
     let mut node = Node::start();
     let crowd = node.lab.pod("crowd");
@@ -282,6 +287,10 @@ fn the_manifest_gives_what_is_needed_and_no_more() {
     let spec = node.container(&format!("stateDir={STATE_DIR}"));
     names_a_pod_that_fills_the_table(&mut node, &mut lock, &spec, &crowd);
     each_capability_is_needed(&mut node, &spec, &crowd);
+    let apart = node.container("podSource=none,stateDir=none,hostNetwork=false");
+    let agent = node.run("agent", &apart);
+    tracks_the_nodes_connections(&mut node, &agent, crowd.address.expect("it has one"));
+    node.lab.remove(&agent);
     for values in [
         "privileged=true,stateDir=none",
         "podSource=cri,stateDir=none",
@@ -296,6 +305,7 @@ fn the_manifest_gives_what_is_needed_and_no_more() {
         node.lab.remove(&agent);
     }
     node.lab.end();
+    eprintln!("it took {:?}", started.elapsed());
 }
 
 /// The lab's containerd has its socket elsewhere than a node's.
@@ -340,6 +350,7 @@ fn names_a_pod_that_fills_the_table(
         let said = node.lab.exec(&agent, command).expect("it answers");
         assert!(said.contains("crowd"), "{command:?}: {said}");
     }
+    tracks_the_nodes_connections(node, &agent, crowd.address.expect("it has one"));
     let refused = node.lab.exec(&agent, &["sh", "-c", "true"]);
     assert!(refused.is_err(), "the image has a shell");
     node.lab.remove(&agent);
@@ -381,6 +392,35 @@ fn each_capability_is_needed(node: &mut Node, spec: &ContainerSpec, crowd: &CriP
     node.await_ready(&agent);
     nothing_of_a_device_is_named(node, &agent, crowd);
     node.lab.remove(&agent);
+}
+
+/// Connection tracking belongs to a network: without the node's the agent reads what is nobody's.
+fn tracks_the_nodes_connections(node: &mut Node, agent: &CriPod, to: IpAddr) {
+    const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+    const TRACK: &str = "table inet track { chain out { type filter hook output priority 0; \
+                         ct state new accept; }; }";
+    node.lab.node.run(|| {
+        check(Command::new("nft").arg(TRACK));
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a port is free");
+        for port in 1000..1005 {
+            socket.send_to(b"x", (to, port)).expect("it can be sent");
+        }
+    });
+    let at = agent.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    eventually(SOON, || {
+        let body = node.get_at(at, "/metrics")?.body;
+        let seen = Metrics::parse(&body).get("tracer_node_conntrack_entries", &[]);
+        let truth = node.lab.node.run(|| fs::read_to_string(COUNT));
+        let truth: f64 = truth.map_or(0.0, |text| text.trim().parse().expect("a number"));
+        let of_node = agent.address.is_none();
+        ensure(truth >= 5.0 && (seen == Some(truth)) == of_node, || {
+            format!("{seen:?} of {truth} connections; on the node's network: {of_node}")
+        })
+    });
+    let untrack = ["delete", "table", "inet", "track"];
+    node.lab
+        .node
+        .run(|| check(Command::new("nft").args(untrack)));
 }
 
 fn nothing_of_a_device_is_named(node: &mut Node, agent: &CriPod, crowd: &CriPod) {

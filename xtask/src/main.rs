@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build;
 mod cluster;
+mod dashboard;
 mod dist;
 mod manifests;
 mod object;
@@ -49,6 +50,12 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Make Grafana's dashboard of deploy/grafana/dashboard.toml
+    Dashboard {
+        /// Write nothing; fail where it is not what the source makes
+        #[arg(long)]
+        check: bool,
+    },
     /// Build, then pack: the container image as an OCI archive, and Debian's package
     Dist(dist::Wanted),
     /// Render the manifests from the Helm chart, and validate them
@@ -83,6 +90,7 @@ fn main() -> ExitCode {
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),
         Verb::Manifests { check } => manifests::run(check),
+        Verb::Dashboard { check } => dashboard::run(check),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
