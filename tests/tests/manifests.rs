@@ -120,6 +120,13 @@ fn values_do_what_they_say() {
     let digest = format!("sha256:{}", "0a".repeat(32));
     let image = rendered(&format!("image.repository=r.test/t,image.digest={digest}"));
     assert_eq!(container(&image)["image"], format!("r.test/t@{digest}"));
+    let with = rendered("dashboard.enabled=true");
+    let handed_out = only(&with, "ConfigMap")["data"]["tracer.json"].as_str();
+    let dashboard = |text: &str| -> Value { serde_json::from_str(text).expect("it is JSON") };
+    assert_eq!(
+        dashboard(handed_out.expect("it is text")),
+        dashboard(&read("deploy/helm/tracer/files/dashboard.json"))
+    );
     // AppArmor's annotation of old became a field.
     for (version, place) in [
         (

@@ -52,6 +52,7 @@ const RENDERED: &[Rendered] = &[
 /// Values beside the defaults whose manifests must be valid too.
 const VARIANTS: &[&str] = &[
     "privileged=true",
+    "seLinuxOptions.type=spc_t,appArmorProfile=",
     "podSource=cri",
     "exactNamespaces=true,hostNetwork=false,hostPID=false,stateDir=none",
     "redactNames=true,resourceQuota.create=true,dashboard.enabled=true",
