@@ -143,6 +143,9 @@ pub struct TraceArgs {
     /// Span of the failure ratios, whole seconds up to 1h [default: 60s]
     #[arg(long, value_name = "DURATION", env = "TRACER_WINDOW")]
     pub window: Option<Window>,
+    /// Replace the names that pods ask for by `(redacted)`, wherever they would show
+    #[arg(long, env = "TRACER_REDACT_NAMES", value_parser = BoolishValueParser::new())]
+    pub redact_names: bool,
     /// Pods told apart, at most; the rest share one row [default: 1000]
     #[arg(long, value_name = "N", env = "TRACER_MAX_PODS")]
     pub max_pods: Option<usize>,

@@ -2,7 +2,7 @@
 //! fails and says how far it came.
 
 use std::{
-    fmt,
+    env, fmt,
     io::{BufRead as _, BufReader},
     ops::AddAssign,
     process::{Command, Stdio},
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    build,
+    build, dist,
     setup::{self, Tool},
     sh,
 };
@@ -91,7 +91,10 @@ pub fn run(filters: &[String]) -> Result<()> {
 fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
     let toolchain = stages.run("setup", || {
         setup::unpacked::ensure(UNPACKED)?;
-        setup::ensure(TOOLS)
+        let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
+        let toolchain = setup::ensure(&tools)?;
+        setup::kubernetes::Kubernetes::ensure()?;
+        Ok(toolchain)
     })?;
     if filters.is_empty() {
         stages.run("format", || {
@@ -187,6 +190,8 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         .arg("--")
         .args(arguments)
         .env("TRACER_BIN", build::tested_binary())
+        // The tests pack an image and render manifests with it.
+        .env("TRACER_XTASK", env::current_exe()?)
         .stdout(Stdio::piped());
     let mut child = cargo
         .spawn()

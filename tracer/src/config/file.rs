@@ -45,6 +45,7 @@ pub struct File {
     pub(super) silent_after: Option<SilentAfter>,
     #[serde(deserialize_with = "text")]
     pub(super) drop_reasons: Option<DropReasons>,
+    pub(super) redact_names: bool,
     #[serde(deserialize_with = "text")]
     pub(super) window: Option<Window>,
     #[serde(deserialize_with = "text")]

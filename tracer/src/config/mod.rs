@@ -78,6 +78,8 @@ pub struct Config {
     pub silent_after: Duration,
     /// Changes to the drop reasons that mean failure.
     pub drop_reasons: DropReasons,
+    /// Names asked for show nowhere.
+    pub redact_names: bool,
     /// Span of the ratios, whole seconds.
     pub window: Duration,
     /// bpffs folder for what survives a restart; `None` where nothing does.
@@ -128,6 +130,7 @@ impl Config {
                 .clone()
                 .or(file.drop_reasons.clone())
                 .unwrap_or_default(),
+            redact_names: args.redact_names || file.redact_names,
             dns_timeout: args
                 .dns_timeout
                 .or(file.dns_timeout)
