@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::cri::{Client, SandboxConfig};
+use crate::cri::{Client, ContainerSpec, SandboxConfig};
 use crate::netns::Netns;
 use crate::process::{Collected, Reaped, check, collect};
 use crate::wait::eventually;
@@ -34,6 +34,8 @@ pub struct CriPod {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Its uid.
+    pub uid: String,
     /// The runtime's name for it.
     pub sandbox: String,
     /// `None` in the node's network.
@@ -109,15 +111,7 @@ impl Containerd {
     /// Starts containerd for the first time and gives it the image.
     pub fn start_with_image(&mut self) {
         self.start_containerd();
-        let image = self.path("image/image.tar");
-        check(
-            Command::new("ctr")
-                .arg("--address")
-                .arg(self.socket())
-                .args(["--namespace", "k8s.io", "images", "import"])
-                .arg(image)
-                .stdout(Stdio::null()),
-        );
+        self.import(&self.path("image/image.tar"));
     }
 
     /// Its folder, and its cgroup: see [`Containerd::leftovers`].
@@ -232,6 +226,16 @@ impl Containerd {
 
     /// A pod whose container runs this.
     pub fn run(&mut self, name: &str, host_network: bool, command: &[&str]) -> CriPod {
+        let spec = ContainerSpec {
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            host_network,
+            ..ContainerSpec::default()
+        };
+        self.run_image(name, IMAGE, &spec)
+    }
+
+    /// A pod of another image.
+    pub fn run_image(&mut self, name: &str, image: &str, spec: &ContainerSpec) -> CriPod {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let uid = format!(
             "0a1b2c3d-0000-4000-8000-{:06}{number:06}",
@@ -240,7 +244,7 @@ impl Containerd {
         let parent = format!("{}/kubepods/besteffort/pod{uid}", self.cgroup());
         let logs = self.path(&format!("logs/{uid}"));
         fs::create_dir_all(&logs).expect("folders can be made");
-        let config = SandboxConfig::new(["shop", name, &uid], parent, host_network, &logs);
+        let config = SandboxConfig::new(["shop", name, &uid], parent, spec, &logs);
         let asked = Instant::now();
         let sandbox = self.client().run_sandbox(config.clone());
         let sandbox = self.expect(sandbox);
@@ -248,19 +252,40 @@ impl Containerd {
         let network = self.client().network(&sandbox);
         let (address, netns) = self.expect(network);
         self.sandboxes.insert(sandbox.clone(), netns.clone());
-        let container = self
-            .client()
-            .run_container(&sandbox, &config, IMAGE, command);
+        let container = self.client().run_container(&sandbox, &config, image, spec);
         let container = self.expect(container);
         CriPod {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
+            uid,
             sandbox,
             address: address.parse().ok(),
             asked,
             netns,
             container,
         }
+    }
+
+    /// What a pod's container has written.
+    pub fn log(&self, pod: &CriPod) -> String {
+        fs::read_to_string(self.path(&format!("logs/{}/main.log", pod.uid))).unwrap_or_default()
+    }
+
+    /// Gives containerd an image.
+    pub fn import(&self, archive: &Path) {
+        check(
+            Command::new("ctr")
+                .arg("--address")
+                .arg(self.socket())
+                .args(["--namespace", "k8s.io", "images", "import"])
+                .arg(archive)
+                .stdout(Stdio::null()),
+        );
+    }
+
+    /// Runs a command in a pod to its end: what it wrote, or why not.
+    pub fn exec(&mut self, pod: &CriPod, command: &[&str]) -> Result<String, String> {
+        self.client().exec(&pod.container, command)
     }
 
     fn expect<T>(&self, result: Result<T, String>) -> T {
@@ -271,9 +296,7 @@ impl Containerd {
 
     /// Runs a shell's words in a pod to their end.
     pub fn sh(&mut self, pod: &CriPod, script: &str) -> String {
-        let command = ["sh", "-c", script];
-        self.client()
-            .exec(&pod.container, &command)
+        self.exec(pod, &["sh", "-c", script])
             .unwrap_or_else(|why| panic!("in {}: {why}", pod.name))
     }
 

@@ -1,10 +1,18 @@
 //! A client of the container runtime interface, as far as the lab makes pods with it; by the numbers
 //! of `runtime.v1` (<https://github.com/kubernetes/cri-api>).
 
-use std::collections::HashMap;
+#[expect(missing_docs, reason = "the interface itself tells of them")]
+mod messages;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::messages::{Capabilities, ContainerSecurity, Mount, Profile, SandboxConfig, User};
+use self::messages::{
+    ContainerConfig, ContainerLinux, ContainerMetadata, CreateContainer, ExecSync, Executed, Id,
+    Image, Metadata, Namespaces, Nothing, RunPodSandbox, SandboxLinux, SandboxSecurity,
+    StatusAnswer, StatusRequest, Variable,
+};
 use prost::Message;
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -12,54 +20,31 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
+/// `POD` of `NamespaceMode`.
+const POD: i32 = 0;
 /// `NODE` of `NamespaceMode`.
 const NODE: i32 = 2;
 /// `CONTAINER` of `NamespaceMode`.
 const CONTAINER: i32 = 1;
 
-#[derive(Clone, PartialEq, Message)]
-struct Metadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    uid: String,
-    #[prost(string, tag = "3")]
-    namespace: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Namespaces {
-    #[prost(int32, tag = "1")]
-    network: i32,
-    #[prost(int32, tag = "2")]
-    pid: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SandboxSecurity {
-    #[prost(message, optional, tag = "1")]
-    namespaces: Option<Namespaces>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SandboxLinux {
-    #[prost(string, tag = "1")]
-    cgroup_parent: String,
-    #[prost(message, optional, tag = "2")]
-    security: Option<SandboxSecurity>,
-}
-
-/// What a sandbox is made of.
-#[derive(Clone, PartialEq, Message)]
-pub struct SandboxConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<Metadata>,
-    #[prost(string, tag = "2")]
-    hostname: String,
-    #[prost(string, tag = "3")]
-    log_directory: String,
-    #[prost(message, optional, tag = "8")]
-    linux: Option<SandboxLinux>,
+/// What a container is made of; by default what the image says, with no more and no less than a
+/// runtime gives.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerSpec {
+    /// Instead of the image's.
+    pub command: Vec<String>,
+    /// After the command.
+    pub arguments: Vec<String>,
+    /// Of the environment.
+    pub variables: Vec<(String, String)>,
+    /// Folders of the node.
+    pub mounts: Vec<Mount>,
+    /// What it may do.
+    pub security: ContainerSecurity,
+    /// Is the node's network its own?
+    pub host_network: bool,
+    /// Are the node's process ids its own?
+    pub host_pid: bool,
 }
 
 impl SandboxConfig {
@@ -68,12 +53,13 @@ impl SandboxConfig {
     pub fn new(
         [namespace, name, uid]: [&str; 3],
         cgroup_parent: String,
-        host_network: bool,
+        spec: &ContainerSpec,
         logs: &Path,
     ) -> Self {
+        let node = |shared| if shared { NODE } else { POD };
         let namespaces = Namespaces {
-            network: if host_network { NODE } else { 0 },
-            pid: CONTAINER,
+            network: node(spec.host_network),
+            pid: if spec.host_pid { NODE } else { CONTAINER },
         };
         Self {
             metadata: Some(Metadata {
@@ -81,129 +67,18 @@ impl SandboxConfig {
                 uid: uid.to_owned(),
                 namespace: namespace.to_owned(),
             }),
-            hostname: if host_network { "" } else { name }.to_owned(),
+            hostname: if spec.host_network { "" } else { name }.to_owned(),
             log_directory: logs.display().to_string(),
             linux: Some(SandboxLinux {
                 cgroup_parent,
                 security: Some(SandboxSecurity {
                     namespaces: Some(namespaces),
+                    privileged: spec.security.privileged,
                 }),
             }),
         }
     }
 }
-
-#[derive(Clone, PartialEq, Message)]
-struct RunPodSandbox {
-    #[prost(message, optional, tag = "1")]
-    config: Option<SandboxConfig>,
-}
-
-/// A request that names one thing, and an answer that does.
-#[derive(Clone, PartialEq, Message)]
-struct Id {
-    #[prost(string, tag = "1")]
-    id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Image {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerSecurity {
-    #[prost(message, optional, tag = "3")]
-    namespaces: Option<Namespaces>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerLinux {
-    #[prost(message, optional, tag = "2")]
-    security: Option<ContainerSecurity>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<ContainerMetadata>,
-    #[prost(message, optional, tag = "2")]
-    image: Option<Image>,
-    #[prost(string, repeated, tag = "3")]
-    command: Vec<String>,
-    #[prost(string, tag = "11")]
-    log_path: String,
-    #[prost(message, optional, tag = "15")]
-    linux: Option<ContainerLinux>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreateContainer {
-    #[prost(string, tag = "1")]
-    sandbox: String,
-    #[prost(message, optional, tag = "2")]
-    config: Option<ContainerConfig>,
-    #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<SandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExecSync {
-    #[prost(string, tag = "1")]
-    container: String,
-    #[prost(string, repeated, tag = "2")]
-    command: Vec<String>,
-    #[prost(int64, tag = "3")]
-    timeout_seconds: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Executed {
-    #[prost(bytes = "vec", tag = "1")]
-    stdout: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    stderr: Vec<u8>,
-    #[prost(int32, tag = "3")]
-    exit_code: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Network {
-    #[prost(string, tag = "1")]
-    ip: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Status {
-    #[prost(message, optional, tag = "5")]
-    network: Option<Network>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StatusAnswer {
-    #[prost(message, optional, tag = "1")]
-    status: Option<Status>,
-    #[prost(map = "string, string", tag = "2")]
-    info: HashMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StatusRequest {
-    #[prost(string, tag = "1")]
-    id: String,
-    #[prost(bool, tag = "2")]
-    verbose: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Nothing {}
 
 /// A connection, and the runtime it lives on.
 #[derive(Debug)]
@@ -287,12 +162,14 @@ impl Client {
         sandbox: &str,
         config: &SandboxConfig,
         image: &str,
-        command: &[&str],
+        spec: &ContainerSpec,
     ) -> Result<String, String> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = ContainerSecurity {
             namespaces: linux.security.and_then(|security| security.namespaces),
+            ..spec.security.clone()
         };
+        let variables = spec.variables.iter().cloned();
         let created: Id = self.call(
             "CreateContainer",
             CreateContainer {
@@ -304,7 +181,12 @@ impl Client {
                     image: Some(Image {
                         image: image.to_owned(),
                     }),
-                    command: command.iter().map(|word| (*word).to_owned()).collect(),
+                    command: spec.command.clone(),
+                    arguments: spec.arguments.clone(),
+                    variables: variables
+                        .map(|(key, value)| Variable { key, value })
+                        .collect(),
+                    mounts: spec.mounts.clone(),
                     log_path: "main.log".to_owned(),
                     linux: Some(ContainerLinux {
                         security: Some(security),

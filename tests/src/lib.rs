@@ -6,16 +6,19 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod alertmanager;
 pub mod bench;
 pub mod cgroup;
 pub mod containerd;
 pub mod cri;
 pub mod crowd;
+pub mod daemonset;
 pub mod dns;
 pub mod entries;
 pub mod events;
 pub mod host;
 pub mod http;
+pub mod kubernetes;
 pub mod leftovers;
 pub mod metrics;
 pub mod neigh;
@@ -25,6 +28,7 @@ pub mod overflow;
 pub mod point;
 pub mod process;
 pub mod prometheus;
+pub mod replay;
 pub mod router;
 pub mod snmp;
 pub mod stack;
@@ -34,7 +38,9 @@ pub mod standin_tls;
 pub mod tcp;
 pub mod tmux;
 pub mod unpacked;
+pub mod unseen;
 pub mod wait;
+pub mod xtask;
 
 pub use agent::Agent;
 pub use metrics::Metrics;

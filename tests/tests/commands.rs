@@ -26,11 +26,15 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
         let lab = Lab::new();
         let pod = lab.pod("refused", 1, 1);
         let server = Server::start(&lab.hub, &[pod.hub(Family::V4)]);
         let scene = Self {
-            agent: Agent::start(&[]),
+            agent: Agent::start(arguments),
             pod,
             _server: server,
             _lab: lab,
@@ -101,6 +105,34 @@ fn events_are_filtered_and_end_in_time() {
     }
     assert_eq!(follow(&["--kind", "neighbour_overflow", "--pod", &pod]), "");
     assert_eq!(follow(&["--pod", "(netns)/nobody"]), "");
+    scene.agent.stop_cleanly();
+}
+
+/// In events, API, metrics, verdict, tables and log alike.
+#[test]
+fn names_asked_for_show_nowhere_when_told_so() {
+    let scene = Scene::with(&["--redact-names", "--log-level", "trace"]);
+    let events = ["events", "--since", "10m", "--for", "500ms"];
+    let json = ["--output", "json"];
+    let mut said = vec![scene.agent.http("GET", "/metrics").body];
+    said.push(scene.agent.api("GET", "/api/v1/snapshot").body);
+    for arguments in [
+        &events[..],
+        &[&events[..], &json].concat(),
+        &["why"],
+        &[&["why"][..], &json].concat(),
+        &["top", "--once"],
+    ] {
+        let ended = run(&mut scene.command(arguments), LIMIT);
+        assert!(ended.status.success(), "{ended:#?}");
+        said.push(ended.stdout);
+    }
+    assert_eq!(said[2].matches("(redacted)").count(), 3, "{}", said[2]);
+    assert!(said[4].contains(scene.name()), "{}", said[4]);
+    said.push(scene.agent.stderr());
+    for text in said {
+        assert!(!text.contains("refused-"), "{text}");
+    }
     scene.agent.stop_cleanly();
 }
 

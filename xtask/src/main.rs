@@ -4,6 +4,9 @@ mod apt;
 mod bench;
 mod build;
 mod cluster;
+mod dashboard;
+mod dist;
+mod manifests;
 mod object;
 mod picture;
 mod run;
@@ -47,6 +50,20 @@ enum Verb {
         #[command(subcommand)]
         role: cluster::dns::Role,
     },
+    /// Make Grafana's dashboard of deploy/grafana/dashboard.toml
+    Dashboard {
+        /// Write nothing; fail where it is not what the source makes
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build, then pack: the container image as an OCI archive, and Debian's package
+    Dist(dist::Wanted),
+    /// Render the manifests from the Helm chart, and validate them
+    Manifests {
+        /// Write nothing; fail where they are not what the chart makes
+        #[arg(long)]
+        check: bool,
+    },
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -71,6 +88,9 @@ fn main() -> ExitCode {
         Verb::Test { filters } => test::run(&filters),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
+        Verb::Dist(wanted) => dist::run(&wanted),
+        Verb::Manifests { check } => manifests::run(check),
+        Verb::Dashboard { check } => dashboard::run(check),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };

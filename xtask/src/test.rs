@@ -2,7 +2,7 @@
 //! fails and says how far it came.
 
 use std::{
-    fmt,
+    env, fmt,
     io::{BufRead as _, BufReader},
     ops::AddAssign,
     process::{Command, Stdio},
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    build,
+    build, dist,
     setup::{self, Tool},
     sh,
 };
@@ -70,10 +70,16 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// The same, of packages that would start a daemon if they were installed.
-const UNPACKED: &[Tool] = &[Tool {
-    program: "prometheus",
-    package: "prometheus",
-}];
+const UNPACKED: &[Tool] = &[
+    Tool {
+        program: "prometheus",
+        package: "prometheus",
+    },
+    Tool {
+        program: "prometheus-alertmanager",
+        package: "prometheus-alertmanager",
+    },
+];
 
 pub fn run(filters: &[String]) -> Result<()> {
     let mut stages = Stages::default();
@@ -85,7 +91,10 @@ pub fn run(filters: &[String]) -> Result<()> {
 fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
     let toolchain = stages.run("setup", || {
         setup::unpacked::ensure(UNPACKED)?;
-        setup::ensure(TOOLS)
+        let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
+        let toolchain = setup::ensure(&tools)?;
+        setup::kubernetes::Kubernetes::ensure()?;
+        Ok(toolchain)
     })?;
     if filters.is_empty() {
         stages.run("format", || {
@@ -95,7 +104,7 @@ fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
         sh::step("only the named tests: format check and lints are left out");
     }
     // Before the lints: tracer's build script takes the eBPF object from it.
-    stages.run("build", || build::build(&toolchain))?;
+    stages.run("build", || build::build_for_tests(&toolchain))?;
     if filters.is_empty() {
         stages.run("clippy", || sh::run(&mut clippy()))?;
         stages.run("clippy eBPF", || sh::run(&mut clippy_ebpf()))?;
@@ -180,7 +189,9 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         .args(packages)
         .arg("--")
         .args(arguments)
-        .env("TRACER_BIN", build::binary())
+        .env("TRACER_BIN", build::tested_binary())
+        // The tests pack an image and render manifests with it.
+        .env("TRACER_XTASK", env::current_exe()?)
         .stdout(Stdio::piped());
     let mut child = cargo
         .spawn()

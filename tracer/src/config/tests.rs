@@ -40,12 +40,14 @@ fn defaults_are_the_contract() {
 fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     let text = "dns-timeout = \"2s\"\nwindow = \"30s\"\ndns-port = [5353, 53]\napi = \"none\"\n\
                 state-dir = \"/a\"\nnode = \"filed\"\nmax-pods = 5\nevent-rate = 0\n\
-                pods = \"local\"\nlisten = \"127.0.0.1:1\"\n";
+                pods = \"local\"\nredact-names = true\nlisten = \"127.0.0.1:1\"\n";
     let config = agent(&[], text).unwrap();
     assert_eq!(config.dns_timeout, Duration::from_secs(2));
     assert_eq!(config.dns_ports, [5353, 53]);
     assert_eq!((config.event_rate, config.max_pods), (0, 5));
     assert_eq!(config.node, "filed");
+    assert!(config.redact_names && !agent(&[], "").unwrap().redact_names);
+    assert!(agent(&["--redact-names"], "").unwrap().redact_names);
 
     let flags = [
         "--dns-timeout=1s",
@@ -71,6 +73,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         silent_ports: vec![6443, 2379],
         silent_after: Duration::from_secs(10),
         drop_reasons: DropReasons(vec![("no_socket".to_owned(), false)]),
+        redact_names: true,
         window: Duration::from_secs(30),
         state_dir: None,
         event_rate: 7,

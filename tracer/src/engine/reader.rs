@@ -74,7 +74,13 @@ impl Reader {
             let bytes = Bytes::copy_from_slice(&item);
             drop(item); // gives the room back to the kernel
             match hooks::decode(&bytes, &self.engine.reasons) {
-                Ok(record) => self.take(record),
+                Ok(mut record) => {
+                    // Here, before anything holds it.
+                    if self.engine.config.redact_names {
+                        record.details.redact();
+                    }
+                    self.take(record);
+                }
                 Err(error) => {
                     if self.engine.undecodable.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::error!("cannot decode: {error:#}");

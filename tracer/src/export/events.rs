@@ -140,6 +140,18 @@ pub enum Details {
     },
 }
 
+/// Stands for a name asked for that is not to show; no host name holds a parenthesis.
+pub const REDACTED: &str = "(redacted)";
+
+impl Details {
+    /// Takes out what pods asked for.
+    pub fn redact(&mut self) {
+        if let Self::DnsFailure { qname, .. } = self {
+            REDACTED.clone_into(qname);
+        }
+    }
+}
+
 /// Holds the last events and hands new ones to readers.
 pub struct Hub {
     held: Mutex<VecDeque<(SystemTime, Arc<str>)>>,

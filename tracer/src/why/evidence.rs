@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use crate::export::events::REDACTED;
 use crate::export::snapshot::{Episode, Figures, Pod, Snapshot, Table};
 
 /// One event, as far as it says who, when and towards what.
@@ -43,7 +44,7 @@ impl Failure {
             namespace: text(&event["pod"]["namespace"])?,
             pod: text(&event["pod"]["name"])?,
             cause: cause.unwrap_or_default(),
-            name: text(&event["qname"]),
+            name: text(&event["qname"]).filter(|name| name != REDACTED),
             towards: text(&event["server"]).or_else(|| text(&event["destination"])),
             sentence: crate::events_cmd::sentence(&event),
             kind,

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::sh;
+use crate::{dist, sh};
 
 /// What the image is called.
 pub const NAME: &str = "tracer.local/lab:1";
@@ -32,7 +32,7 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
     }
     let myself = env::current_exe()?;
     fs::copy(&myself, inside(PROGRAM))?;
-    for library in libraries(&sh::output(Command::new("ldd").arg(&myself))?) {
+    for library in dist::libraries(&sh::output(Command::new("ldd").arg(&myself))?) {
         let target = inside(&library);
         fs::create_dir_all(target.with_file_name(""))?;
         fs::copy(&library, target).with_context(|| format!("cannot copy {library}"))?;
@@ -49,7 +49,7 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
     let sum = sh::output(Command::new("sha256sum").arg(&layer))?;
     let digest = sum.split_whitespace().next().unwrap_or_default();
     let config = json!({
-        "architecture": go_architecture(), "os": "linux",
+        "architecture": dist::architecture(), "os": "linux",
         // The sandbox's, which has nothing to do but to be there.
         "config": {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
@@ -67,40 +67,4 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
             .args(["manifest.json", "config.json", "layer.tar"]),
     )?;
     Ok(image)
-}
-
-/// The files that `ldd` names: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, `/lib64/ld-linux… (0x…)`.
-fn libraries(ldd: &str) -> Vec<String> {
-    ldd.lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(str::to_owned)
-        .collect()
-}
-
-fn go_architecture() -> &'static str {
-    match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_read_off_ldd() {
-        let said = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(
-            libraries(said),
-            [
-                "/lib/x86_64-linux-gnu/libc.so.6",
-                "/lib64/ld-linux-x86-64.so.2"
-            ]
-        );
-        assert!(libraries("\tstatically linked").is_empty());
-    }
 }

@@ -38,6 +38,7 @@ const SYSCTLS: &[(&str, &str)] = &[
 pub struct Cluster {
     folder: PathBuf,
     programs: PathBuf,
+    kubectl: PathBuf,
     /// Holds the network namespace.
     holder: Child,
     /// By name, in the order of their start.
@@ -46,7 +47,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts one and waits until the node is ready.
-    pub fn start(programs: &Path) -> Result<Self> {
+    pub fn start(programs: &Path, kubectl: &Path) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("tracer-cluster-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let holder = Command::new("unshare")
@@ -56,6 +57,7 @@ impl Cluster {
         let mut cluster = Self {
             folder,
             programs: programs.to_owned(),
+            kubectl: kubectl.to_owned(),
             holder,
             children: Vec::new(),
         };
@@ -85,7 +87,7 @@ impl Cluster {
     /// kubectl as the administrator.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         sh::output(
-            self.inside("kubectl")
+            self.inside(&self.kubectl)
                 .arg("--kubeconfig=admin.kubeconfig")
                 .args(arguments),
         )

@@ -3,6 +3,7 @@
 
 mod agent;
 mod binaries;
+mod daemonset;
 pub mod dns;
 mod image;
 mod lab;
@@ -20,7 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use self::{agent::Agent, lab::Cluster};
 use crate::{
     build,
-    setup::{self, Tool},
+    setup::{self, Tool, kubernetes::Kubernetes},
     sh,
 };
 
@@ -58,11 +59,9 @@ const MOMENTARY: u64 = 5;
 pub fn run() -> Result<()> {
     ensure!(sh::is_root()?, "a cluster needs root");
     let toolchain = setup::ensure(TOOLS)?;
-    ensure!(
-        sh::which("kubectl").is_some(),
-        "kubectl is missing; put one into PATH"
-    );
-    let binary = if let Some(binary) = std::env::var_os("TRACER_BIN") {
+    setup::ensure_tools(setup::kubernetes::TOOLS)?;
+    let tools = Kubernetes::ensure()?;
+    let binary: std::path::PathBuf = if let Some(binary) = std::env::var_os("TRACER_BIN") {
         binary.into()
     } else {
         build::build(&toolchain)?;
@@ -71,7 +70,7 @@ pub fn run() -> Result<()> {
     let programs = binaries::ensure_built()?;
     sh::step("starting the cluster");
     let started = Instant::now();
-    let mut cluster = Cluster::start(&programs)?;
+    let mut cluster = Cluster::start(&programs, &tools.kubectl)?;
     sh::step(format!("the node is ready after {:.0?}", started.elapsed()));
     cluster.apply(objects::ACCOUNT)?;
     let mut agent = Agent::start(&cluster, &binary)?;
@@ -80,7 +79,14 @@ pub fn run() -> Result<()> {
         eprint!("{}--- agent\n{}", cluster.logs()?, agent.said());
     }
     agent.stop()?;
-    done
+    done?;
+    let done = daemonset::scene(&cluster, &tools, &binary).context("scene: the DaemonSet");
+    if done.is_err() {
+        eprint!("{}", cluster.logs()?);
+    }
+    done?;
+    sh::step("cluster: all scenes passed");
+    Ok(())
 }
 
 fn scenes(cluster: &mut Cluster, agent: &mut Agent) -> Result<()> {
@@ -88,7 +94,6 @@ fn scenes(cluster: &mut Cluster, agent: &mut Agent) -> Result<()> {
     momentary(cluster, agent).context("scene: a pod for a moment")?;
     restart(cluster, agent).context("scene: the API server dies")?;
     reconnect(cluster, agent).context("scene: the connection is cut")?;
-    sh::step("cluster: all scenes passed");
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! rustc's. rustup's server is asked for the sources first: a few megabytes and no root, where
 //! packages are a hundred. Where it cannot be reached the distribution's packages do it all.
 
+pub mod kubernetes;
 mod linker;
 mod llvm;
 mod rustc;
@@ -78,6 +79,25 @@ pub fn ensure(tools: &[Tool]) -> Result<Toolchain> {
     };
     let linker = linker::install(&llvm)?;
     Ok(Toolchain { compiler, linker })
+}
+
+/// Finds the named tools, without a toolchain; installs what is missing.
+pub fn ensure_tools(tools: &[Tool]) -> Result<()> {
+    let packages = missing(tools);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !apt::exists() {
+        bail!("programs are missing; install {}", packages.join(", "));
+    }
+    if !sh::is_root()? {
+        bail!(
+            "packages are missing; run `{}`",
+            apt::install_command(&packages)
+        );
+    }
+    apt::update()?;
+    apt::install(&packages)
 }
 
 /// The first compiler for which there is a linker already.

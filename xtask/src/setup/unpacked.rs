@@ -62,7 +62,8 @@ fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn cache() -> Result<PathBuf> {
+/// Where such packages are kept.
+pub fn cache() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
