@@ -255,8 +255,8 @@ fn the_sick_node_is_named_first_with_the_reason() {
     tables_for_scripts(&url);
     let mixed = run(&mut top(&["--prometheus", &url]), LIMIT).stdout;
     assert!(mixed.contains("clusters are mixed here"), "{mixed}");
-    on_a_screen(&url);
     behind_tls(&prometheus);
+    on_a_screen(prometheus);
     drop((other, scene));
 }
 
@@ -341,8 +341,9 @@ fn behind_tls(prometheus: &Prometheus) {
     refused(&missing, &["ca-file", "/nonexistent/ca.crt"]);
 }
 
-/// In a terminal: the sick node's reason, then its pods.
-fn on_a_screen(url: &str) {
+/// In a terminal: the sick node's reason, then its pods; then Prometheus goes.
+fn on_a_screen(prometheus: Prometheus) {
+    let url = prometheus.url();
     let folder = tempfile::tempdir().expect("temporary folders can be made");
     let terminal = Terminal::open(120, 30, folder.path());
     let binary = tracer_path();
@@ -360,6 +361,9 @@ fn on_a_screen(url: &str) {
     terminal.wait_for(&["the oddest first"]);
     terminal.press(&["h"]);
     terminal.wait_for(&["1 of 4 nodes"]);
+    drop(prometheus);
+    let pane = terminal.wait_for(&["no answer from", "nothing listens there"]);
+    assert!(pane.contains("n2 "), "the last figures stay:\n{pane}");
     terminal.press(&["q"]);
     terminal.wait_for(&["ended=0"]);
 }
