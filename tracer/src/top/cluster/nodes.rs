@@ -13,7 +13,7 @@ const MIN_ATTEMPTS: f64 = 20.0;
 const MIN_FAILURES: f64 = 5.0;
 /// Of failures towards a node, and of segments sent again.
 const MIN_TOWARDS: f64 = 10.0;
-const MIN_SEGMENTS: f64 = 20.0;
+pub(super) const MIN_SEGMENTS: f64 = 20.0;
 /// So many nodes must fail towards one before it is accused.
 const MIN_WITNESSES: usize = 2;
 /// Segments a second that a node may send again more than the others without being odd, ÷ 5.

@@ -308,13 +308,18 @@ const POD_HEADS: [(usize, &str, u16); 11] = [
 ];
 
 fn pod_lines<'a>(pods: &NodePods, width: u16, theme: Theme) -> Vec<Line<'a>> {
+    let mut lines = Vec::new();
+    let holders = pods.holders_in_words();
+    if !holders.is_empty() {
+        lines.push(Line::raw(format!(" {holders}")));
+    }
     let failing = pods.failing.len();
     let tone = if failing > 0 { Tone::Bad } else { Tone::Good };
     let title = vec![
         Span::styled(format!("{failing} pods fail"), theme.style(tone)),
         Span::raw(format!(", {} are well", pods.well)),
     ];
-    let mut lines = vec![rule(title, width, theme)];
+    lines.push(rule(title, width, theme));
     let heads: Vec<_> = POD_HEADS.iter().filter(|h| h.2 <= width).collect();
     let taken: usize = heads.iter().map(|(i, _, _)| POD_COLUMNS[*i].1 + 1).sum();
     let name = usize::from(width).saturating_sub(MARK + taken).min(72);

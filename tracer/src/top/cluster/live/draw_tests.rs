@@ -89,6 +89,7 @@ fn open() -> State {
         node: sick().name,
         failing: (0..30).map(pod).collect(),
         well: 3,
+        holders: vec![("shop/scanner".into(), 900.0)],
         dead: vec![dead],
         warnings: Vec::new(),
     })));
@@ -159,6 +160,7 @@ fn an_open_node_has_pods_and_dead_destinations() {
     let text = screen(&open(), 120, 50, true);
     for words in [
         "30 pods fail, 3 are well",
+        "most neighbour entries: shop/scanner 900",
         "shop/cart-29",
         "no_answer",
         "10.9.9.9:80",
