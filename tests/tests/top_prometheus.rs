@@ -31,6 +31,10 @@ const DEAD: &str = "tracer_pod_dead_endpoint_attempts_total{destination=\"10.9.9
                     namespace=\"shop\",pod=\"cart\"}";
 const GONE: &str =
     "tracer_gone_pod_address_info{address=\"10.9.9.9\",namespace=\"pay\",pod=\"db-0\"}";
+/// What kube-state-metrics tells of an address that has an owner.
+const KUBE: &str = "kube_pod_info{namespace=\"shop\",pod=\"web-1\",pod_ip=\"10.9.9.8\"}";
+const DEAD_TOO: &str = "tracer_pod_dead_endpoint_attempts_total{destination=\"10.9.9.8:80\",\
+                        namespace=\"shop\",pod=\"cart\"}";
 
 const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
 
@@ -112,6 +116,7 @@ const SCENES: [Scene; 7] = [
                 grows(TIMED_OUT, 30.0),
                 grows(NO_ANSWER, 30.0),
                 grows(DEAD, 6.0),
+                grows(DEAD_TOO, 3.0),
                 grows(
                     "tracer_pod_dns_failures_total{cause=\"no_answer\",namespace=\"shop\",pod=\"cart\"}",
                     30.0,
@@ -121,7 +126,7 @@ const SCENES: [Scene; 7] = [
                     30.0,
                 ),
             ],
-            "n4" => vec![grows(GONE, 1.0)],
+            "n4" => vec![grows(GONE, 1.0), grows(KUBE, 1.0)],
             _ => Vec::new(),
         },
         Some(("n2", &["DNS: 4", "mostly no_answer", "median 0."])),
@@ -280,6 +285,8 @@ fn one_nodes_pods(url: &str) {
             dead["last_owner"], "pay/db-0 (gone, was on n4)",
             "{answer:#}"
         );
+        let other = &pods["dead"][1]["last_owner"];
+        assert_eq!(other, "shop/web-1 (on n4)", "{answer:#}");
     }
     let unknown = ["--prometheus", url, "--node", "n9"];
     run(&mut top(&unknown), LIMIT).assert_refused(1, &["n9", "such as"]);

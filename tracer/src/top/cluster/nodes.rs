@@ -225,6 +225,7 @@ impl Cluster {
              scraped by it, and is the tenant (--header) or --match the right one?"
         );
         warnings.extend(mixed(&answer[0]));
+        warnings.extend(nothing(&nodes, range_seconds));
         tell_peers(&mut nodes, &answer[8]);
         let mut spreads = Vec::new();
         judge(&mut nodes, Signal::Neighbour, range_seconds, &mut spreads);
@@ -270,6 +271,19 @@ fn mixed(built: &[Sample]) -> Option<String> {
         let last = clusters.last().copied().unwrap_or_default();
         let count = clusters.len();
         format!("{count} clusters are mixed here; choose one, such as --match 'cluster={last:?}'")
+    })
+}
+
+/// Every agent tells from its start how many entries were refused.
+fn nothing(nodes: &Nodes, range_seconds: f64) -> Option<String> {
+    let is_up = |node: &&Node| node.state == State::Up;
+    let is_nothing = nodes.values().any(|node| is_up(&node))
+        && nodes.values().filter(is_up).all(|n| n.refused.is_none());
+    is_nothing.then(|| {
+        format!(
+            "no node has figures of the last {range_seconds} s: --range must span two scrapes at \
+             least, better four"
+        )
     })
 }
 

@@ -468,5 +468,4 @@ fn help(frame: &mut Frame, area: Rect, theme: Theme) {
 }
 
 #[cfg(test)]
-#[path = "draw_tests.rs"]
 mod tests;
