@@ -31,6 +31,10 @@ const DEAD: &str = "tracer_pod_dead_endpoint_attempts_total{destination=\"10.9.9
                     namespace=\"shop\",pod=\"cart\"}";
 const GONE: &str =
     "tracer_gone_pod_address_info{address=\"10.9.9.9\",namespace=\"pay\",pod=\"db-0\"}";
+/// What kube-state-metrics tells of an address that has an owner.
+const KUBE: &str = "kube_pod_info{namespace=\"shop\",pod=\"web-1\",pod_ip=\"10.9.9.8\"}";
+const DEAD_TOO: &str = "tracer_pod_dead_endpoint_attempts_total{destination=\"10.9.9.8:80\",\
+                        namespace=\"shop\",pod=\"cart\"}";
 
 const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
 
@@ -112,6 +116,7 @@ const SCENES: [Scene; 7] = [
                 grows(TIMED_OUT, 30.0),
                 grows(NO_ANSWER, 30.0),
                 grows(DEAD, 6.0),
+                grows(DEAD_TOO, 3.0),
                 grows(
                     "tracer_pod_dns_failures_total{cause=\"no_answer\",namespace=\"shop\",pod=\"cart\"}",
                     30.0,
@@ -121,7 +126,7 @@ const SCENES: [Scene; 7] = [
                     30.0,
                 ),
             ],
-            "n4" => vec![grows(GONE, 1.0)],
+            "n4" => vec![grows(GONE, 1.0), grows(KUBE, 1.0)],
             _ => Vec::new(),
         },
         Some(("n2", &["DNS: 4", "mostly no_answer", "median 0."])),
@@ -255,8 +260,8 @@ fn the_sick_node_is_named_first_with_the_reason() {
     tables_for_scripts(&url);
     let mixed = run(&mut top(&["--prometheus", &url]), LIMIT).stdout;
     assert!(mixed.contains("clusters are mixed here"), "{mixed}");
-    on_a_screen(&url);
     behind_tls(&prometheus);
+    on_a_screen(prometheus);
     drop((other, scene));
 }
 
@@ -280,6 +285,8 @@ fn one_nodes_pods(url: &str) {
             dead["last_owner"], "pay/db-0 (gone, was on n4)",
             "{answer:#}"
         );
+        let other = &pods["dead"][1]["last_owner"];
+        assert_eq!(other, "shop/web-1 (on n4)", "{answer:#}");
     }
     let unknown = ["--prometheus", url, "--node", "n9"];
     run(&mut top(&unknown), LIMIT).assert_refused(1, &["n9", "such as"]);
@@ -341,8 +348,9 @@ fn behind_tls(prometheus: &Prometheus) {
     refused(&missing, &["ca-file", "/nonexistent/ca.crt"]);
 }
 
-/// In a terminal: the sick node's reason, then its pods.
-fn on_a_screen(url: &str) {
+/// In a terminal: the sick node's reason, then its pods; then Prometheus goes.
+fn on_a_screen(prometheus: Prometheus) {
+    let url = prometheus.url();
     let folder = tempfile::tempdir().expect("temporary folders can be made");
     let terminal = Terminal::open(120, 30, folder.path());
     let binary = tracer_path();
@@ -360,6 +368,9 @@ fn on_a_screen(url: &str) {
     terminal.wait_for(&["the oddest first"]);
     terminal.press(&["h"]);
     terminal.wait_for(&["1 of 4 nodes"]);
+    drop(prometheus);
+    let pane = terminal.wait_for(&["no answer from", "nothing listens there"]);
+    assert!(pane.contains("n2 "), "the last figures stay:\n{pane}");
     terminal.press(&["q"]);
     terminal.wait_for(&["ended=0"]);
 }

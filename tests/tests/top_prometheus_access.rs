@@ -220,3 +220,23 @@ fn a_prefix_is_part_of_the_url() {
     let bare = format!("http://{}", prometheus.address());
     run(&mut top(&["--prometheus", &bare]), LIMIT).assert_refused(1, &["404", "prefix"]);
 }
+
+/// Of a store that did not answer, Thanos and Mimir tell beside what they have.
+#[test]
+fn warnings_of_a_server_show() {
+    let body = r#"{"status":"success","data":{"resultType":"vector","result":[
+        {"metric":{"node":"n1","job":"tracer","instance":"n1"},"value":[1,"1"]}]},
+        "warnings":["receive series from store-7: deadline exceeded"],"infos":["none"]}"#;
+    let (url, asked) = answering(response("200 OK", "application/json", body), Duration::ZERO);
+    let ended = run(&mut top(&["--prometheus", &url]), LIMIT);
+    assert!(ended.status.success(), "{ended:#?}");
+    let warnings = ended
+        .stdout
+        .lines()
+        .filter(|l| l.contains("store-7"))
+        .count();
+    assert_eq!(warnings, 1, "{}", ended.stdout);
+    assert!(ended.stdout.contains("\nn1 "), "{}", ended.stdout);
+    // One table, ten queries: whatever the number of nodes.
+    assert_eq!(asked.lock().expect("no panic").len(), 10);
+}

@@ -197,9 +197,14 @@ mod tests {
              window = \"30s\"\nstate-dir = \"none\"\nevent-rate = 5\nmax-pods = 7\n\
              log-format = \"json\"\nlog-level = \"debug\"\nagent = \"http://a:1\"\nonce = true\n\
              interval = \"2s\"\nsort = \"p99\"\ncolor = \"never\"\nsince = \"30m\"\noutput = \"json\"\n\
-             pod = \"a/b\"\nkind = \"drop\"\nfor = \"1m\"\n",
+             pod = \"a/b\"\nkind = \"drop\"\nfor = \"1m\"\nprometheus = \"http://p:9090\"\n\
+             header = [\"a:b\", \"c:d\"]\nbearer-token = \"t\"\nbearer-token-file = \"/t\"\n\
+             ca-file = \"/c\"\nrange = \"1m\"\nmatch = 'a=\"b\"'\ntimeout = \"5s\"\n",
         )
         .unwrap();
+        assert_eq!(file.header.len(), 2);
+        assert_eq!(parse("header = \"a:b\"").unwrap().header.len(), 1);
+        assert!(!format!("{file:?}").contains("\"t\""));
         assert_eq!(file.dns_port, [53, 5353]);
         assert_eq!(file.dns_timeout, Some(Span(Duration::from_secs(2))));
         assert_eq!(file.r#for, Some(Span(Duration::from_mins(1))));

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow, bail};
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -57,7 +58,7 @@ impl Api {
         // Each has all it needs: borrowed, the compiler cannot tell that they may go to other threads.
         let each = queries.iter().map(|query| (self.clone(), query.clone()));
         let answers: Vec<(Vec<Sample>, Vec<String>)> = stream::iter(each.collect::<Vec<_>>())
-            .map(async |(api, query)| api.query(&query).await)
+            .map(|(api, query)| async move { api.query(&query).await }.boxed())
             .buffered(AT_ONCE)
             .try_collect()
             .await?;

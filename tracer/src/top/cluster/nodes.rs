@@ -8,28 +8,18 @@ use serde::Serialize;
 use super::api::{Answers, Sample};
 use super::score::{Floor, ODD, Spread};
 
+mod peers;
+
 /// Below these a share says nothing.
 const MIN_ATTEMPTS: f64 = 20.0;
 const MIN_FAILURES: f64 = 5.0;
 /// Of failures towards a node, and of segments sent again.
 const MIN_TOWARDS: f64 = 10.0;
-const MIN_SEGMENTS: f64 = 20.0;
+pub(super) const MIN_SEGMENTS: f64 = 20.0;
 /// So many nodes must fail towards one before it is accused.
 const MIN_WITNESSES: usize = 2;
 /// Segments a second that a node may send again more than the others without being odd, ÷ 5.
 const SEGMENTS_FLOOR: f64 = 0.2;
-
-/// Causes of a failed lookup that lie on the node that asked, or came as an answer: no fault of the node
-/// that was asked.
-const OWN_CAUSES: [&str; 7] = [
-    "neighbour_table_full",
-    "neighbour_queue_full",
-    "netfilter",
-    "socket_buffer_full",
-    "no_route",
-    "dropped",
-    "server",
-];
 
 /// What a node is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -225,14 +215,15 @@ impl Cluster {
              scraped by it, and is the tenant (--header) or --match the right one?"
         );
         warnings.extend(mixed(&answer[0]));
-        tell_peers(&mut nodes, &answer[8]);
+        warnings.extend(nothing(&nodes, range_seconds));
+        peers::tell_peers(&mut nodes, &answer[8]);
         let mut spreads = Vec::new();
         judge(&mut nodes, Signal::Neighbour, range_seconds, &mut spreads);
         // Then whom others fail towards, for that is no fault of theirs.
-        let pairs = pairs(&answer[8], &nodes);
-        tell_towards(&mut nodes, &pairs);
+        let pairs = peers::pairs(&answer[8], &nodes);
+        peers::tell_towards(&mut nodes, &pairs);
         judge(&mut nodes, Signal::Towards, range_seconds, &mut spreads);
-        excuse(&mut nodes, &pairs);
+        peers::excuse(&mut nodes, &pairs);
         for signal in [Signal::Dns, Signal::Connect, Signal::Retransmit] {
             judge(&mut nodes, signal, range_seconds, &mut spreads);
         }
@@ -270,6 +261,19 @@ fn mixed(built: &[Sample]) -> Option<String> {
         let last = clusters.last().copied().unwrap_or_default();
         let count = clusters.len();
         format!("{count} clusters are mixed here; choose one, such as --match 'cluster={last:?}'")
+    })
+}
+
+/// Every agent tells from its start how many entries were refused.
+fn nothing(nodes: &Nodes, range_seconds: f64) -> Option<String> {
+    let is_up = |node: &&Node| node.state == State::Up;
+    let is_nothing = nodes.values().any(|node| is_up(&node))
+        && nodes.values().filter(is_up).all(|n| n.refused.is_none());
+    is_nothing.then(|| {
+        format!(
+            "no node has figures of the last {range_seconds} s: --range must span two scrapes at \
+             least, better four"
+        )
     })
 }
 
@@ -365,100 +369,6 @@ fn states(built: &[Sample], up: &[Sample], ready: &[Sample]) -> Nodes {
         }
     }
     nodes
-}
-
-/// Failures of a node towards another.
-struct Pair<'a> {
-    from: &'a str,
-    to: &'a str,
-    kind: &'a str,
-    failures: f64,
-}
-
-/// Of each node that may be believed: one whose own table is full fails towards anybody.
-fn pairs<'a>(samples: &'a [Sample], nodes: &Nodes) -> Vec<Pair<'a>> {
-    let pair = |s: &'a Sample| {
-        let (from, to, kind) = (s.label("node"), s.label("peer"), s.label("kind"));
-        let witness = nodes.get(from).filter(|node| node.findings.is_empty())?;
-        let fault = if kind == "dns" {
-            others_fault(witness)
-        } else {
-            1.0
-        };
-        let failures = s.value * fault;
-        let counts = from != to && nodes.contains_key(to) && failures > 0.0;
-        counts.then_some(Pair {
-            from,
-            to,
-            kind,
-            failures,
-        })
-    };
-    samples.iter().filter_map(pair).collect()
-}
-
-/// The share of a node's failed lookups that whom it asked may be to blame for.
-fn others_fault(node: &Node) -> f64 {
-    let all: f64 = node.dns.by.values().sum();
-    let own: f64 = OWN_CAUSES
-        .iter()
-        .filter_map(|cause| node.dns.by.get(*cause))
-        .sum();
-    if all > 0.0 { (all - own) / all } else { 1.0 }
-}
-
-/// Whom a node fails towards most, node or not.
-fn tell_peers(nodes: &mut Nodes, samples: &[Sample]) {
-    for sample in samples {
-        let Some(node) = nodes.get_mut(sample.label("node")) else {
-            continue;
-        };
-        let worst = match sample.label("kind") {
-            "dns" => &mut node.dns.worst_peer,
-            "connect" => &mut node.connects.worst_peer,
-            _ => continue,
-        };
-        if worst.as_ref().is_none_or(|(_, most)| *most < sample.value) {
-            *worst = Some((sample.label("peer").to_owned(), sample.value));
-        }
-    }
-}
-
-fn tell_towards(nodes: &mut Nodes, pairs: &[Pair]) {
-    let mut by_witness: BTreeMap<(&str, &str), f64> = BTreeMap::new();
-    for pair in pairs {
-        *by_witness.entry((pair.to, pair.from)).or_default() += pair.failures;
-        if let Some(node) = nodes.get_mut(pair.to) {
-            *node.towards.by_kind.entry(pair.kind.into()).or_default() += pair.failures;
-        }
-    }
-    for ((to, _), failures) in by_witness {
-        if let Some(node) = nodes.get_mut(to) {
-            node.towards.failures += failures;
-            node.towards.largest = node.towards.largest.max(failures);
-            node.towards.nodes += 1;
-        }
-    }
-}
-
-/// Takes off a node's failures what it had towards nodes that several fail towards.
-fn excuse(nodes: &mut Nodes, pairs: &[Pair]) {
-    let is_accused = |node: &Node| node.findings.iter().any(|f| f.signal == Signal::Towards);
-    let accused: HashSet<String> = nodes
-        .values()
-        .filter(|node| is_accused(node))
-        .map(|node| node.name.clone())
-        .collect();
-    for pair in pairs.iter().filter(|pair| accused.contains(pair.to)) {
-        let Some(node) = nodes.get_mut(pair.from) else {
-            continue;
-        };
-        match pair.kind {
-            "dns" => node.dns.excused += pair.failures,
-            "connect" => node.connects.excused += pair.failures,
-            _ => node.retransmits_excused += pair.failures,
-        }
-    }
 }
 
 fn judge(

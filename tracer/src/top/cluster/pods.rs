@@ -7,8 +7,12 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::api::{Answers, Sample};
-use super::nodes::Attempts;
+use super::nodes::{Attempts, MIN_SEGMENTS};
 use super::queries::address;
+use crate::output::printable;
+
+/// Pods that are named as holders of neighbour entries.
+const HOLDERS: usize = 3;
 
 /// A pod of the node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,10 +38,10 @@ impl Pod {
         self.dns.failed + self.connects.failed + self.refused + drops
     }
 
-    /// Did anything?
+    /// Does anything fail, or is much sent again?
     pub fn is_failing(&self) -> bool {
         // What is extrapolated from nothing is nothing.
-        self.failures() >= 0.5
+        self.failures() >= 0.5 || self.retransmits >= MIN_SEGMENTS
     }
 }
 
@@ -60,6 +64,8 @@ pub(super) struct NodePods {
     pub failing: Vec<Pod>,
     /// Those that had traffic and do not.
     pub well: usize,
+    /// `NS/POD` with most neighbour entries, and how many: who fills a table need not fail.
+    pub holders: Vec<(String, f64)>,
     /// Most attempts first.
     pub dead: Vec<Dead>,
     #[serde(skip)]
@@ -120,15 +126,39 @@ impl NodePods {
         });
         tell(&dead, &|pod, s| pod.dead += s.value);
         let all = pods.len();
+        let mut holders: Vec<(String, f64)> = pods
+            .values()
+            .filter(|pod| pod.entries >= 1.0)
+            .map(|pod| (format!("{}/{}", pod.namespace, pod.pod), pod.entries))
+            .collect();
+        holders.sort_by(|a, b| b.1.total_cmp(&a.1));
+        holders.truncate(HOLDERS);
         let mut failing: Vec<Pod> = pods.into_values().filter(Pod::is_failing).collect();
-        failing.sort_by(|a, b| b.failures().total_cmp(&a.failures()));
+        failing.sort_by(|a, b| {
+            let by_failures = b.failures().total_cmp(&a.failures());
+            by_failures.then_with(|| b.retransmits.total_cmp(&a.retransmits))
+        });
         Ok(Self {
             node: node.to_owned(),
             well: all - failing.len(),
             failing,
+            holders,
             dead: destinations(&dead, &info),
             warnings,
         })
+    }
+
+    /// Who holds most neighbour entries, in words; empty where nobody holds any.
+    pub fn holders_in_words(&self) -> String {
+        let each = self
+            .holders
+            .iter()
+            .map(|(pod, n)| format!("{} {n:.0}", printable(pod)));
+        let each: Vec<String> = each.collect();
+        if each.is_empty() {
+            return String::new();
+        }
+        format!("most neighbour entries: {}", each.join(", "))
     }
 
     /// Names owners that other nodes or Kubernetes remember, from the answers to
@@ -252,6 +282,11 @@ mod tests {
             sample(&[("namespace", "shop"), ("pod", "well")], 9.0),
         ];
         samples[1] = vec![with(&agent, ("cause", "no_answer"), 40.0)];
+        samples[4] = vec![
+            sample(&cart, 3.0),
+            sample(&[("namespace", "shop"), ("pod", "scanner")], 900.0),
+        ];
+        samples[5] = vec![sample(&[("namespace", "shop"), ("pod", "lossy")], 50.0)];
         samples[8] = vec![
             with(&cart, ("destination", "10.0.0.9:80"), 7.0),
             with(&cart, ("destination", "10.0.0.8:80"), 9.0),
@@ -262,7 +297,10 @@ mod tests {
             1.0,
         )];
         let mut node = NodePods::new("n1", answers(samples)).unwrap();
-        assert_eq!((node.failing.len(), node.well), (1, 1));
+        assert_eq!((node.failing.len(), node.well), (2, 2));
+        assert_eq!(node.failing[1].pod, "lossy");
+        let holders = "most neighbour entries: shop/scanner 900, shop/cart 3";
+        assert_eq!(node.holders_in_words(), holders);
         assert_eq!(node.failing[0].dns.percent(), Some(40.0));
         assert_eq!(node.failing[0].dns.mostly(), Some("no_answer"));
 

@@ -53,6 +53,10 @@ pub(super) fn pods(base: &str, range: Duration, node: Option<&Node>, pods: &Node
     }
     .expect("a String takes every text");
     warnings(&mut out, &pods.warnings);
+    let holders = pods.holders_in_words();
+    if !holders.is_empty() {
+        writeln!(out, "{holders}").expect("a String takes every text");
+    }
     let well = pods.well;
     if pods.failing.is_empty() {
         writeln!(out, "no pod fails; {well} had traffic").expect("a String takes every text");

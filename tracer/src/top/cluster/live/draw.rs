@@ -27,12 +27,12 @@ const MARK: usize = 2;
 /// reason.
 const COLUMNS: [(NodeColumn, &str, usize, u16); 7] = [
     (NodeColumn::Oddness, "ODD", 8, 0),
-    (NodeColumn::Dns, "DNS%", 5, 70),
-    (NodeColumn::Connect, "CONN%", 5, 80),
-    (NodeColumn::Refused, "REFUSED", 7, 100),
-    (NodeColumn::Towards, "TOWARDS", 7, 110),
-    (NodeColumn::Retransmits, "RESENT", 7, 120),
-    (NodeColumn::Table, "TABLE%", 6, 130),
+    (NodeColumn::Dns, "DNS%", 5, 80),
+    (NodeColumn::Connect, "CONN%", 5, 90),
+    (NodeColumn::Refused, "REFUSED", 7, 130),
+    (NodeColumn::Towards, "TOWARDS", 7, 140),
+    (NodeColumn::Retransmits, "RESENT", 7, 150),
+    (NodeColumn::Table, "TABLE%", 6, 160),
 ];
 
 /// Draws all of it.
@@ -156,7 +156,7 @@ fn all_nodes(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         let used: usize = spans.iter().map(Span::width).sum();
         let room = usize::from(table.width).saturating_sub(used + 2);
         let why = reason::of(node, state.range);
-        let why: String = why.chars().take(room).collect();
+        let why = cut(&why, room, theme);
         spans.push(Span::raw(format!("  {why:<room$}")));
         let mut line = Line::from(spans);
         if i == cursor {
@@ -175,6 +175,15 @@ fn all_nodes(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         let text = Paragraph::new(lines).wrap(Wrap { trim: false });
         frame.render_widget(text, below);
     }
+}
+
+/// The beginning of a text, in at most so many cells: the whole is below for the node under the cursor.
+fn cut(text: &str, width: usize, theme: Theme) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let begin: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{begin}{}", theme.sign("…", "~"))
 }
 
 /// A mark and the name.
@@ -299,13 +308,18 @@ const POD_HEADS: [(usize, &str, u16); 11] = [
 ];
 
 fn pod_lines<'a>(pods: &NodePods, width: u16, theme: Theme) -> Vec<Line<'a>> {
+    let mut lines = Vec::new();
+    let holders = pods.holders_in_words();
+    if !holders.is_empty() {
+        lines.push(Line::raw(format!(" {holders}")));
+    }
     let failing = pods.failing.len();
     let tone = if failing > 0 { Tone::Bad } else { Tone::Good };
     let title = vec![
         Span::styled(format!("{failing} pods fail"), theme.style(tone)),
         Span::raw(format!(", {} are well", pods.well)),
     ];
-    let mut lines = vec![rule(title, width, theme)];
+    lines.push(rule(title, width, theme));
     let heads: Vec<_> = POD_HEADS.iter().filter(|h| h.2 <= width).collect();
     let taken: usize = heads.iter().map(|(i, _, _)| POD_COLUMNS[*i].1 + 1).sum();
     let name = usize::from(width).saturating_sub(MARK + taken).min(72);
@@ -452,3 +466,6 @@ fn help(frame: &mut Frame, area: Rect, theme: Theme) {
     frame.render_widget(Clear, place);
     frame.render_widget(Paragraph::new(lines).block(block), place);
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,9 @@ fn a_clean_and_a_quiet_cluster_have_nobody_odd() {
     assert!(odd(&judged(answer(&FOUR))).is_empty());
     let mut quiet = answer(&FOUR);
     quiet[3..].fill(Vec::new());
-    assert!(odd(&judged(quiet.clone())).is_empty());
+    let cluster = judged(quiet.clone());
+    assert!(odd(&cluster).is_empty());
+    assert!(cluster.warnings[0].contains("--range"), "{cluster:?}");
     // Too few to tell, though all of them failed.
     quiet[4] = vec![failed("a", "no_answer", 4.0)];
     quiet[5] = vec![sample(&[("node", "a")], 4.0)];
