@@ -15,8 +15,10 @@ pub struct Response {
     pub status: u16,
     /// Header lines, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Body.
+    /// Body as text.
     pub body: String,
+    /// Body as it came, in its encoding; of a chunked answer, nothing.
+    pub bytes: Vec<u8>,
 }
 
 impl Response {
@@ -31,31 +33,55 @@ impl Response {
 
 /// Asks over TCP.
 pub fn tcp(address: SocketAddr, method: &str, target: &str) -> io::Result<Response> {
+    tcp_with(address, method, target, &[])
+}
+
+/// Asks over TCP, with these headers.
+pub fn tcp_with(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> io::Result<Response> {
     let stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    ask(stream, method, target)
+    ask(stream, method, target, headers)
 }
 
 /// Asks over a unix socket.
 pub fn unix(path: &Path, method: &str, target: &str) -> io::Result<Response> {
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    ask(stream, method, target)
+    ask(stream, method, target, &[])
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, target: &str) -> io::Result<Response> {
-    write!(
-        stream,
-        "{method} {target} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n\r\n"
-    )?;
+fn ask(
+    mut stream: impl Read + Write,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> io::Result<Response> {
+    let more: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let asked = format!(
+        "{method} {target} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n{}\r\n",
+        more.concat()
+    );
+    stream.write_all(asked.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     parse(&bytes).ok_or_else(|| io::Error::other("not an HTTP answer"))
 }
 
 fn parse(bytes: &[u8]) -> Option<Response> {
-    let text = String::from_utf8_lossy(bytes);
-    let (head, body) = text.split_once("\r\n\r\n")?;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let raw = &bytes[end + 4..];
+    let (head, body) = (
+        String::from_utf8_lossy(&bytes[..end]),
+        String::from_utf8_lossy(raw),
+    );
     let mut lines = head.lines();
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers: Vec<_> = lines
@@ -65,15 +91,16 @@ fn parse(bytes: &[u8]) -> Option<Response> {
     let chunked = headers
         .iter()
         .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-    let body = if chunked {
-        join_chunks(body)?
+    let (body, bytes) = if chunked {
+        (join_chunks(&body)?, Vec::new())
     } else {
-        body.to_owned()
+        (body.into_owned(), raw.to_vec())
     };
     Some(Response {
         status,
         headers,
         body,
+        bytes,
     })
 }
 

@@ -139,14 +139,18 @@ impl Drop for Reaped {
     }
 }
 
-/// Path of the binary under test: `TRACER_BIN`, else the workspace's release build.
+/// Path of the binary under test: `TRACER_BIN`, else the workspace's debug build.
 pub fn tracer_path() -> PathBuf {
     let path = std::env::var_os("TRACER_BIN").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/release/tracer"),
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/debug/tracer"),
         PathBuf::from,
     );
-    path.canonicalize()
-        .unwrap_or_else(|e| panic!("{}: {e}; run `cargo xtask build`", path.display()))
+    path.canonicalize().unwrap_or_else(|e| {
+        panic!(
+            "{}: {e}; run `cargo build --package tracer`",
+            path.display()
+        )
+    })
 }
 
 /// The binary under test, to be given arguments. None of its variables is inherited.

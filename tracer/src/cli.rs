@@ -10,9 +10,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::AgentAddr;
 use crate::config::{
     Api, Color, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
-    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, Window,
+    NodeName, OutputFormat, PodName, Pods, Range, Secret, SilentAfter, Span, StateDir, Timeout,
+    Window,
 };
-use crate::top::Column;
+use crate::top::Sort;
 
 /// Finds network failures inside the kernel of a Kubernetes node: which pod, which node, why.
 #[derive(Debug, Parser)]
@@ -182,7 +183,7 @@ pub struct TopArgs {
     /// Print one table after one interval and exit
     #[arg(long, env = "TRACER_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
-    /// Span of the rates and time between tables, 100ms to 1h [default: 1s]
+    /// Span of the rates and time between tables, 100ms to 1h [default: 1s; with --prometheus 15s]
     #[arg(long, value_name = "DURATION", env = "TRACER_INTERVAL")]
     pub interval: Option<Interval>,
     /// Colours of the live view; auto: unless NO_COLOR is set [default: auto]
@@ -190,13 +191,65 @@ pub struct TopArgs {
     pub color: Option<Color>,
     /// Column to sort by, as in the head of the table [default: worst first]
     #[arg(long, value_name = "COLUMN", env = "TRACER_SORT")]
-    pub sort: Option<Column>,
+    pub sort: Option<Sort>,
+    /// The whole cluster.
+    #[command(flatten, next_help_heading = "The whole cluster")]
+    pub prometheus: PrometheusArgs,
     /// Used where no agent answers.
     #[command(
         flatten,
         next_help_heading = "In-process tracing, where no agent answers"
     )]
     pub trace: TraceArgs,
+}
+
+/// Flags of `tracer top --prometheus`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PrometheusArgs {
+    /// Show all nodes, the oddest first, from what this Prometheus, Thanos or Mimir has scraped;
+    /// --node NAME shows the pods of one
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TRACER_PROMETHEUS",
+        hide_env_values = true
+    )]
+    pub prometheus: Option<String>,
+    /// Header for its requests, such as X-Scope-OrgID:tenant; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME:VALUE",
+        env = "TRACER_HEADER",
+        hide_env_values = true
+    )]
+    pub header: Vec<Secret>,
+    /// Bearer token; on the command line others can read it, so better by the variable or by
+    /// --bearer-token-file
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "TRACER_BEARER_TOKEN",
+        hide_env_values = true
+    )]
+    pub bearer_token: Option<Secret>,
+    /// File with the bearer token, read before each request
+    #[arg(long, value_name = "FILE", env = "TRACER_BEARER_TOKEN_FILE")]
+    pub bearer_token_file: Option<PathBuf>,
+    /// PEM file with the certificates to trust [default: the system's]
+    #[arg(long, value_name = "FILE", env = "TRACER_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// What the figures are of, 1s to 1d; four scrapes at least [default: 5m]
+    #[arg(long, value_name = "DURATION", env = "TRACER_RANGE")]
+    pub range: Option<Range>,
+    /// Only series with these labels, where one server has several clusters, such as cluster="eu"
+    #[arg(long, value_name = "MATCHERS", env = "TRACER_MATCH")]
+    pub r#match: Option<String>,
+    /// How long an answer may take, 100ms to 10m [default: 20s]
+    #[arg(long, value_name = "DURATION", env = "TRACER_TIMEOUT")]
+    pub timeout: Option<Timeout>,
+    /// A table or one JSON object [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "TRACER_OUTPUT")]
+    pub output: Option<OutputFormat>,
 }
 
 /// Flags of `tracer events`.

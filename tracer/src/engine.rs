@@ -26,7 +26,10 @@ use crate::{
         pressure::{Pressure, PressureState},
     },
     config::Config,
-    export::events::{Details, Event, Hub, Pod},
+    export::{
+        events::{Details, Event, Hub, Pod},
+        exposition::Latest,
+    },
     hooks::{FAMILY_NAMES, cgroups::Names},
     kernel::{
         self,
@@ -67,6 +70,7 @@ pub struct Engine {
     aggregate: Mutex<Aggregate>,
     collected: Mutex<Collected>,
     hub: Hub,
+    exposition: Latest,
     /// When the counters were last read in full.
     read_at: Mutex<Option<Instant>>,
     read_errors: AtomicU64,
@@ -105,6 +109,7 @@ struct Collected {
 
 /// What of it leaves the house.
 struct Taken {
+    at: Instant,
     tables: [Option<NeighbourTable>; 2],
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
@@ -179,6 +184,7 @@ impl Engine {
             aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
             collected: Mutex::default(),
             hub: Hub::default(),
+            exposition: Latest::default(),
             read_at: Mutex::default(),
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
@@ -507,6 +513,7 @@ impl Engine {
         self.collect(COLLECT_MIN_AGE);
         let collected = lock(&self.collected);
         let taken = Taken {
+            at: collected.at.unwrap_or(self.epoch),
             tables: collected.tables,
             entries: collected.entries,
             peaks: collected.peaks,

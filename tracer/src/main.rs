@@ -105,10 +105,10 @@ fn print(bytes: &[u8]) -> Result<()> {
 fn log_to_stderr(logging: Logging) {
     let level: LevelFilter = logging.level.into();
     // aya tells a lot at debug.
-    // The Kubernetes client tells its failures to us, and we the user.
+    // The clients of Kubernetes and of Prometheus tell their failures to us, and we the user.
     let filter = EnvFilter::new(format!(
         "{level},aya=warn,aya_obj=warn,hyper=warn,kube=off,kube_client=off,kube_runtime=off,\
-         rustls=warn,tower=warn"
+         rustls=warn,rustls_platform_verifier=off,tower=warn"
     ));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

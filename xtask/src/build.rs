@@ -1,6 +1,11 @@
 //! `cargo xtask build`: the eBPF object, checked, and the release binary that holds it.
 
-use std::{env::consts::ARCH, fs, path::PathBuf, process::Command};
+use std::{
+    env::consts::ARCH,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -21,27 +26,55 @@ pub fn run() -> Result<()> {
     build(&setup::ensure(&[])?)
 }
 
+/// The object, and the release binary.
 pub fn build(toolchain: &Toolchain) -> Result<()> {
+    let found = build_object(toolchain)?;
+    build_binary(&["--release"], &binary())?;
+    sh::step(format!("{}: {found}", ebpf_object().display()));
+    Ok(())
+}
+
+/// The object, and the binary as the tests run it: with overflow and debug assertions, and of the
+/// dependencies that the tests are built of anyway.
+pub fn build_for_tests(toolchain: &Toolchain) -> Result<()> {
+    let found = build_object(toolchain)?;
+    build_binary(&[], &tested_binary())?;
+    sh::step(format!("{}: {found}", ebpf_object().display()));
+    Ok(())
+}
+
+fn build_binary(arguments: &[&str], binary: &Path) -> Result<()> {
+    sh::run(
+        sh::cargo()
+            .args(["build", "--package", "tracer"])
+            .args(arguments),
+    )
+    .context("the binary could not be built")?;
+    let size = fs::metadata(binary)
+        .with_context(|| format!("the build left no {}", binary.display()))?
+        .len();
+    sh::step(format!("{}: {size} bytes", binary.display()));
+    Ok(())
+}
+
+/// Says what is in the object.
+fn build_object(toolchain: &Toolchain) -> Result<String> {
     let built = compile_ebpf(toolchain)?;
     let bytes = fs::read(&built).with_context(|| format!("failed to read {}", built.display()))?;
     let unfit = || format!("the eBPF object {} is not fit", built.display());
     let bytes = object::strip(&bytes).with_context(unfit)?;
     let found = object::check(&bytes).with_context(unfit)?;
     place(&bytes)?;
-
-    sh::run(sh::cargo().args(["build", "--release", "--package", "tracer"]))
-        .context("the release binary could not be built")?;
-    let binary = binary();
-    let size = fs::metadata(&binary)
-        .with_context(|| format!("the build left no {}", binary.display()))?
-        .len();
-    sh::step(format!("{}: {found}", ebpf_object().display()));
-    sh::step(format!("{}: {size} bytes", binary.display()));
-    Ok(())
+    Ok(found.to_string())
 }
 
 pub fn binary() -> PathBuf {
     sh::target().join("release/tracer")
+}
+
+/// The one that the tests run.
+pub fn tested_binary() -> PathBuf {
+    sh::target().join("debug/tracer")
 }
 
 /// A cargo command for the eBPF crate; what it needs more goes after.

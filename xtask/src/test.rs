@@ -104,7 +104,7 @@ fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
         sh::step("only the named tests: format check and lints are left out");
     }
     // Before the lints: tracer's build script takes the eBPF object from it.
-    stages.run("build", || build::build(&toolchain))?;
+    stages.run("build", || build::build_for_tests(&toolchain))?;
     if filters.is_empty() {
         stages.run("clippy", || sh::run(&mut clippy()))?;
         stages.run("clippy eBPF", || sh::run(&mut clippy_ebpf()))?;
@@ -189,7 +189,7 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         .args(packages)
         .arg("--")
         .args(arguments)
-        .env("TRACER_BIN", build::binary())
+        .env("TRACER_BIN", build::tested_binary())
         // The tests pack an image and render manifests with it.
         .env("TRACER_XTASK", env::current_exe()?)
         .stdout(Stdio::piped());

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::client::{Attempt, Ended, Means, Tally};
 use super::server::{Manner, Server};
-use super::truth::{DEAD_INFO, check_node, compare, compare_nearly};
+use super::truth::{DEAD_INFO, check_node, compare_seen};
 use crate::agent::Agent;
 use crate::events::Events;
-use crate::metrics::Metrics;
 use crate::neigh::Family;
 use crate::netns::{Netns, Pod};
 use crate::nft::Rules;
 use crate::router::{Node, Wiring};
+use crate::unseen::Unseen;
 use crate::wait::eventually;
 
 /// Long enough for the kernel to send a SYN again and to give its verdict, where it has one.
@@ -49,6 +49,7 @@ pub struct Scene {
     pub server: Server,
     faults: u64,
     rules: Rules,
+    unseen: Unseen,
     /// The node, and the far pod.
     pub node: Node,
 }
@@ -82,6 +83,11 @@ impl Scene {
                  tcp dport {RESET} reject with tcp reset; }}\n"
             ),
         );
+        let unseen = Unseen::watch(&[
+            // From SYN_SENT: an attempt's end.
+            ("sock/inet_sock_set_state", "oldstate==2"),
+            ("sock/inet_sk_error_report", "0"),
+        ]);
         let agent = Agent::start(arguments);
         let events = agent.events();
         Self {
@@ -90,6 +96,7 @@ impl Scene {
             server,
             faults: 0,
             rules,
+            unseen,
             node,
         }
     }
@@ -175,31 +182,19 @@ impl Scene {
     }
 
     /// Panics unless tracer's figures of these pods come to be what their clients saw, the node's add
-    /// up, and no fault was noted.
+    /// up, and no fault was noted. Exactly, but for what the kernel showed to no program.
     pub fn settle(self, pods: &[(&Pod, &Tally)]) {
-        self.settle_by(pods, compare);
-    }
-
-    /// As [`Self::settle`], with `slack` for each pod, as in [`compare_nearly`].
-    pub fn settle_nearly(self, pods: &[(&Pod, &Tally)], slack: u64) {
-        self.settle_by(pods, |metrics, labels, tally| {
-            compare_nearly(metrics, labels, tally, slack)
-        });
-    }
-
-    fn settle_by(
-        self,
-        pods: &[(&Pod, &Tally)],
-        compare: impl Fn(&Metrics, [(&str, &str); 2], &Tally) -> Result<(), String>,
-    ) {
         let faults = format!("{} faults are told above", self.faults);
         eventually(Duration::from_secs(5), || {
             let metrics = self.agent.metrics();
             for (pod, tally) in pods {
-                compare(&metrics, pod.labels(), tally).map_err(|why| format!("{why}; {faults}"))?;
+                let unseen = self.unseen.count();
+                compare_seen(&metrics, pod.labels(), tally, unseen)
+                    .map_err(|why| format!("{why}; {faults}"))?;
             }
             check_node(&metrics)
         });
+        eprintln!("{} events were shown to no program", self.unseen.count());
         assert_eq!(self.faults, 0, "they are told above");
         self.agent.stop_cleanly();
     }

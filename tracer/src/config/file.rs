@@ -12,15 +12,17 @@ use serde::{Deserialize, Deserializer};
 
 use super::{
     Api, Color, CriEndpoint, DnsTimeout, DropReasons, Interval, Kind, LogFormat, LogLevel,
-    NodeName, OutputFormat, PodName, Pods, SilentAfter, Span, StateDir, UsageError, Window,
+    NodeName, OutputFormat, PodName, Pods, Range, Secret, SilentAfter, Span, StateDir, Timeout,
+    UsageError, Window,
 };
 use crate::client::AgentAddr;
 use crate::output::printable;
-use crate::top::Column;
+use crate::top::Sort;
 
 /// What a file says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "keys are spelt as the flags")]
 pub struct File {
     pub(super) log_format: Option<LogFormat>,
     pub(super) log_level: Option<LogLevel>,
@@ -57,7 +59,19 @@ pub struct File {
     #[serde(deserialize_with = "text")]
     pub(super) interval: Option<Interval>,
     #[serde(deserialize_with = "text")]
-    pub(super) sort: Option<Column>,
+    pub(super) sort: Option<Sort>,
+    pub(super) prometheus: Option<String>,
+    #[serde(deserialize_with = "one_or_more_texts")]
+    pub(super) header: Vec<Secret>,
+    #[serde(deserialize_with = "secret")]
+    pub(super) bearer_token: Option<Secret>,
+    pub(super) bearer_token_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "text")]
+    pub(super) range: Option<Range>,
+    pub(super) r#match: Option<String>,
+    #[serde(deserialize_with = "text")]
+    pub(super) timeout: Option<Timeout>,
     #[serde(deserialize_with = "text")]
     pub(super) since: Option<Span>,
     pub(super) output: Option<OutputFormat>,
@@ -116,6 +130,25 @@ where
 {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    String::deserialize(deserializer).map(|text| Some(Secret(text)))
+}
+
+/// `"a:b"` or `["a:b", "c:d"]`.
+fn one_or_more_texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Texts {
+        One(String),
+        More(Vec<String>),
+    }
+
+    Ok(match Texts::deserialize(deserializer)? {
+        Texts::One(text) => vec![Secret(text)],
+        Texts::More(texts) => texts.into_iter().map(Secret).collect(),
+    })
 }
 
 /// `53` or `[53, 5353]`.

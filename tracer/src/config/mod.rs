@@ -2,6 +2,7 @@
 //! file. Flag beats environment beats file beats default.
 
 mod file;
+mod prometheus;
 mod values;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use file::File;
+pub(crate) use prometheus::read_token;
+pub use prometheus::{Access, ClusterConfig, Range, Secret, Timeout};
 pub(crate) use values::socket_path;
 pub use values::{
     Api, Color, CriEndpoint, DEFAULT_SOCKET, DnsTimeout, DropReasons, Interval, Kind, LogFormat,
@@ -250,12 +253,22 @@ pub struct TopConfig {
     pub sort: Column,
     /// For tracing in-process.
     pub trace: Config,
+    /// The whole cluster in place of one node.
+    pub cluster: Option<ClusterConfig>,
 }
 
 impl TopConfig {
     /// Arguments, then file, then default.
     pub fn new(args: &TopArgs, file: &File) -> Result<Self, UsageError> {
         let interval = args.interval.or(file.interval);
+        let cluster = ClusterConfig::new(args, file)?;
+        let sort = args.sort.or(file.sort).unwrap_or_default();
+        let sort = match &cluster {
+            Some(_) => Column::default(),
+            None => sort
+                .pods()
+                .map_err(|error| UsageError(format!("sort: {error}")))?,
+        };
         Ok(Self {
             agent: args.agent.clone().or(file.agent.clone()),
             once: args.once || file.once,
@@ -265,7 +278,8 @@ impl TopConfig {
                 .or(file.color)
                 .unwrap_or_default()
                 .wanted(std::env::var_os("NO_COLOR").as_deref()),
-            sort: args.sort.or(file.sort).unwrap_or_default(),
+            sort,
+            cluster,
             trace: Config::in_process(&args.trace, file)?,
         })
     }

@@ -1,11 +1,14 @@
 //! The figures in the forms that leave the house: metrics and snapshot.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use anyhow::Result;
 use tracer_common::{Hook, dns, neigh, tcp};
 
-use super::{Engine, lock, reader::time_of};
+use super::{Engine, Taken, lock, reader::time_of};
 use crate::{
     aggregate::{
         Figures, Picture,
@@ -15,7 +18,9 @@ use crate::{
         window::Attempts,
     },
     export::{
+        exposition::Exposition,
         metrics::{self, View, dns::served},
+        negotiate::Format,
         snapshot::{self, Snapshot},
     },
     hooks::FAMILY_NAMES,
@@ -23,18 +28,23 @@ use crate::{
 };
 
 impl Engine {
-    /// The text that Prometheus scrapes.
-    pub fn metrics(&self) -> Result<Vec<u8>> {
+    /// What Prometheus scrapes.
+    pub fn metrics(&self, format: Format) -> Result<Arc<Exposition>> {
         let (picture, taken) = self.picture();
+        self.exposition
+            .of(taken.at, format, || self.render(&picture, &taken, format))
+    }
+
+    fn render(&self, picture: &Picture, taken: &Taken, format: Format) -> Result<Vec<u8>> {
         let hooks = self.hooks();
         let (sources, gone) = {
             let resolver = lock(&self.resolver);
             (resolver.sources(), resolver.gone_addresses())
         };
-        metrics::render(&View {
+        let view = View {
             node: &self.config.node,
             dns_ports: &self.config.dns_ports,
-            picture: &picture,
+            picture,
             tables: taken.tables,
             entries: taken.entries,
             peaks: taken.peaks,
@@ -49,7 +59,8 @@ impl Engine {
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
-        })
+        };
+        metrics::render(&view, format)
     }
 
     /// All that `top` shows.

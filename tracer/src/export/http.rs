@@ -14,7 +14,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Query, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -25,6 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::negotiate::{self, Format};
 use crate::{config::Api, engine::Engine};
 
 /// A service that is bound but does not serve yet.
@@ -131,19 +132,39 @@ pub fn api_router(engine: Arc<Engine>) -> Router {
         .with_state(engine)
 }
 
-async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
-    match tokio::task::spawn_blocking(move || engine.metrics()).await {
-        Ok(Ok(text)) => (
-            [(
-                header::CONTENT_TYPE,
-                "text/plain; version=0.0.4; charset=utf-8",
-            )],
-            text,
-        )
-            .into_response(),
-        Ok(Err(error)) => failed(&error),
-        Err(error) => failed(&error.into()),
+async fn metrics(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Response {
+    // Either may come in several lines.
+    let all = |name| {
+        let lines = headers.get_all(name).iter();
+        let lines: Vec<_> = lines.filter_map(|value| value.to_str().ok()).collect();
+        lines.join(",")
+    };
+    let format = Format::wanted(&all(header::ACCEPT));
+    let gzip = negotiate::wants_gzip(&all(header::ACCEPT_ENCODING));
+    let made = move || {
+        let exposition = engine.metrics(format)?;
+        anyhow::Ok(if gzip {
+            exposition.gzip()
+        } else {
+            exposition.plain()
+        })
+    };
+    let mut response = match tokio::task::spawn_blocking(made).await {
+        Ok(Ok(body)) => body.into_response(),
+        Ok(Err(error)) => return failed(&error),
+        Err(error) => return failed(&error.into()),
+    };
+    let mut set = |name, value| {
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value))
+    };
+    set(header::CONTENT_TYPE, format.content_type());
+    set(header::VARY, "accept, accept-encoding");
+    if gzip {
+        set(header::CONTENT_ENCODING, "gzip");
     }
+    response
 }
 
 async fn ready(State(engine): State<Arc<Engine>>) -> Response {

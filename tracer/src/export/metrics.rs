@@ -3,11 +3,14 @@
 mod conntrack;
 pub mod dns;
 mod families;
+mod openmetrics;
+mod pod;
 mod tcp;
+mod zeros;
 
 use std::{net::IpAddr, sync::Arc};
 
-use prometheus::{Encoder as _, TextEncoder};
+use prometheus::{Encoder as _, TextEncoder, proto::MetricFamily};
 use tracer_common::{
     Hook,
     neigh::{self, Gc},
@@ -15,6 +18,7 @@ use tracer_common::{
 };
 
 use self::families::{Families, infinities, process};
+use super::negotiate::Format;
 use crate::{
     aggregate::{Figures, Picture, ledger::Tally as _},
     hooks::FAMILY_NAMES,
@@ -68,19 +72,29 @@ pub struct View<'a> {
     pub undecodable: u64,
 }
 
-/// The text that Prometheus scrapes.
-pub fn render(view: &View<'_>) -> anyhow::Result<Vec<u8>> {
+/// What Prometheus scrapes.
+pub fn render(view: &View<'_>, format: Format) -> anyhow::Result<Vec<u8>> {
+    let families = gathered(view);
+    match format {
+        Format::Text => {
+            let mut text = Vec::new();
+            TextEncoder::new().encode(&families, &mut text)?;
+            Ok(infinities(text))
+        }
+        Format::OpenMetrics => openmetrics::encode(&families),
+    }
+}
+
+fn gathered(view: &View<'_>) -> Vec<MetricFamily> {
     let mut families = Families::new(view.node);
     node(&mut families, view);
     for (owner, figures) in &view.picture.owners {
-        pod(&mut families, owner, figures, view);
+        pod::add(&mut families, owner, figures, view);
     }
     own(&mut families, view);
     let mut families = families.finish();
     families.extend(process(view.node));
-    let mut text = Vec::new();
-    TextEncoder::new().encode(&families, &mut text)?;
-    Ok(infinities(text))
+    families
 }
 
 fn node(out: &mut Families, view: &View<'_>) {
@@ -224,116 +238,6 @@ fn ratios(figures: &Figures) -> [(&'static str, Option<f64>); 3] {
         ("neighbour", figures.neigh_ratio),
         ("connect", figures.connect_ratio),
     ]
-}
-
-fn pod(out: &mut Families, owner: &Owner, figures: &Figures, view: &View<'_>) {
-    let pod = [
-        ("namespace", owner.namespace.as_str()),
-        ("pod", owner.pod.as_str()),
-    ];
-    let with = |name, value| [pod[0], pod[1], (name, value)];
-    for ((family, counts), entries) in FAMILY_NAMES.iter().zip(&figures.neigh).zip(figures.entries)
-    {
-        if *counts != neigh::Counts::default() || entries > 0 {
-            out.gauge(
-                "pod_neighbour_entries",
-                "Entries in the neighbour table whose device is in the pod's namespace.",
-                &with("family", family),
-                entries.into(),
-            );
-        }
-        if *counts != neigh::Counts::default() {
-            out.counter(
-                "pod_neighbour_forced_gc_total",
-                "Entries of anyone thrown out because the pod asked for one more.",
-                &with("family", family),
-                counts.forced_gc,
-            );
-            for (gc, n) in Gc::ALL.iter().zip(counts.evictions) {
-                out.counter(
-                    "pod_neighbour_evictions_total",
-                    "Neighbour entries of the pod removed, by who did it.",
-                    &[pod[0], pod[1], ("family", family), ("gc", gc.name())],
-                    n,
-                );
-            }
-        }
-        // Both results as soon as there was any traffic of that kind: the first failure is then an
-        // increase.
-        if counts.attempts() == 0 {
-            continue;
-        }
-        for (result, n) in [
-            ("created", counts.created),
-            ("table_full", counts.table_full),
-        ] {
-            out.counter(
-                "pod_neighbour_creates_total",
-                "Neighbour creations asked for by the pod, by result.",
-                &[pod[0], pod[1], ("family", family), ("result", result)],
-                n,
-            );
-        }
-    }
-    let dns = &figures.dns;
-    if dns.queries + dns.late + dns.unmatched > 0 {
-        dns::pod(out, dns, pod);
-    }
-    if dns.received > 0 {
-        for (outcome, n) in dns::served(dns) {
-            out.counter(
-                "pod_dns_served_total",
-                "Queries that reached a DNS port of the pod, by how it answered.",
-                &with("outcome", outcome),
-                n,
-            );
-        }
-    }
-    let lost = &figures.receive_drops;
-    if dns.received > 0 {
-        // With 0 for a server, so that its first loss is an increase.
-        for port in view.dns_ports {
-            if !lost.contains_key(&Some(*port)) {
-                receive_drops(out, pod, &port.to_string(), 0);
-            }
-        }
-    }
-    for (port, n) in lost {
-        match port {
-            Some(port) => receive_drops(out, pod, &port.to_string(), *n),
-            None => receive_drops(out, pod, OTHER, *n),
-        }
-    }
-    for (number, n) in &figures.drops {
-        if let Some((_, reason)) = view.reasons.iter().find(|(n, _)| n == number) {
-            out.counter(
-                "pod_drops_total",
-                "Packets of the pod dropped for a reason that means failure, by the kernel's reason.",
-                &with("reason", reason),
-                *n,
-            );
-        }
-    }
-    tcp::pod(out, figures, pod);
-    for (signal, ratio) in ratios(figures) {
-        if let Some(ratio) = ratio {
-            out.gauge(
-                "pod_failure_ratio",
-                "Failures divided by attempts of the pod in the last window.",
-                &with("signal", signal),
-                ratio,
-            );
-        }
-    }
-}
-
-fn receive_drops(out: &mut Families, pod: [(&str, &str); 2], port: &str, n: u64) {
-    out.counter(
-        "pod_udp_receive_drops_total",
-        "Datagrams to the pod lost in a full receive buffer, by port: the node's busiest 20, else (other).",
-        &[pod[0], pod[1], ("port", port)],
-        n,
-    );
 }
 
 /// What tracer says of itself.

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::str::FromStr;
 
+use super::cluster::NodeColumn;
 use super::table::Row;
 
 /// A column of the table, or the order in which the worst comes first.
@@ -125,5 +126,51 @@ impl FromStr for Column {
             let names: Vec<&str> = Self::ALL.iter().map(|c| c.1).collect();
             format!("no such column; the columns are {}", names.join(", "))
         })
+    }
+}
+
+/// `--sort`: a column of the one table, or of the other, for it is not known yet which it will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sort {
+    pods: Option<Column>,
+    nodes: Option<NodeColumn>,
+}
+
+impl Default for Sort {
+    fn default() -> Self {
+        Self {
+            pods: Some(Column::default()),
+            nodes: Some(NodeColumn::default()),
+        }
+    }
+}
+
+impl Sort {
+    /// In the table of pods.
+    pub fn pods(self) -> Result<Column, String> {
+        let own = self.pods;
+        own.ok_or_else(|| "such a column has only the table of --prometheus".into())
+    }
+
+    /// In the table of nodes.
+    pub fn nodes(self) -> Result<NodeColumn, String> {
+        let names = NodeColumn::ALL.map(|(_, name)| name).join(", ");
+        let own = self.nodes;
+        own.ok_or_else(|| format!("with --prometheus the columns are {names}"))
+    }
+}
+
+impl FromStr for Sort {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (pods, nodes) = (s.parse::<Column>(), s.parse::<NodeColumn>());
+        match (pods, nodes) {
+            (Err(error), Err(other)) => Err(format!("{error}; {other}")),
+            (pods, nodes) => Ok(Self {
+                pods: pods.ok(),
+                nodes: nodes.ok(),
+            }),
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! ([`table`]); a table makes text ([`text`]) for scripts, or the live view ([`live`]) on a terminal.
 //! Where the snapshots come from is a [`Source`].
 
+mod cluster;
 mod columns;
 mod live;
 mod source;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-pub use columns::Column;
+pub use cluster::NodeColumn;
+pub use columns::{Column, Sort};
 use source::Agent;
 pub use source::{Source, Stream};
 pub use table::{Row, rows};
@@ -32,6 +34,9 @@ pub async fn run<S: Source>(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let output = Output::stdout()?;
+    if let Some(cluster) = &config.cluster {
+        return cluster::run(cluster, &config, output, &mut signals).await;
+    }
     let client = Client::new(config.agent.clone().unwrap_or_default());
     // Asked for the answer's sake only: the rates need two of the same source.
     let answer = tokio::select! {
@@ -63,15 +68,19 @@ async fn show(
     output: Output,
     signals: &mut Signals,
 ) -> anyhow::Result<()> {
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    let somebody_looks = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
-    if config.once || dumb || !somebody_looks {
+    if config.once || !somebody_looks() {
         return watch(config, source, output, signals).await;
     }
     drop(output);
     let result = live::run(config, &source, signals).await;
     source.stop().await;
     result
+}
+
+/// Is there a terminal that can show the live view?
+fn somebody_looks() -> bool {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    !dumb && std::io::stdout().is_terminal() && std::io::stdin().is_terminal()
 }
 
 /// Prints until a signal or a reader that has gone, or once; stops the source in any case.

@@ -3,7 +3,7 @@
 use prometheus::proto::{Bucket, Histogram, MetricType, Summary};
 use tracer_common::dns::{BUCKETS_NS, Cause, Counts, Outcome};
 
-use super::families::Families;
+use super::{families::Families, zeros::Kind};
 
 /// The node's.
 pub fn node(out: &mut Families, counts: &Counts, pending: u64) {
@@ -71,7 +71,8 @@ pub fn pod(out: &mut Families, dns: &Counts, pod: [(&str, &str); 2]) {
         &pod,
         dns.queries,
     );
-    for (outcome, n) in Outcome::ALL.iter().zip(dns.outcomes) {
+    let kind = Kind::dns(dns);
+    for (outcome, n) in kind.shown(Outcome::ALL.into_iter().zip(dns.outcomes)) {
         out.counter(
             "pod_dns_lookups_total",
             "Lookups of the pod that ended, by outcome.",
@@ -79,7 +80,7 @@ pub fn pod(out: &mut Families, dns: &Counts, pod: [(&str, &str); 2]) {
             n,
         );
     }
-    for (cause, n) in Cause::ALL.iter().zip(dns.causes) {
+    for (cause, n) in kind.shown(Cause::ALL.into_iter().zip(dns.causes)) {
         out.counter(
             "pod_dns_failures_total",
             "Failed lookups of the pod, by what killed them.",
@@ -116,7 +117,9 @@ pub fn pod(out: &mut Families, dns: &Counts, pod: [(&str, &str); 2]) {
             dns.unmatched,
         ),
     ] {
-        out.counter(name, help, &pod, n);
+        if kind.shows(n) {
+            out.counter(name, help, &pod, n);
+        }
     }
 }
 

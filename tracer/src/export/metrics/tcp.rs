@@ -1,8 +1,8 @@
 //! Connections, and destinations that answer nobody.
 
-use tracer_common::tcp::{Counts, Outcome};
+use tracer_common::tcp::Outcome;
 
-use super::{OTHER, families::Families};
+use super::{OTHER, families::Families, zeros::Kind};
 use crate::aggregate::{Figures, Picture};
 
 /// The node's.
@@ -39,9 +39,10 @@ pub fn node(out: &mut Families, picture: &Picture) {
 /// A pod's.
 pub fn pod(out: &mut Families, figures: &Figures, pod: [(&str, &str); 2]) {
     let counts = &figures.tcp;
+    let kind = Kind::tcp(counts);
     // What a server's side of a connection does is no attempt.
     if counts.ended() > 0 {
-        for (result, n) in Outcome::RESULTS.iter().zip(counts.results) {
+        for (result, n) in kind.shown(Outcome::RESULTS.into_iter().zip(counts.results)) {
             out.counter(
                 "pod_connects_total",
                 "TCP connection attempts of the pod that ended, by result.",
@@ -50,24 +51,24 @@ pub fn pod(out: &mut Families, figures: &Figures, pod: [(&str, &str); 2]) {
             );
         }
     }
-    if *counts != Counts::default() {
-        for (name, help, n) in [
-            (
-                "pod_retransmits_total",
-                "TCP segments that the pod sent again on established connections.",
-                counts.retransmits,
-            ),
-            (
-                "pod_resets_total",
-                "Established connections of the pod that the other end reset.",
-                counts.resets,
-            ),
-            (
-                "pod_silent_connections_total",
-                "Times that the other end of an established connection of the pod fell silent.",
-                counts.silent,
-            ),
-        ] {
+    for (name, help, n) in [
+        (
+            "pod_retransmits_total",
+            "TCP segments that the pod sent again on established connections.",
+            counts.retransmits,
+        ),
+        (
+            "pod_resets_total",
+            "Established connections of the pod that the other end reset.",
+            counts.resets,
+        ),
+        (
+            "pod_silent_connections_total",
+            "Times that the other end of an established connection of the pod fell silent.",
+            counts.silent,
+        ),
+    ] {
+        if kind.shows(n) {
             out.counter(name, help, &pod, n);
         }
     }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::{
@@ -80,33 +80,97 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     });
 }
 
+/// Type and label names of each metric, as the page has them.
+fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let page = include_str!("../../../../docs/metrics.md");
+    let mut metrics = BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("| `tracer_")) {
+        let cells: Vec<_> = line.split('|').collect();
+        let names: Vec<_> = cells[1]
+            .split('`')
+            .filter(|word| word.starts_with("tracer_"))
+            .collect();
+        let (kinds, labels) = cells[2].split_once(';').unwrap_or((cells[2], ""));
+        // `counter, *kernel*`, `gauge 0/1`: the first word, and no remarks.
+        let kinds: Vec<_> = kinds
+            .split(',')
+            .filter_map(|kind| kind.split_whitespace().next())
+            .filter(|kind| !kind.starts_with('*'))
+            .collect();
+        assert!(
+            kinds.len() == 1 || kinds.len() == names.len(),
+            "types of {names:?}: {kinds:?}"
+        );
+        let labels = labels.split(',').filter_map(|l| l.trim().split('=').next());
+        let labels: BTreeSet<_> = labels.filter(|label| !label.is_empty()).collect();
+        for (name, kind) in names.into_iter().zip(kinds.into_iter().cycle()) {
+            let of_pod: &[_] = if name.starts_with("tracer_pod_") {
+                &["namespace", "pod"]
+            } else {
+                &[]
+            };
+            let labels = labels.iter().chain(of_pod).map(ToString::to_string);
+            let what = (kind.to_owned(), labels.collect());
+            assert!(metrics.insert(name.to_owned(), what).is_none(), "{name}");
+        }
+    }
+    metrics
+}
+
 #[test]
 fn the_page_and_the_program_name_the_same_metrics() {
-    let page = include_str!("../../../../docs/metrics.md");
-    let documented: BTreeSet<&str> = page
-        .lines()
-        .filter(|line| line.starts_with("| `tracer_"))
-        .filter_map(|line| line.split('|').nth(1))
-        .flat_map(|cell| cell.split('`'))
-        .filter(|word| word.starts_with("tracer_"))
-        .collect();
     view_with(|view| {
-        let text = String::from_utf8(render(view).unwrap()).unwrap();
-        let exported: BTreeSet<&str> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .filter_map(|line| line.split(' ').next())
-            .filter(|name| name.starts_with("tracer_"))
-            .collect();
-        assert_eq!(documented, exported);
-        assert!(text.contains("_until_full_seconds{node=\"n1\",family=\"ipv4\"} +Inf\n"));
+        let mut exposed = BTreeMap::new();
+        for family in gathered(view) {
+            if !family.name().starts_with("tracer_") {
+                continue;
+            }
+            for metric in family.get_metric() {
+                let labels = metric.get_label().iter().map(|l| l.name().to_owned());
+                let what = (
+                    format!("{:?}", family.get_field_type()).to_lowercase(),
+                    labels.filter(|label| label != "node").collect(),
+                );
+                let before = exposed.insert(family.name().to_owned(), what.clone());
+                let name = family.name();
+                assert!(before.is_none_or(|b| b == what), "labels of {name} differ");
+            }
+        }
+        assert_eq!(documented(), exposed);
+    });
+}
+
+#[test]
+fn infinity_is_what_both_formats_call_it() {
+    view_with(|view| {
+        for format in [Format::Text, Format::OpenMetrics] {
+            let text = String::from_utf8(render(view, format).unwrap()).unwrap();
+            assert!(text.contains("_until_full_seconds{node=\"n1\",family=\"ipv4\"} +Inf\n"));
+        }
+    });
+}
+
+#[test]
+fn both_formats_have_the_same_samples() {
+    view_with(|view| {
+        let samples = |format| {
+            let text = String::from_utf8(render(view, format).unwrap()).unwrap();
+            text.lines()
+                .filter(|line| !line.starts_with('#') && !line.starts_with("process_"))
+                .map(|line| {
+                    line.replace("le=\"1.0\"", "le=\"1\"")
+                        .replace("le=\"5.0\"", "le=\"5\"")
+                })
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(samples(Format::Text), samples(Format::OpenMetrics));
     });
 }
 
 #[test]
 fn every_series_carries_the_node_and_is_there_once() {
     view_with(|view| {
-        let text = String::from_utf8(render(view).unwrap()).unwrap();
+        let text = String::from_utf8(render(view, Format::Text).unwrap()).unwrap();
         let mut seen = BTreeSet::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (series, _) = line.rsplit_once(' ').unwrap();
@@ -124,12 +188,66 @@ fn hostile_names_stay_inside_their_label() {
         picture
             .owners
             .insert(Owner::new("a\"} 1\nforged_total 7", "b\\"), figures);
-        let text = render(&View {
+        let view = View {
             picture: &picture,
             ..*view
-        })
-        .unwrap();
-        let text = String::from_utf8(text).unwrap();
-        assert!(!text.lines().any(|line| line.starts_with("forged")));
+        };
+        for format in [Format::Text, Format::OpenMetrics] {
+            let text = String::from_utf8(render(&view, format).unwrap()).unwrap();
+            assert!(!text.lines().any(|line| line.starts_with("forged")));
+            let escaped = r#"namespace="a\"} 1\nforged_total 7",pod="b\\","#;
+            assert!(text.contains(escaped), "{text}");
+        }
     });
+}
+
+/// Series of a pod with these figures, each once in both formats.
+fn series_of(figures: Figures) -> usize {
+    let mut series = 0;
+    view_with(|view| {
+        let mut picture = Picture::default();
+        let owner = Owner::new("shop", "till");
+        picture.owners.insert(owner, figures);
+        let view = View {
+            picture: &picture,
+            ..*view
+        };
+        let [text, open] = [Format::Text, Format::OpenMetrics].map(|format| {
+            let text = String::from_utf8(render(&view, format).unwrap()).unwrap();
+            text.lines()
+                .filter(|line| line.contains(r#"pod="till""#) && !line.contains("address="))
+                .count()
+        });
+        assert_eq!(text, open);
+        series = text;
+    });
+    series
+}
+
+/// The numbers are in docs/metrics.md.
+#[test]
+fn a_pod_has_as_many_series_as_the_page_says() {
+    let mut figures = Figures {
+        neigh_ratio: Some(0.0),
+        dns_ratio: Some(0.0),
+        connect_ratio: Some(0.0),
+        ..Figures::default()
+    };
+    figures.neigh[0].created = 1;
+    figures.entries[0] = 1;
+    figures.dns.queries = 1;
+    figures.dns.outcomes[0] = 1;
+    figures.tcp.results[0] = 1;
+    assert_eq!(series_of(figures.clone()), 20, "one family");
+    figures.neigh[1].created = 1;
+    assert_eq!(series_of(figures.clone()), 23, "both");
+    figures.dns.outcomes[8] = 1;
+    figures.dns.causes[0] = 1;
+    figures.tcp.results[1] = 1;
+    for counts in &mut figures.neigh {
+        counts.table_full = 1;
+    }
+    assert_eq!(series_of(figures.clone()), 50, "failing in every way");
+    figures.dns.received = 1;
+    assert_eq!(series_of(figures), 61, "a DNS server too");
 }

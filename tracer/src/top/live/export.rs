@@ -4,20 +4,26 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::state::{State, View};
 
 /// Writes it into the folder, or into the temporary one where it may not; gives the path. Names
 /// asked for are private: nobody else may read it.
 pub(super) fn write(state: &State, folder: &Path) -> std::io::Result<PathBuf> {
-    use std::os::unix::fs::OpenOptionsExt as _;
     let value = seen(state);
     let name = format!(
-        "tracer-top-{}-{}.json",
-        plain(value["node"].as_str().unwrap_or("node")),
-        plain(value["time"].as_str().unwrap_or("now"))
+        "{}-{}",
+        value["node"].as_str().unwrap_or("node"),
+        value["time"].as_str().unwrap_or("now")
     );
+    save(&value, &name, folder)
+}
+
+/// Writes a value to a file that has `name` in its own.
+pub(in crate::top) fn save(value: &Value, name: &str, folder: &Path) -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let name = format!("tracer-top-{}.json", plain(name));
     let text = format!("{value:#}\n");
     let try_in = |folder: &Path| {
         let path = folder.join(&name);
@@ -40,7 +46,7 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-fn seen(state: &State) -> serde_json::Value {
+fn seen(state: &State) -> Value {
     let Some(shown) = &state.shown else {
         return json!({});
     };

@@ -9,7 +9,7 @@ use crate::top::columns::Column;
 
 /// What the loop has to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(in crate::top) enum Action {
     /// Draw again.
     Draw,
     /// Draw all anew, whatever the screen holds.

@@ -1,12 +1,12 @@
 //! The live view: keys and news change the state, the state is drawn.
 
-mod draw;
-mod export;
+pub(super) mod draw;
+pub(super) mod export;
 mod feed;
-mod keys;
+pub(super) mod keys;
 mod log;
 mod state;
-mod terminal;
+pub(super) mod terminal;
 mod trends;
 
 use std::path::Path;
@@ -130,7 +130,7 @@ pub(super) async fn run<S: Source>(
 }
 
 /// Does the locale's character set hold blocks and dots? As the C library decides it.
-fn speaks_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
+pub(super) fn speaks_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(set);
     let locale = locale.unwrap_or_default().to_lowercase();

@@ -16,7 +16,7 @@ static HOOK: Once = Once::new();
 static OURS: AtomicBool = AtomicBool::new(false);
 
 /// The terminal while it is ours; given back on drop.
-pub(super) struct Screen {
+pub(in crate::top) struct Screen {
     terminal: DefaultTerminal,
     mouse: bool,
     /// Log lines wait, for they would be written across the picture.

@@ -61,7 +61,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, theme: Theme) {
     frame.render_widget(Paragraph::new(lines).block(block), place);
 }
 
-const ASCII: ratatui::symbols::border::Set = ratatui::symbols::border::Set {
+pub(in crate::top) const ASCII: ratatui::symbols::border::Set = ratatui::symbols::border::Set {
     top_left: "+",
     top_right: "+",
     bottom_left: "+",

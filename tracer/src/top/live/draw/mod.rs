@@ -3,9 +3,9 @@
 mod detail;
 mod events;
 mod head;
-mod help;
+pub(in crate::top) mod help;
 mod pods;
-mod theme;
+pub(in crate::top) mod theme;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -57,14 +57,14 @@ pub(super) fn draw(frame: &mut Frame, state: &State, theme: Theme) {
     }
 }
 
-fn put(frame: &mut Frame, area: Rect, lines: Vec<Line>) {
+pub(in crate::top) fn put(frame: &mut Frame, area: Rect, lines: Vec<Line>) {
     for (row, line) in area.rows().zip(lines) {
         frame.render_widget(line, row);
     }
 }
 
 /// A rule with a title in it.
-fn rule(title: Vec<Span<'_>>, width: u16, theme: Theme) -> Line<'_> {
+pub(in crate::top) fn rule(title: Vec<Span<'_>>, width: u16, theme: Theme) -> Line<'_> {
     let dash = theme.sign("─", "-");
     let faint = theme.style(Tone::Faint);
     let mut spans = vec![Span::styled(format!("{dash} "), faint)];
@@ -144,7 +144,7 @@ fn footer<'a>(state: &State, theme: Theme, width: u16) -> Line<'a> {
 }
 
 /// A text in at most so many cells, its middle left out: pods differ at their ends.
-fn shorten(text: &str, width: usize, theme: Theme) -> String {
+pub(in crate::top) fn shorten(text: &str, width: usize, theme: Theme) -> String {
     let length = text.chars().count();
     if length <= width {
         return text.to_owned();

@@ -7,7 +7,7 @@ use ratatui::text::Span;
 
 /// How things look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::top::live) struct Theme {
+pub(in crate::top) struct Theme {
     /// Colours, or weight only.
     pub color: bool,
     /// Blocks, or ASCII.
@@ -18,7 +18,7 @@ pub(in crate::top::live) struct Theme {
 
 /// How bad a figure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(in crate::top) enum Tone {
     Plain,
     Faint,
     Title,
@@ -28,7 +28,7 @@ pub(super) enum Tone {
 }
 
 impl Theme {
-    pub(super) fn style(self, tone: Tone) -> Style {
+    pub(in crate::top) fn style(self, tone: Tone) -> Style {
         let style = Style::new();
         if self.old {
             return style.add_modifier(Modifier::DIM);
@@ -45,22 +45,22 @@ impl Theme {
     }
 
     /// A word that must be seen.
-    pub(super) fn badge(self, tone: Tone) -> Style {
+    pub(in crate::top) fn badge(self, tone: Tone) -> Style {
         self.style(tone).add_modifier(Modifier::REVERSED)
     }
 
     /// The row under the cursor.
-    pub(super) fn cursor(style: Style) -> Style {
+    pub(in crate::top) fn cursor(style: Style) -> Style {
         style.add_modifier(Modifier::REVERSED)
     }
 
-    pub(super) fn sign(self, unicode: &'static str, ascii: &'static str) -> &'static str {
+    pub(in crate::top) fn sign(self, unicode: &'static str, ascii: &'static str) -> &'static str {
         if self.unicode { unicode } else { ascii }
     }
 
     /// A bar of `width` cells, `filled` of the whole (0 to 1), with ticks at `marks` (0 to 1) where it
     /// is empty.
-    pub(super) fn bar(
+    pub(in crate::top) fn bar(
         self,
         width: usize,
         filled: f64,
@@ -89,7 +89,7 @@ impl Theme {
 
     /// The last `width` values as one cell each, the newest on the right; the
     /// highest, or `full` where that is more, fills a cell.
-    pub(super) fn spark(self, values: &[f64], width: usize, full: f64) -> String {
+    pub(in crate::top) fn spark(self, values: &[f64], width: usize, full: f64) -> String {
         const UNICODE: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
         const ASCII: [&str; 9] = [" ", ".", ".", ":", ":", "-", "=", "+", "#"];
         let levels = if self.unicode { UNICODE } else { ASCII };
