@@ -31,7 +31,16 @@ const BURST: &str = "for i in $(seq 100 249); do ping -c 1 -W 1 10.244.0.$i >/de
 fn dist(what: &str, folder: &Path) {
     let output = folder.to_str().expect("path is text");
     let arguments = ["dist", "--only", what, "--output", output];
-    check(xtask(&arguments).env("TRACER_BIN", tracer_path()));
+    // What a release has not is half of what would be packed.
+    let stripped = folder.join("tracer");
+    check(
+        Command::new("strip")
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(tracer_path()),
+    );
+    check(xtask(&arguments).env("TRACER_BIN", stripped));
 }
 
 fn find(folder: &Path, extension: &str) -> PathBuf {
