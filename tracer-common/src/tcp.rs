@@ -222,8 +222,6 @@ pub struct Connecting {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Talking {
-    /// Whose.
-    pub key: Key,
     /// When the request was first seen that has no answer, `CLOCK_MONOTONIC` nanoseconds; 0: none
     /// waits.
     pub asked_ns: u64,
@@ -238,10 +236,8 @@ pub struct Talking {
     pub answered: u64,
     /// The same when it was last looked at.
     pub acked: u64,
-    /// Inode of the namespace.
-    pub netns: u32,
     /// Not 0: that silence has been told.
-    pub told: u32,
+    pub told: u64,
 }
 
 /// Where attempts failed: key of the map `DESTINATIONS`.
@@ -298,10 +294,6 @@ pub struct AttemptsValue {
     pub failed: u64,
     /// The first, `CLOCK_MONOTONIC` nanoseconds.
     pub first_ns: u64,
-    /// Inode of the client's namespace, for people.
-    pub netns: u32,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
 }
 
 /// A connection that is redirected, as its client knows it: key of the map `BEHIND`.

@@ -92,12 +92,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     }
     if matches!(outcome, Outcome::Established) {
         if silence::is_silent_port(ends.destination_port) {
-            let talking = Talking {
-                key,
-                netns,
-                ..Talking::default()
-            };
-            if TALKING.insert(sk, talking, 0).is_err() {
+            if TALKING.insert(sk, Talking::default(), 0).is_err() {
                 ring::count_full(ClientMap::Talking);
             }
         }
@@ -227,8 +222,6 @@ fn try_failed(client: &Key, to: &Destination, value: &mut Value, is_redirected: 
         let fresh = AttemptsValue {
             failed: 0,
             first_ns: now_ns,
-            netns: value.netns,
-            _pad: 0,
         };
         let _ = ATTEMPTS.insert(key, fresh, NEW); // EEXIST: another CPU was faster
     }

@@ -285,7 +285,6 @@ mod tests {
             let value = AttemptsValue {
                 failed: *failed,
                 first_ns: now_ns,
-                ..AttemptsValue::default()
             };
             (key, value)
         });
