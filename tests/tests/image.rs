@@ -31,7 +31,16 @@ const BURST: &str = "for i in $(seq 100 249); do ping -c 1 -W 1 10.244.0.$i >/de
 fn dist(what: &str, folder: &Path) {
     let output = folder.to_str().expect("path is text");
     let arguments = ["dist", "--only", what, "--output", output];
-    check(xtask(&arguments).env("TRACER_BIN", tracer_path()));
+    // What a release has not is half of what would be packed.
+    let stripped = folder.join("tracer");
+    check(
+        Command::new("strip")
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(tracer_path()),
+    );
+    check(xtask(&arguments).env("TRACER_BIN", stripped));
 }
 
 fn find(folder: &Path, extension: &str) -> PathBuf {
@@ -123,6 +132,11 @@ impl Node {
 
     fn get(&self, target: &str) -> Result<http::Response, String> {
         self.get_at(Ipv4Addr::LOCALHOST.into(), target)
+    }
+
+    /// Of an agent with a network of its own, or the node's.
+    fn get_of(&self, agent: &CriPod, target: &str) -> Result<http::Response, String> {
+        self.get_at(agent.address.unwrap_or(Ipv4Addr::LOCALHOST.into()), target)
     }
 
     fn get_at(&self, address: IpAddr, target: &str) -> Result<http::Response, String> {
@@ -287,23 +301,20 @@ fn the_manifest_gives_what_is_needed_and_no_more() {
     let spec = node.container(&format!("stateDir={STATE_DIR}"));
     names_a_pod_that_fills_the_table(&mut node, &mut lock, &spec, &crowd);
     each_capability_is_needed(&mut node, &spec, &crowd);
-    let apart = node.container("podSource=none,stateDir=none,hostNetwork=false");
-    let agent = node.run("agent", &apart);
-    tracks_the_nodes_connections(&mut node, &agent, crowd.address.expect("it has one"));
+    // More rights do not stand in for the other half of what it takes.
+    let privileged = node.container("privileged=true,hostPID=false,stateDir=none");
+    let agent = node.run("agent", &privileged);
+    node.await_ready(&agent);
+    all_attached(&node, &agent);
+    nothing_of_a_device_is_named(&mut node, &agent, &crowd);
     node.lab.remove(&agent);
-    for values in [
-        "privileged=true,stateDir=none",
-        "podSource=cri,stateDir=none",
-    ] {
-        let mut spec = node.container(values);
-        if values.starts_with("podSource") {
-            reach(&mut spec, &node.lab.socket());
-        }
-        let agent = node.run("agent", &spec);
-        node.await_ready(&agent);
-        await_created(&mut node, &agent, &crowd);
-        node.lab.remove(&agent);
-    }
+
+    let mut cri = node.container("podSource=cri,stateDir=none");
+    reach(&mut cri, &node.lab.socket());
+    let agent = node.run("agent", &cri);
+    node.await_ready(&agent);
+    await_created(&mut node, &agent, &crowd);
+    node.lab.remove(&agent);
     node.lab.end();
     eprintln!("it took {:?}", started.elapsed());
 }
@@ -326,9 +337,7 @@ fn names_a_pod_that_fills_the_table(
 ) {
     let agent = node.run("agent", spec);
     node.await_ready(&agent);
-    for (hook, state) in hooks(&node.metrics()) {
-        assert_eq!(state, "attached", "{hook}: {}", node.lab.log(&agent));
-    }
+    all_attached(node, &agent);
     let wanted = spec.security.capabilities.clone().expect("they are said");
     assert_eq!(wanted.drop, ["ALL"]);
     assert_eq!(held(pid_of(&agent)), set_of(&wanted.add));
@@ -356,11 +365,22 @@ fn names_a_pod_that_fills_the_table(
     node.lab.remove(&agent);
 }
 
+fn all_attached(node: &Node, agent: &CriPod) {
+    for (hook, state) in hooks(&node.metrics()) {
+        assert_eq!(state, "attached", "{hook}: {}", node.lab.log(agent));
+    }
+}
+
 /// Without any one of them something is missing.
 fn each_capability_is_needed(node: &mut Node, spec: &ContainerSpec, crowd: &CriPod) {
     let all = spec.security.capabilities.clone().expect("they are said");
     for missing in &all.add {
-        let mut less = spec.clone();
+        let mut less = if missing == "SYSLOG" {
+            // Without the node's network too, which has nothing to do with it.
+            node.container("podSource=none,stateDir=none,hostNetwork=false")
+        } else {
+            spec.clone()
+        };
         let left = less.security.capabilities.as_mut().expect("they are said");
         left.add.retain(|name| name != missing);
         let agent = node.run("agent", &less);
@@ -372,10 +392,13 @@ fn each_capability_is_needed(node: &mut Node, spec: &ContainerSpec, crowd: &CriP
                 })
             }),
             "SYSLOG" => {
-                node.await_ready(&agent);
-                let hooks = hooks(&node.metrics());
+                let metrics = eventually(SOON, || {
+                    let answer = node.get_of(&agent, "/metrics");
+                    answer.map(|answer| Metrics::parse(&answer.body))
+                });
                 let gc = ("gc".to_owned(), "degraded".to_owned());
-                assert!(hooks.contains(&gc), "without SYSLOG: {hooks:?}");
+                assert!(hooks(&metrics).contains(&gc), "{:?}", hooks(&metrics));
+                tracks_the_nodes_connections(node, &agent, crowd.address.expect("it has one"));
             }
             "SYS_PTRACE" => {
                 node.await_ready(&agent);
@@ -385,13 +408,6 @@ fn each_capability_is_needed(node: &mut Node, spec: &ContainerSpec, crowd: &CriP
         }
         node.lab.remove(&agent);
     }
-    // The other half of what that takes.
-    let mut less = spec.clone();
-    less.host_pid = false;
-    let agent = node.run("agent", &less);
-    node.await_ready(&agent);
-    nothing_of_a_device_is_named(node, &agent, crowd);
-    node.lab.remove(&agent);
 }
 
 /// Connection tracking belongs to a network: without the node's the agent reads what is nobody's.
@@ -406,9 +422,8 @@ fn tracks_the_nodes_connections(node: &mut Node, agent: &CriPod, to: IpAddr) {
             socket.send_to(b"x", (to, port)).expect("it can be sent");
         }
     });
-    let at = agent.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
     eventually(SOON, || {
-        let body = node.get_at(at, "/metrics")?.body;
+        let body = node.get_of(agent, "/metrics")?.body;
         let seen = Metrics::parse(&body).get("tracer_node_conntrack_entries", &[]);
         let truth = node.lab.node.run(|| fs::read_to_string(COUNT));
         let truth: f64 = truth.map_or(0.0, |text| text.trim().parse().expect("a number"));

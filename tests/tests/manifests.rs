@@ -179,6 +179,39 @@ fn a_value_that_is_wrong_is_named() {
     }
 }
 
+/// Every value has a rule in the schema, and none is told of that is not there.
+#[test]
+fn values_schema_and_manual_agree() {
+    let values = objects(&read("deploy/helm/tracer/values.yaml")).remove(0);
+    let schema: Value = serde_json::from_str(&read("deploy/helm/tracer/values.schema.json"))
+        .expect("the schema is JSON");
+    let keys = |object: &Value| -> BTreeSet<String> {
+        let object = object.as_object().expect("it is an object");
+        object.keys().cloned().collect()
+    };
+    let mut known = keys(&schema["properties"]);
+    // helm's own.
+    known.remove("global");
+    assert_eq!(keys(&values), known);
+    let manual = read("docs/install.md");
+    let named = manual
+        .lines()
+        .skip_while(|line| !line.starts_with("| value |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split(", "))
+        .map(|name| name.trim().trim_matches('`'))
+        // `image.repository`, `.tag`
+        .filter(|name| !name.starts_with('.'));
+    let mut count = 0;
+    for name in named {
+        let pointer = format!("/{}", name.replace('.', "/"));
+        assert!(values.pointer(&pointer).is_some(), "{name} is no value");
+        count += 1;
+    }
+    assert!(count > 10, "the table is not found");
+}
+
 /// `promtool WORDS FILE` finds nothing wrong.
 fn promtool_takes(words: &[&str], file: &Path) {
     let output = promtool().args(words).arg(file).output();
