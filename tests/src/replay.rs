@@ -119,34 +119,27 @@ impl Shared {
         self.nodes.lock().expect("no request panics")
     }
 
-    fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut stream = stream;
-        let mut line = String::new();
-        loop {
-            line.clear();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            while line.trim_end() != "" {
-                line.clear();
-                if reader.read_line(&mut line)? == 0 {
-                    return Ok(());
-                }
-            }
-            let (status, body) = match self.tell(&path) {
-                Some(body) => ("200 OK", body),
-                None => ("503 Service Unavailable", String::new()),
-            };
-            write!(
-                stream,
-                "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\n\
-                 content-length: {}\r\n\r\n{body}",
-                body.len()
-            )?;
-        }
+    /// One request.
+    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        let path = first.split(' ').nth(1).unwrap_or_default();
+        while lines
+            .next()
+            .transpose()?
+            .is_some_and(|line| !line.is_empty())
+        {}
+        let (status, body) = match self.tell(path) {
+            Some(body) => ("200 OK", body),
+            None => ("503 Service Unavailable", String::new()),
+        };
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     fn tell(&self, path: &str) -> Option<String> {
