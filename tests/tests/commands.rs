@@ -105,6 +105,13 @@ fn events_are_filtered_and_end_in_time() {
     }
     assert_eq!(follow(&["--kind", "neighbour_overflow", "--pod", &pod]), "");
     assert_eq!(follow(&["--pod", "(netns)/nobody"]), "");
+    // Whatever is told of names, more people read these.
+    for text in [
+        scene.agent.http("GET", "/metrics").body,
+        scene.agent.stderr(),
+    ] {
+        assert!(!text.contains("refused-"), "{text}");
+    }
     scene.agent.stop_cleanly();
 }
 

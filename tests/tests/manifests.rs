@@ -75,6 +75,16 @@ fn capabilities_are_the_same_everywhere() {
         .collect();
     assert_eq!(bounding, added);
 
+    // Each takes away what one of these is for (systemd.exec(5)).
+    for setting in [
+        "ProtectKernelTunables=",
+        "ProtectKernelLogs=",
+        "ProtectProc=",
+    ] {
+        let sets = |line: &str| line.starts_with(setting);
+        assert!(!unit.lines().any(sets), "the unit has {setting}");
+    }
+
     let manual = read("docs/security.md");
     for name in known {
         assert!(manual.contains(&format!("| `CAP_{name}` |")), "{name}");
