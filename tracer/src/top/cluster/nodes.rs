@@ -220,7 +220,7 @@ impl Cluster {
         let mut spreads = Vec::new();
         judge(&mut nodes, Signal::Neighbour, range_seconds, &mut spreads);
         // Then whom others fail towards, for that is no fault of theirs.
-        let pairs = peers::pairs(&answer[8], &nodes);
+        let pairs = peers::pairs(&answer[8], &nodes, range_seconds);
         peers::tell_towards(&mut nodes, &pairs);
         judge(&mut nodes, Signal::Towards, range_seconds, &mut spreads);
         peers::excuse(&mut nodes, &pairs);

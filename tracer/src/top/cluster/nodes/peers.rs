@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Node, Nodes, Signal};
+use super::{MIN_FAILURES, Node, Nodes, Signal};
 use crate::top::cluster::api::Sample;
 
 /// Causes of a failed lookup that lie on the node that asked, or came as an answer: no fault of the node
@@ -17,6 +17,10 @@ const OWN_CAUSES: [&str; 7] = [
     "server",
 ];
 
+/// Segments a second that a node must send a peer again before it counts: some are on every network,
+/// most of them towards whom everybody talks to.
+const MIN_RESENT: f64 = 0.5;
+
 /// Failures of a node towards another.
 pub(super) struct Pair<'a> {
     from: &'a str,
@@ -26,14 +30,15 @@ pub(super) struct Pair<'a> {
 }
 
 /// Of each node that may be believed: one whose own table is full fails towards anybody.
-pub(super) fn pairs<'a>(samples: &'a [Sample], nodes: &Nodes) -> Vec<Pair<'a>> {
+pub(super) fn pairs<'a>(samples: &'a [Sample], nodes: &Nodes, range_seconds: f64) -> Vec<Pair<'a>> {
     let pair = |s: &'a Sample| {
         let (from, to, kind) = (s.label("node"), s.label("peer"), s.label("kind"));
-        let witness = nodes.get(from).filter(|node| node.findings.is_empty())?;
-        let fault = if kind == "dns" {
-            others_fault(witness)
-        } else {
-            1.0
+        let is_full = |node: &Node| node.refused.is_some_and(|n| n >= MIN_FAILURES);
+        let witness = nodes.get(from).filter(|node| !is_full(node))?;
+        let fault = match kind {
+            "dns" => others_fault(witness),
+            "retransmit" if s.value < MIN_RESENT * range_seconds => 0.0,
+            _ => 1.0,
         };
         let failures = s.value * fault;
         let counts = from != to && nodes.contains_key(to) && failures > 0.0;

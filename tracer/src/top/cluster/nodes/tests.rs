@@ -181,3 +181,16 @@ fn nothing_known_is_an_error() {
     let error = Cluster::new(answers, RANGE).unwrap_err().to_string();
     assert!(error.contains("tracer_build_info"), "{error}");
 }
+
+/// Some segments are sent again on every network: two nodes that do so towards one accuse it only when they
+/// do it often.
+#[test]
+fn segments_sent_again_now_and_then_accuse_nobody() {
+    for (each, accused) in [(100.0, vec![]), (200.0, vec!["c"])] {
+        let mut answers = answer(&FOUR);
+        answers[8] = ["a", "b", "d"]
+            .map(|from| towards(from, "c", "retransmit", each))
+            .to_vec();
+        assert_eq!(odd(&judged(answers)), accused, "{each} in {RANGE} s");
+    }
+}
