@@ -46,7 +46,7 @@ true
 {{- range $path, $_ := .Files.Glob "files/rules/*.yaml" }}
 {{- with ($.Files.Get $path | fromYaml) }}
 {{- with .groups }}
-{{ toYaml . }}
+{{ toYaml . | replace "https://tracer.example/docs/runbooks/" $.Values.runbookUrl }}
 {{- end }}
 {{- end }}
 {{- end }}
