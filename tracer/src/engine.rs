@@ -50,8 +50,11 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const AGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the counters are read while nobody scrapes.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
-/// A reading this young serves another scraper too.
-const COLLECT_MIN_AGE: Duration = Duration::from_millis(100);
+/// A reading serves another scraper too until it is so many times as old as it took: reading takes at
+/// most a tenth of one CPU, however many pods there are and however often somebody scrapes.
+const SERVES: u32 = 10;
+/// It serves at least this long.
+const SERVES_MIN: Duration = Duration::from_millis(100);
 /// Older readings make the agent unready: nobody should rely on its figures.
 const READ_AGE: Duration = Duration::from_secs(30);
 /// How often keys that are over are looked for.
@@ -90,6 +93,8 @@ struct Workers {
 #[derive(Default)]
 struct Collected {
     at: Option<Instant>,
+    /// How long the reading took.
+    took: Duration,
     tables: [Option<NeighbourTable>; 2],
     entries: [Option<u32>; 2],
     peaks: [u32; 2],
@@ -341,12 +346,19 @@ impl Engine {
         }
     }
 
+    /// Reads the counters, unless the last reading is young enough to serve.
+    fn collect_if_old(&self) {
+        let took = lock(&self.collected).took;
+        self.collect((took * SERVES).clamp(SERVES_MIN, COLLECT_INTERVAL));
+    }
+
     /// Reads the counters, unless the last reading is younger than `age`.
     fn collect(&self, age: Duration) {
         let mut collected = lock(&self.collected);
         if collected.at.is_some_and(|at| at.elapsed() < age) {
             return;
         }
+        let start = Instant::now();
         match collected.conntrack_reader.read() {
             Ok(figures) => collected.conntrack = figures,
             Err(error) => self.failed(&error),
@@ -355,6 +367,7 @@ impl Engine {
             Ok(()) => *lock(&self.read_at) = Some(Instant::now()),
             Err(error) => self.failed(&error),
         }
+        collected.took = start.elapsed();
         collected.at = Some(Instant::now());
     }
 
@@ -508,9 +521,9 @@ impl Engine {
         self.hub.publish(now, &event);
     }
 
-    /// The figures, at most [`COLLECT_MIN_AGE`] old.
+    /// The figures, at most [`COLLECT_INTERVAL`] old.
     fn picture(&self) -> (Arc<Picture>, Taken) {
-        self.collect(COLLECT_MIN_AGE);
+        self.collect_if_old();
         let collected = lock(&self.collected);
         let taken = Taken {
             at: collected.at.unwrap_or(self.epoch),

@@ -91,10 +91,10 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         return None;
     }
     if matches!(outcome, Outcome::Established) {
-        if silence::is_silent_port(ends.destination_port) {
-            if TALKING.insert(sk, Talking::default(), 0).is_err() {
-                ring::count_full(ClientMap::Talking);
-            }
+        if silence::is_silent_port(ends.destination_port)
+            && TALKING.insert(sk, Talking::default(), 0).is_err()
+        {
+            ring::count_full(ClientMap::Talking);
         }
         answered(&ends, key.net_cookie);
         return None;
