@@ -4,11 +4,14 @@
 #   tracer.sh [sick|warning]    what is a problem: that the node kills packets (the default), or that
 #                               it soon will
 #
+# Only for want of what all pods of the node share: its neighbour tables, its connection tracking. A
+# pod's own network policy or full receive buffer is no reason to drain a node.
+#
 # Exit 0: no problem. 1: the problem is there. 2: nobody knows, for the agent does not answer or does
 # not see all. One line on stdout says what.
 #
 # TRACER is the program (default: tracer), TRACER_AGENT the agent's address, as for tracer itself.
-# It needs a POSIX shell, sed and nothing else: tracer writes one JSON value a line.
+# It needs a POSIX shell, sed and grep, nothing else: tracer writes one JSON value a line.
 
 problem=${1:-sick}
 case $problem in
@@ -35,7 +38,8 @@ if [ -z "$health" ] || [ -z "$sentence" ]; then
     exit 2
 fi
 
-if [ "$health" = "$problem" ]; then
+shared='"rule": "\(table-full\|table-thrashes\|conntrack-full\|table-fills\)"'
+if [ "$health" = "$problem" ] && printf '%s\n' "$verdict" | grep -q "^ *$shared,\{0,1\}\$"; then
     printf '%s\n' "$sentence"
     exit 1
 fi

@@ -122,13 +122,16 @@ fn what_is_no_clear_verdict_is_unknown() {
         fs::write(&path, format!("cat <<'END'\n{said}\nEND\n")).expect("files can be written");
         format!("sh {}", path.display())
     };
-    let verdict = |health: &str, sentence: &str, unknown: &[&str]| {
+    let verdict_by = |rule: &str, health: &str, sentence: &str, unknown: &[&str]| {
         let verdict = json!({
             "node": "n1", "time": "2026-01-01T00:00:00Z", "health": health,
             "sentences": [sentence, "Another."], "next": "tracer top",
-            "findings": [{"rule": "x", "sentence": "  \"health\": \"sick\","}], "unknown": unknown,
+            "findings": [{"rule": rule, "sentence": "  \"health\": \"sick\","}], "unknown": unknown,
         });
         serde_json::to_string_pretty(&verdict).expect("JSON")
+    };
+    let verdict = |health: &str, sentence: &str, unknown: &[&str]| {
+        verdict_by("table-full", health, sentence, unknown)
     };
     let odd = r#"lookups of "a\b" die (5 %, 1 of 20), {so}."#;
     let cases = [
@@ -155,6 +158,12 @@ fn what_is_no_clear_verdict_is_unknown() {
             ),
             Some(1),
             "It is.",
+        ),
+        (
+            // A pod's own trouble is no reason to drain the node.
+            verdict_by("dns-killed-here", "sick", "A policy refuses lookups.", &[]),
+            Some(0),
+            "A policy refuses lookups.",
         ),
         (
             "{}".to_owned(),

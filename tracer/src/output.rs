@@ -97,6 +97,8 @@ fn write_all(mut texts: mpsc::Receiver<String>, stream: impl Write) -> io::Resul
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// Only of a program that has the terminal: others may run on without it (nohup).
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -106,14 +108,31 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hang_up: None,
         })
     }
 
-    /// Waits for either.
+    /// The same, and the terminal's end.
+    pub fn of_terminal() -> anyhow::Result<Self> {
+        let hang_up = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+        Ok(Self {
+            hang_up: Some(hang_up),
+            ..Self::new()?
+        })
+    }
+
+    /// Waits for any of them.
     pub async fn recv(&mut self) {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = hang_up => {}
         }
     }
 }

@@ -32,7 +32,7 @@ pub async fn run<S: Source>(
     config: TopConfig,
     trace: impl AsyncFnOnce(&Config) -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::of_terminal()?;
     let output = Output::stdout()?;
     if let Some(cluster) = &config.cluster {
         return cluster::run(cluster, &config, output, &mut signals).await;

@@ -75,7 +75,7 @@ impl NodeColumn {
                 |p| percent(p).trim_end_matches('%').to_owned(),
             )
         };
-        let whole = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.0}"));
+        let whole = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{:.0}", n + 0.0)); // no "-0"
         match self {
             Self::Node => printable(&node.name).replace(' ', "_"),
             Self::Oddness => match node.state {

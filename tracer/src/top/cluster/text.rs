@@ -108,7 +108,7 @@ pub(super) const POD_COLUMNS: [(&str, usize); 13] = [
 
 /// In the order of [`POD_COLUMNS`].
 pub(super) fn pod_cells(pod: &Pod) -> Vec<String> {
-    let whole = |n: f64| format!("{n:.0}");
+    let whole = |n: f64| format!("{:.0}", n + 0.0); // no "-0"
     // Of one pod, few attempts tell something too.
     let share = |attempts: &Attempts| {
         if attempts.all <= 0.0 {
