@@ -11,7 +11,7 @@
 # not see all. One line on stdout says what.
 #
 # TRACER is the program (default: tracer), TRACER_AGENT the agent's address, as for tracer itself.
-# It needs a POSIX shell, sed and grep, nothing else: tracer writes one JSON value a line.
+# It needs a POSIX shell, sed, awk and grep, nothing else: tracer writes one JSON value a line.
 
 problem=${1:-sick}
 case $problem in
@@ -38,13 +38,31 @@ if [ -z "$health" ] || [ -z "$sentence" ]; then
     exit 2
 fi
 
-shared='"rule": "\(table-full\|table-thrashes\|conntrack-full\|table-fills\)"'
-if [ "$health" = "$problem" ] && printf '%s\n' "$verdict" | grep -q "^ *$shared,\{0,1\}\$"; then
-    printf '%s\n' "$sentence"
+case $problem in
+sick) rules='table-full|table-thrashes|conntrack-full' weight=node ;;
+warning) rules='table-fills|conntrack-full' weight=omen ;;
+esac
+# The sentence of the first finding of these rules that weighs so.
+found=$(printf '%s\n' "$verdict" | awk -v rules="^($rules)\$" -v weight="$weight" '
+    function value() {
+        sub(/^ *"[a-z]*": "/, "")
+        sub(/",?$/, "")
+        gsub(/\\"/, "\"")
+        gsub(/\\\\/, "\\")
+        return $0
+    }
+    /^    [{]$/ { rule = weighs = sentence = "" }
+    /^      "rule": "/ { rule = value() }
+    /^      "weight": "/ { weighs = value() }
+    /^      "sentence": "/ { sentence = value() }
+    /^    [}],?$/ && rule ~ rules && weighs == weight { print sentence; exit }
+')
+if [ -n "$found" ]; then
+    printf '%s\n' "$found"
     exit 1
 fi
 # Without these hooks silence proves nothing.
-if printf '%s\n' "$verdict" | grep -q '^ *"[a-z ]*: the hook \(neigh\|dns\) is '; then
+if printf '%s\n' "$verdict" | grep -Eq '^ *"[a-z ]*: the hook (neigh|dns) is '; then
     printf '%s\n' "$sentence"
     exit 2
 fi

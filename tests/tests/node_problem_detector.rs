@@ -122,16 +122,25 @@ fn what_is_no_clear_verdict_is_unknown() {
         fs::write(&path, format!("cat <<'END'\n{said}\nEND\n")).expect("files can be written");
         format!("sh {}", path.display())
     };
-    let verdict_by = |rule: &str, health: &str, sentence: &str, unknown: &[&str]| {
+    let verdict_by = |rule: &str, weight: &str, health: &str, sentence: &str, unknown: &[&str]| {
         let verdict = json!({
             "node": "n1", "time": "2026-01-01T00:00:00Z", "health": health,
             "sentences": [sentence, "Another."], "next": "tracer top",
-            "findings": [{"rule": rule, "sentence": "  \"health\": \"sick\","}], "unknown": unknown,
+            "findings": [
+                {"rule": "x", "weight": "node", "sentence": "  \"health\": \"sick\",", "figures": {"n": 1}},
+                {"rule": rule, "weight": weight, "sentence": sentence, "next": "x"},
+            ],
+            "unknown": unknown,
         });
         serde_json::to_string_pretty(&verdict).expect("JSON")
     };
     let verdict = |health: &str, sentence: &str, unknown: &[&str]| {
-        verdict_by("table-full", health, sentence, unknown)
+        let weight = if health == "sick" {
+            "node"
+        } else {
+            "elsewhere"
+        };
+        verdict_by("table-full", weight, health, sentence, unknown)
     };
     let odd = r#"lookups of "a\b" die (5 %, 1 of 20), {so}."#;
     let cases = [
@@ -161,9 +170,21 @@ fn what_is_no_clear_verdict_is_unknown() {
         ),
         (
             // A pod's own trouble is no reason to drain the node.
-            verdict_by("dns-killed-here", "sick", "A policy refuses lookups.", &[]),
+            verdict_by(
+                "dns-killed-here",
+                "node",
+                "sick",
+                "A policy refuses lookups.",
+                &[],
+            ),
             Some(0),
             "A policy refuses lookups.",
+        ),
+        (
+            // Nor is a table that only fills, beside it.
+            verdict_by("table-fills", "omen", "sick", "It fills.", &[]),
+            Some(0),
+            "It fills.",
         ),
         (
             "{}".to_owned(),

@@ -118,8 +118,19 @@ fn place(text: &str, at: usize) -> String {
     let number = before.matches('\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |i| i + 1);
     let line = text[start..].lines().next().unwrap_or_default().trim();
+    let secret = ["bearer-token", "header", "prometheus"];
+    if secret.iter().any(|key| line.contains(key)) || is_in_list_of_headers(before) {
+        return format!(" line {number} (not shown, for it may hold a secret)");
+    }
     let cut: String = line.chars().take(60).collect();
     format!(" line {number} (`{}`)", printable(&cut))
+}
+
+/// Does the text end within a list of headers that was begun on a line before?
+fn is_in_list_of_headers(before: &str) -> bool {
+    before
+        .rfind("header")
+        .is_some_and(|at| before[at..].contains('[') && !before[at..].contains(']'))
 }
 
 /// A value that checks itself while it is read from its text.

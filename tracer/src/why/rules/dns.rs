@@ -72,9 +72,21 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             } else {
                 next.into()
             };
+            // An answer that finds no socket: its client has stopped waiting, which is no fault of
+            // the node.
+            let gave_up = reason.as_deref() == Some(NO_SOCKET);
+            let means = if gave_up {
+                "their clients had closed the socket before the answer came"
+            } else {
+                means
+            };
             Some(Finding {
                 rule: "dns-killed-here",
-                weight: Weight::Node,
+                weight: if gave_up {
+                    Weight::Elsewhere
+                } else {
+                    Weight::Node
+                },
                 ..finding(
                     facts,
                     episode,
@@ -154,6 +166,9 @@ fn common<'a>(
 }
 
 /// The kernel's word for it, from the events.
+/// The kernel's reason where nobody has the answer's port, as [`drop_reason`] writes it.
+const NO_SOCKET: &str = " (no_socket)";
+
 fn drop_reason(facts: &Facts) -> Option<String> {
     let recent = facts.recent("dns_failure", "dropped");
     let reason = recent.iter().rev().find_map(|f| {
