@@ -67,7 +67,7 @@ fn http_is_what_the_contract_says() {
     let agent = Agent::start(&[]);
     for target in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(agent.http("GET", target).status, 200, "{target}");
-        for method in ["POST", "PUT", "DELETE"] {
+        for method in ["HEAD", "POST", "PUT", "DELETE"] {
             assert_eq!(agent.http(method, target).status, 405, "{method} {target}");
         }
     }

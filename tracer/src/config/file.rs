@@ -224,6 +224,20 @@ mod tests {
     }
 
     #[test]
+    fn errors_show_no_secret() {
+        for bad in [
+            "bearer-token = \"s3cret",
+            "bearer-token = [\"s3cret\"]",
+            "header = [\n  \"X-Key: s3cret\",\n  \"X-Other: s3cret\n]",
+            "prometheus = \"http://me:s3cret@host",
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(!error.contains("s3cret"), "{error}");
+            assert!(error.starts_with("/etc/tracer.toml line "), "{error}");
+        }
+    }
+
+    #[test]
     fn errors_are_one_line_with_file_and_place() {
         let unknown =
             parse("# head\nlisten = \"127.0.0.1:1\"\ndns_timeout = \"5s\"\n").unwrap_err();

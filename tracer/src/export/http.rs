@@ -118,18 +118,23 @@ pub async fn serve(listener: Listener, router: Router, stop: CancellationToken) 
 /// `/metrics`, `/healthz`, `/readyz`.
 pub fn metrics_router(engine: Arc<Engine>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics).head(refuse))
+        .route("/healthz", get(|| async { "ok\n" }).head(refuse))
+        .route("/readyz", get(ready).head(refuse))
         .with_state(engine)
 }
 
 /// `/api/v1/snapshot`, `/api/v1/events`.
 pub fn api_router(engine: Arc<Engine>) -> Router {
     Router::new()
-        .route("/api/v1/snapshot", get(snapshot))
-        .route("/api/v1/events", get(events))
+        .route("/api/v1/snapshot", get(snapshot).head(refuse))
+        .route("/api/v1/events", get(events).head(refuse))
         .with_state(engine)
+}
+
+/// A HEAD, which axum would answer as it does a GET.
+async fn refuse() -> impl IntoResponse {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])
 }
 
 async fn metrics(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Response {
