@@ -195,7 +195,7 @@ fn check_rules(prometheus: &Prometheus, scene: &Overflow, dead: &str) {
         format!("pod:tracer_dns_failures:ratio_rate3m{{pod=\"{greedy}\"}} > 0"),
         "node:tracer_outlier:figure{signal=\"neighbour\"} > 0".to_owned(),
         "node:tracer_failures:rate1h{signal=\"dns\"} > 0".to_owned(),
-        "node:tracer_neighbour_table_fulls:increase10m{family=\"ipv4\"} > 0".to_owned(),
+        "node:tracer_neighbour_table_fulls:increase1d{family=\"ipv4\"} > 0".to_owned(),
         "ALERTS{alertname=\"TracerNeighbourTableFull\",family=\"ipv4\",node=\"lab\"}".to_owned(),
         "ALERTS{alertname=\"TracerNeighbourTableWasFull\",family=\"ipv4\",alertstate=\"firing\"}"
             .to_owned(),
