@@ -66,7 +66,11 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
     HERE.into_iter()
         .filter_map(|(cause, means, next)| {
             let episode = facts.active("dns", cause)?;
-            let reason = (cause == "dropped").then(|| drop_reason(facts)).flatten();
+            let reasons = if cause == "dropped" {
+                drop_reasons(facts)
+            } else {
+                Vec::new()
+            };
             let next = if next.is_empty() {
                 events(facts)
             } else {
@@ -74,7 +78,8 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             };
             // An answer that finds no socket: its client has stopped waiting, which is no fault of
             // the node.
-            let gave_up = reason.as_deref() == Some(NO_SOCKET);
+            let gave_up =
+                !reasons.is_empty() && reasons.iter().all(|reason| *reason == "no_socket");
             let means = if gave_up {
                 "their clients had closed the socket before the answer came"
             } else {
@@ -90,7 +95,10 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
                 ..finding(
                     facts,
                     episode,
-                    &format!("{means}{}", reason.unwrap_or_default()),
+                    &match reasons.last() {
+                        Some(reason) => format!("{means} ({reason})"),
+                        None => means.to_owned(),
+                    },
                     next,
                 )
             })
@@ -166,16 +174,11 @@ fn common<'a>(
 }
 
 /// The kernel's word for it, from the events.
-/// The kernel's reason where nobody has the answer's port, as [`drop_reason`] writes it.
-const NO_SOCKET: &str = " (no_socket)";
-
-fn drop_reason(facts: &Facts) -> Option<String> {
+/// The kernel's reasons of the recorded ones, the latest last.
+fn drop_reasons<'a>(facts: &'a Facts) -> Vec<&'a str> {
     let recent = facts.recent("dns_failure", "dropped");
-    let reason = recent.iter().rev().find_map(|f| {
-        let (_, rest) = f.sentence.rsplit_once('(')?;
-        rest.strip_suffix(')')
-    })?;
-    Some(format!(" ({reason})"))
+    let reason = |f: &&'a Failure| f.sentence.rsplit_once('(')?.1.strip_suffix(')');
+    recent.iter().filter_map(reason).collect()
 }
 
 fn events(facts: &Facts) -> String {

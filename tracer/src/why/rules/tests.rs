@@ -191,6 +191,23 @@ fn lookups_that_a_rule_kills_are_the_nodes() {
     insta::assert_snapshot!(first(&verdict).1);
 }
 
+/// An answer without a socket is its client's doing; but it excuses no other drop.
+#[test]
+fn clients_that_hang_up_do_not_make_a_node_sick() {
+    let snapshot = include_str!("recorded/netfilter.json").replace("\"netfilter\"", "\"dropped\"");
+    let events = include_str!("recorded/netfilter.ndjson").replace("\"netfilter\"", "\"dropped\"");
+    let hung_up = events.replace("netfilter_drop", "no_socket");
+    let (all, recorded) = read(&snapshot, &hung_up);
+    let verdict = node(&all, &recorded);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    assert!(
+        first(&verdict).1.contains("closed the socket"),
+        "{verdict:?}"
+    );
+    let (all, recorded) = read(&snapshot, &format!("{events}\n{hung_up}"));
+    assert_eq!(node(&all, &recorded).health, Health::Sick);
+}
+
 #[test]
 fn lookups_that_a_server_refuses_are_not() {
     let (mut snapshot, events) = recorded!("server");
