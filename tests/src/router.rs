@@ -97,7 +97,8 @@ impl Node {
 /// Puts the router's ends of the pods' links, and its addresses, on a bridge.
 fn bridge(router: &Netns, pods: &[Pod]) {
     let mut commands = vec![
-        "link add br0 type bridge".to_owned(),
+        // With snooping a bridge joins 224.0.0.106, and reports it within a second to a neighbour more.
+        "link add br0 type bridge mcast_snooping 0".to_owned(),
         "link set br0 up".to_owned(),
     ];
     for pod in pods {
