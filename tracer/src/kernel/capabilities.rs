@@ -64,7 +64,7 @@ pub const NEEDS: &[Need] = &[
         purpose: "cookies and addresses of namespaces, asked inside; not in the default: \
                   `exactNamespaces: true` adds it",
         without: "namespaces are told apart by inode, which the kernel may give again within a \
-                  second of a pod's end",
+                  second of a pod's end; what a router drops for a namespace of `ip netns` is nobody's",
         required: false,
         set: CapabilitySet::SYS_ADMIN,
     },
