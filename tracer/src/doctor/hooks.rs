@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 use serde::Serialize;
 use tracer_common::Hook;
 
-use super::system;
+use super::system::{self, Lockdown};
 use crate::kernel::{
     self,
     btf::Btf,
@@ -34,7 +34,10 @@ pub struct HookReport {
 }
 
 /// Tries all hooks, and reads `gc_entries` of both neighbour tables with them.
-pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2]) {
+pub fn examine(
+    btf: Result<&Btf, String>,
+    lockdown: &Lockdown,
+) -> (Vec<HookReport>, [Option<u32>; 2]) {
     let mut entries = [None, None];
     let statuses = match btf {
         Err(why) => cannot(|_| why.clone()),
@@ -47,7 +50,15 @@ pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2])
             ok: status.state.counts(),
             state: status.state.name(),
             mechanism: status.mechanism,
-            reason: status.reason,
+            reason: if lockdown.ok == Some(false) && !status.state.counts() {
+                // The verifier only says that it knows no such function.
+                format!(
+                    "the kernel is locked down ({}); {}",
+                    lockdown.mode, status.reason
+                )
+            } else {
+                status.reason
+            },
             verified_instructions: status.verified.into_iter().collect(),
         })
         .collect();
