@@ -252,6 +252,7 @@ fn cannot(why: &str) -> Vec<HookStatus> {
             state: State::Unavailable,
             mechanism: kernel::load::mechanism(hook),
             reason: why.to_owned(),
+            not_seen: String::new(),
             verified: Vec::new(),
         })
         .collect()
