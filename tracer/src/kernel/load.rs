@@ -307,6 +307,9 @@ impl Loaded {
             result = result.and_then(|()| {
                 let program: &mut RawTracePoint = self.program(name)?;
                 program.load().map_err(|e| explain(name, e))?;
+                let instructions = program.info()?.verified_instruction_count();
+                let verified = &mut self.hooks[Hook::Gc as usize].verified;
+                verified.extend(instructions.map(|count| (name.to_owned(), count)));
                 if attach {
                     self.attach_tracepoint(name, tracepoint)?;
                 }
@@ -383,7 +386,10 @@ impl Loaded {
                     program.info()?.verified_instruction_count()
                 }
             };
-            verified.push(((*name).to_owned(), instructions.unwrap_or_default()));
+            // The kernel tells since 5.16.
+            if let Some(instructions) = instructions {
+                verified.push(((*name).to_owned(), instructions));
+            }
         }
         if !attach {
             return Ok(());
