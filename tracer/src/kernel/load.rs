@@ -374,18 +374,7 @@ impl Loaded {
             if is_extra(name) {
                 continue; // only where it is needed, or possible
             }
-            let instructions = match hook {
-                Hook::Dns if *name != "dns_age" => {
-                    let program: &mut CgroupSkb = self.program(name)?;
-                    program.load().map_err(|e| explain(name, e))?;
-                    program.info()?.verified_instruction_count()
-                }
-                _ => {
-                    let program: &mut RawTracePoint = self.program(name)?;
-                    program.load().map_err(|e| explain(name, e))?;
-                    program.info()?.verified_instruction_count()
-                }
-            };
+            let instructions = self.load_program(name)?;
             // The kernel tells since 5.16.
             if let Some(instructions) = instructions {
                 verified.push(((*name).to_owned(), instructions));
@@ -424,6 +413,17 @@ impl Loaded {
                 self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)
             }
         }
+    }
+
+    /// Gives the instructions that the verifier walked through, where the kernel tells.
+    fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
+        let (result, info) = match self.ebpf.program_mut(name) {
+            Some(Program::RawTracePoint(program)) => (program.load(), program.info()),
+            Some(Program::CgroupSkb(program)) => (program.load(), program.info()),
+            _ => return Err(anyhow!("the eBPF object has no program {name}")),
+        };
+        result.map_err(|error| explain(name, error))?;
+        Ok(info?.verified_instruction_count())
     }
 
     fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
