@@ -20,7 +20,7 @@ use crate::{
     layout::*,
     maps::{TABLES, WALK},
     neigh::{client, note_peak},
-    util::read,
+    util::{net_cookie, read},
 };
 
 /// Reads the tables' heads. It reaches them from the caller's namespace: lo -> ip_ptr -> arp_parms
@@ -64,7 +64,7 @@ fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> O
     let fresh = Table {
         address: table,
         periodic_work: read(table, OFF_NEIGH_TABLE_GC_WORK_FUNC.load())?,
-        init_net_cookie: read(init_net, OFF_NET_NET_COOKIE.load())?,
+        init_net_cookie: net_cookie(init_net)?,
         init_netns: read(init_net, OFF_NET_NS_INUM.load())?,
         gc_entries: read(table, OFF_NEIGH_TABLE_GC_ENTRIES.load())?,
         entries: read(table, OFF_NEIGH_TABLE_ENTRIES.load())?,
@@ -151,7 +151,7 @@ fn count(neighbour: u64, family: u32, generation: u32) -> Option<()> {
     let device = read::<u64>(neighbour, OFF_NEIGHBOUR_DEV.load())?;
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
     let key = Key {
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
         family,
         _pad: 0,
     };

@@ -4,6 +4,7 @@ pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod conntrack;
+pub mod features;
 pub mod kallsyms;
 pub mod load;
 pub mod maps;
