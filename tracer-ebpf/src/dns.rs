@@ -38,7 +38,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, ENDPOINTS, EXPIRED, PENDING},
     packet::{self, Udp},
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -155,7 +155,7 @@ impl Socket {
             key: Key {
                 // SAFETY: the helper takes the context.
                 cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
-                net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+                net_cookie: net_cookie(net)?,
             },
             netns: read(net, OFF_NET_NS_INUM.load())?,
             // SAFETY: the helper takes the context.

@@ -29,7 +29,7 @@ use crate::{
     maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -94,7 +94,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        drop.cause = if was_refused && !has_reason {
+        // A BPF datapath frees without a reason too.
+        drop.cause = if was_refused {
             Cause::NeighbourTableFull
         } else if was_neighbour(ctx.arg(1)) {
             Cause::NeighbourUnresolved
@@ -175,7 +176,7 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
     let mut key = ReceiverKey {
         cgroup_id: dns::cgroup_id(sk),
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
         port: 0,
         _pad: [0; 3],
     };
@@ -298,7 +299,7 @@ fn route(skb: u64) -> Option<u64> {
 fn device_net_cookie(skb: u64) -> Option<u64> {
     let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
-    read(net, OFF_NET_NET_COOKIE.load())
+    net_cookie(net)
 }
 
 /// Remembers that the solicitation of `address` found the table full.

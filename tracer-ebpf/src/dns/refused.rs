@@ -19,7 +19,7 @@ use super::{
 use crate::{
     layout::*,
     maps::{QUESTION, REFUSED_QUERY},
-    util::read,
+    util::{net_cookie, read},
 };
 
 /// The query is in a dropped packet.
@@ -73,7 +73,7 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
     let socket = Socket {
         key: Key {
             cgroup_id: cgroup_id(refused.sk),
-            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+            net_cookie: net_cookie(net)?,
         },
         netns: read(net, OFF_NET_NS_INUM.load())?,
         cookie: read(refused.sk, OFF_SOCK_COOKIE.load())?,
@@ -122,10 +122,13 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
     })
 }
 
-/// cgroup2 id of a socket's owner; 0 where it cannot be read.
+/// cgroup2 id of a socket's owner; 0 where it cannot be read. Before 5.15 a word with a low bit set is
+/// no pointer, but what the controllers of cgroup1 keep there (include/linux/cgroup-defs.h,
+/// sock_cgroup_ptr).
 #[inline(always)]
 pub fn cgroup_id(sk: u64) -> u64 {
     read::<u64>(sk, OFF_SOCK_CGROUP.load())
+        .filter(|cgroup| cgroup & 3 == 0)
         .and_then(|cgroup| read::<u64>(cgroup, OFF_CGROUP_KN.load()))
         .and_then(|node| read(node, OFF_KERNFS_NODE_ID.load()))
         .unwrap_or_default()

@@ -12,7 +12,7 @@ use crate::{
     layout::*,
     maps::{ENDPOINTS, SERVED},
     packet::is_dns_port,
-    util::read,
+    util::{net_cookie, read},
 };
 
 const IPPROTO_UDP: u8 = 17;
@@ -198,8 +198,7 @@ impl Datagram {
             return false;
         }
         // In OUTPUT the packet may have no device yet.
-        let own = read::<u64>(sk, OFF_SOCK_NET.load())
-            .and_then(|net| read::<u64>(net, OFF_NET_NET_COOKIE.load()));
+        let own = read::<u64>(sk, OFF_SOCK_NET.load()).and_then(net_cookie);
         match device_net_cookie(skb) {
             Some(device) => own == Some(device),
             None => own.is_some(),
@@ -212,7 +211,7 @@ impl Datagram {
         let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         let key = ServedKey {
-            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+            net_cookie: net_cookie(net)?,
             client: self.address(true)?,
             server: Server {
                 address: self.address(false)?,
