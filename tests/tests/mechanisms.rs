@@ -1,7 +1,7 @@
 //! Mechanisms that are chosen at run time: each is used where the kernel has it, the doctor says which,
 //! and either way the figures are the same.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tests::dns::packet::{QUERY, query};
@@ -123,7 +123,7 @@ fn each_failed_send_is_one_query_of_its_lookup() {
     let IpAddr::V4(plain) = server else {
         panic!("an IPv4 address")
     };
-    let mapped = IpAddr::V6(Ipv6Addr::from(plain.to_ipv6_mapped()));
+    let mapped = IpAddr::V6(plain.to_ipv6_mapped());
     let netns = scene.client.netns.clone();
     let (queries, lookups) = netns.run(|| {
         let [connected, free, dual] = ["0.0.0.0:0", "0.0.0.0:0", "[::]:0"]
