@@ -11,6 +11,7 @@ mod message;
 pub mod packets;
 mod refused;
 mod served;
+mod unsent;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -26,7 +27,7 @@ use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
 pub use self::{
     end::take_back,
     message::Words,
-    refused::{Refused, cgroup_id, refused},
+    refused::{FROM_PACKET, Refused, cgroup_id, refused},
 };
 use self::{
     end::{client, count_arrived, end_answered, node},
@@ -38,7 +39,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, EXPIRED, PENDING},
     packet::{self, Udp},
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -155,7 +156,7 @@ impl Socket {
             key: Key {
                 // SAFETY: the helper takes the context.
                 cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
-                net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+                net_cookie: net_cookie(net)?,
             },
             netns: read(net, OFF_NET_NS_INUM.load())?,
             // SAFETY: the helper takes the context.

@@ -41,15 +41,14 @@ pub fn reserve<T: 'static>(
     } else {
         *event_second = second;
     }
+    // Counted before: between the reservation and the check of it, verifiers of old kernels (5.10)
+    // follow no other branch.
+    add(&mut stats.sent, 1);
     let entry = RING.reserve::<T>(0);
-    add(
-        if entry.is_some() {
-            &mut stats.sent
-        } else {
-            &mut stats.lost
-        },
-        1,
-    );
+    if entry.is_none() {
+        sub(&mut stats.sent, 1);
+        add(&mut stats.lost, 1);
+    }
     entry
 }
 

@@ -12,7 +12,7 @@ use tracer_common::{
 use super::{
     Socket,
     end::{client, end, node},
-    message,
+    message, unsent,
 };
 use crate::{
     layout::*,
@@ -47,6 +47,7 @@ pub fn follow<const MAY_END: bool>(
     endpoint: u64,
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
 ) -> Option<LookupKey> {
+    unsent::note(socket.sk);
     let value = client(socket.key, socket.netns)?;
     let node = node()?;
     if query.segments > 1 {

@@ -8,11 +8,11 @@ use tracer_common::{
 use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
 use crate::{
     conntrack,
-    dns::{self, Refused},
+    dns::{self, FROM_PACKET, Refused},
     layout::*,
     maps::SERVED,
     packet::is_dns_port,
-    util::read,
+    util::{net_cookie, read},
 };
 
 const IPPROTO_UDP: u8 = 17;
@@ -197,8 +197,7 @@ impl Datagram {
             return false;
         }
         // In OUTPUT the packet may have no device yet.
-        let own = read::<u64>(sk, OFF_SOCK_NET.load())
-            .and_then(|net| read::<u64>(net, OFF_NET_NET_COOKIE.load()));
+        let own = read::<u64>(sk, OFF_SOCK_NET.load()).and_then(net_cookie);
         match device_net_cookie(skb) {
             Some(device) => own == Some(device),
             None => own.is_some(),
@@ -211,7 +210,7 @@ impl Datagram {
         let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         let key = ServedKey {
-            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+            net_cookie: net_cookie(net)?,
             client: self.address(true)?,
             server: Server {
                 address: self.address(false)?,
@@ -250,7 +249,7 @@ impl Datagram {
         if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
             return None;
         }
-        dns::refused(&Refused {
+        dns::refused::<FROM_PACKET>(&Refused {
             sk: read(skb, OFF_SK_BUFF_SK.load())?,
             id: self.id,
             server,

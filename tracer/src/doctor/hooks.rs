@@ -29,6 +29,8 @@ pub struct HookReport {
     pub mechanism: &'static str,
     /// Why it does not run, or only in part; empty if it does.
     pub reason: String,
+    /// What it does not see on this kernel, although it runs as it should, and why.
+    pub not_seen: String,
     /// Instructions that the verifier walked through, by program; the kernel tells since 5.16.
     pub verified_instructions: BTreeMap<String, u32>,
 }
@@ -59,6 +61,7 @@ pub fn examine(
             } else {
                 status.reason
             },
+            not_seen: status.not_seen,
             verified_instructions: status.verified.into_iter().collect(),
         })
         .collect();
@@ -139,6 +142,7 @@ fn cannot(why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
             state: State::Unavailable,
             mechanism: kernel::load::mechanism(hook),
             reason: why(hook),
+            not_seen: String::new(),
             verified: Vec::new(),
         })
         .collect()
