@@ -83,6 +83,19 @@ pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
         .with_context(|| format!("apt-get download {package} left no archive"))
 }
 
+/// What an installation of these packages would add, themselves included.
+pub fn closure(packages: &[&str]) -> Result<Vec<String>> {
+    let simulated = sh::output(
+        apt_get()
+            .args(["-s", "-o", "Debug::NoLocking=1", "--no-install-recommends"])
+            .arg("install")
+            .args(packages)
+            .env("LC_ALL", "C"),
+    )
+    .with_context(|| format!("what {} need could not be found", packages.join(", ")))?;
+    Ok(parse_simulation(&simulated))
+}
+
 /// What somebody without the right to install should type.
 pub fn install_command(packages: &[String]) -> String {
     format!(
@@ -118,9 +131,30 @@ fn parse_policy(text: &str) -> Vec<Candidate> {
     found
 }
 
+/// `Inst NAME (VERSION …)`, one a package.
+fn parse_simulation(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("Inst "))
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_simulated_installation_adds() {
+        let text = "Reading package lists...
+The following NEW packages will be installed:
+  kmod libkmod2
+Inst libkmod2 (30+20221128-1 Debian:12.11/oldstable [amd64])
+Inst kmod (30+20221128-1 Debian:12.11/oldstable [amd64])
+Conf libkmod2 (30+20221128-1 Debian:12.11/oldstable [amd64])
+";
+        assert_eq!(parse_simulation(text), ["libkmod2", "kmod"]);
+    }
 
     #[test]
     fn policy_without_a_candidate_is_left_out() {
