@@ -70,17 +70,25 @@ pub fn install(packages: &[String]) -> Result<()> {
 
 /// Downloads a package into a folder, without installing it: the archive's path.
 pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
+    download_all(&[package.to_owned()], folder)?
+        .pop()
+        .with_context(|| format!("apt-get download {package} left no archive"))
+}
+
+/// The same of many at once.
+pub fn download_all(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
     sh::quietly(
         apt_get()
             // The folder may be one that apt's own user cannot enter.
-            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+            .args(packages)
             .current_dir(folder),
     )
-    .with_context(|| format!("the package {package} could not be downloaded"))?;
-    fs::read_dir(folder)?
+    .with_context(|| format!("{} could not be downloaded", packages.join(", ")))?;
+    Ok(fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no archive"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect())
 }
 
 /// What an installation of these packages would add, themselves included.

@@ -43,7 +43,8 @@ enum Verb {
         /// Run only the tests whose name contains one of these, without format check and lints
         filters: Vec<String>,
     },
-    /// End-to-end tests in virtual machines with other kernels; needs no root
+    /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
+    /// tests another binary
     Vm(vm::Options),
     /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
     Cluster,

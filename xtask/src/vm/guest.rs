@@ -1,6 +1,10 @@
 //! The script that runs in a guest as its first process.
 
-use std::{env, fmt::Write as _, path::Path};
+use std::{
+    env,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -10,6 +14,7 @@ use crate::{build, sh};
 /// Runs the picked tests one after the other, as `cargo test` would on the host.
 pub fn script(suite: &[Binary]) -> Result<String> {
     let own = env::current_exe()?;
+    let tested = env::var_os("TRACER_BIN").map_or_else(build::tested_binary, PathBuf::from);
     let home = env::var("HOME").context("HOME is not set")?;
     let variables = [
         ("HOME", home),
@@ -23,7 +28,7 @@ pub fn script(suite: &[Binary]) -> Result<String> {
         ),
         ("LANG", "C.UTF-8".to_owned()),
         ("TERM", "dumb".to_owned()),
-        ("TRACER_BIN", text(&build::tested_binary())?),
+        ("TRACER_BIN", text(&tested)?),
         ("TRACER_XTASK", text(&own)?),
         ("TRACER_PATIENCE", super::PATIENCE.to_string()),
     ];
@@ -81,7 +86,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{path::PathBuf, process::Command};
+    use std::process::Command;
 
     #[test]
     fn the_script_is_one_that_the_shell_reads() {

@@ -141,10 +141,7 @@ impl Layer {
         ));
         let partial = self.root.with_extension("partial");
         unpacked::fresh(&partial)?;
-        for package in &wanted {
-            let folder = partial.join(package);
-            fs::create_dir(&folder)?;
-            let archive = apt::download(package, &folder)?;
+        for archive in apt::download_all(&wanted, &partial)? {
             self.unpack(&archive)?;
         }
         fs::remove_dir_all(&partial)?;
