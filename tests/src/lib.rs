@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod alertmanager;
 pub mod bench;
+pub mod bpffs;
 pub mod cgroup;
 pub mod containerd;
 pub mod cri;

@@ -142,42 +142,15 @@ fn a_state_folder_that_cannot_be() {
     });
 }
 
-/// A bpf file system of the test's own, unmounted on drop.
-struct BpfFs(tempfile::TempDir);
-
-impl BpfFs {
-    fn mount() -> Self {
-        let folder = tempfile::tempdir().expect("temporary folders can be made");
-        check(
-            Command::new("mount")
-                .args(["-t", "bpf", "bpf"])
-                .arg(folder.path()),
-        );
-        Self(folder)
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        // Lazily: an agent that a failed test leaves behind may still hold it for a moment.
-        let ended = Command::new("umount")
-            .arg("--lazy")
-            .arg(self.0.path())
-            .status();
-        if !ended.is_ok_and(|status| status.success()) {
-            eprintln!("cannot unmount {}", self.0.path().display());
-        }
-    }
-}
-
 #[test]
 fn a_state_folder_that_another_agent_holds() {
     leaving_nothing(|| {
         let bpffs = BpfFs::mount();
-        let path = bpffs.0.path().join("tracer");
+        let path = bpffs.path("tracer");
         let path = path.to_str().expect("path is text");
         let first = Agent::start(&["--state-dir", path]);
-        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path]);
+        let pid = first.pid().to_string();
+        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path, &pid]);
         assert_eq!(first.snapshot()["node"], "lab", "the first one goes on");
         first.stop_cleanly();
         let second = Agent::start(&["--state-dir", path]);

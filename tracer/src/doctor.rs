@@ -266,7 +266,7 @@ fn try_hooks(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
-    match Loaded::load(&parameters, &Offsets::resolve(btf), &reasons, false) {
+    match Loaded::load(&parameters, &Offsets::resolve(btf), &reasons, false, None) {
         Ok((loaded, maps)) => {
             if loaded.is_attached(Hook::Neigh) {
                 *entries = gc_entries(&loaded, &maps).unwrap_or_default(); // the table then shows `-`
