@@ -35,6 +35,7 @@ pub fn script(suite: &[Binary]) -> Result<String> {
     let mut script = "#!/bin/bash\n# Made by `cargo xtask vm`.\n".to_owned();
     // The second serial line; the first is the kernel's.
     script += "exec </dev/null >/dev/ttyS1 2>&1\nstty -F /dev/ttyS1 raw -echo\n";
+    writeln!(script, "echo '{MARK}up'")?;
     for (name, value) in variables {
         writeln!(script, "export {name}={}", quoted(&value))?;
     }
@@ -57,7 +58,7 @@ pub fn script(suite: &[Binary]) -> Result<String> {
     // What the serial line still holds is sent before the machine is gone.
     writeln!(
         script,
-        "echo \"{MARK}up $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'\nstty -F /dev/ttyS1 -raw\nsync"
+        "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'\nstty -F /dev/ttyS1 -raw\nsync"
     )?;
     script += "echo o >/proc/sysrq-trigger\nsleep 60\n";
     Ok(script)

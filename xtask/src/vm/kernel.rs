@@ -7,7 +7,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::layer::{self, Layer};
 use crate::{apt, setup::unpacked, sh};
@@ -136,39 +136,24 @@ fn release_of(image: &Path) -> Option<&str> {
     image.file_name()?.to_str()?.strip_prefix("vmlinuz-")
 }
 
-/// The newest package of a series; without package lists, the newest that was fetched before.
+/// The newest package of a series; where none can be had, the newest that was fetched before.
 fn newest(series: &str, layer: &Layer) -> Result<Kernel> {
     let kernels = super::cache()?.join("kernels");
-    let names = if apt::exists() {
-        // The generic flavour: the cloud flavour has no 9P.
-        apt::search(&format!(
-            "^linux-image-{}\\.[0-9].*-amd64(-unsigned)?$",
-            series.replace('.', "\\.")
-        ))?
-    } else {
-        Vec::new()
-    };
     let fetched: Vec<String> = fs::read_dir(&kernels)
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| !name.ends_with(".partial"))
         .collect();
-    let (name, folder) = if let Some(name) = choose(series, &names) {
-        let name = name.to_owned();
-        let folder = kernels.join(&name);
-        if !folder.is_dir() {
-            fetch(&name, &folder)?;
+    let name = match offered(series, &kernels) {
+        Ok(name) => name,
+        Err(error) => {
+            let Some(name) = choose(series, &fetched) else {
+                return Err(error);
+            };
+            sh::step(format!("{error:#}: taking {name}, fetched before"));
+            name.to_owned()
         }
-        (name, folder)
-    } else {
-        let name = choose(series, &fetched).with_context(|| {
-            format!("the package lists have no linux-image-{series}.*-amd64; `apt-get update`, or name a file")
-        })?;
-        sh::step(format!(
-            "the package lists have no kernel {series}: taking {name}, fetched before"
-        ));
-        (name.to_owned(), kernels.join(name))
     };
     // Only the newest of a series is kept.
     for old in &fetched {
@@ -176,7 +161,35 @@ fn newest(series: &str, layer: &Layer) -> Result<Kernel> {
             fs::remove_dir_all(kernels.join(old))?;
         }
     }
-    Kernel::in_folder(&folder, layer)
+    Kernel::in_folder(&kernels.join(name), layer)
+}
+
+/// The newest that the package lists have, fetched.
+fn offered(series: &str, kernels: &Path) -> Result<String> {
+    ensure!(apt::exists(), "there is no apt here to ask for kernels");
+    // The generic flavour: the cloud flavour has no 9P.
+    let pattern = format!(
+        "^linux-image-{}\\.[0-9].*-amd64(-unsigned)?$",
+        series.replace('.', "\\.")
+    );
+    let take = || {
+        let names = apt::search(&pattern)?;
+        let name = choose(series, &names)
+            .with_context(|| format!("the package lists have no linux-image-{series}.*-amd64"))?;
+        let folder = kernels.join(name);
+        if !folder.is_dir() {
+            fetch(name, &folder)?;
+        }
+        Ok(name.to_owned())
+    };
+    match take() {
+        // The lists may be missing, or name a package that has been replaced since.
+        Err(_) if sh::is_root()? => {
+            apt::update()?;
+            take()
+        }
+        taken => taken,
+    }
 }
 
 fn fetch(package: &str, folder: &Path) -> Result<()> {

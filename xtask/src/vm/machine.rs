@@ -52,9 +52,9 @@ pub fn qemu(
         .arg(initrd)
         .arg("-append")
         // An emulated machine, or one whose host is busy, is slow: what looks for processors that
-        // stand still would find them.
+        // stand still would find them, and what looks for broken timers at boot stops there.
         .arg(format!(
-            "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable nowatchdog \
+            "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check nowatchdog \
              rcupdate.rcu_cpu_stall_suppress=1 sysrq_always_enabled=1 loglevel=5 {more}"
         ));
     Ok(qemu)

@@ -16,6 +16,11 @@ use crate::sh;
 /// them covers a hook by the fewest agents.
 const CORE: &[&str] = &[
     "programs",
+    "connects::every_result_of_a_routed_pod_is_what_the_client_saw",
+    "dns::outcomes_are_what_the_clients_saw",
+    "dns_causes::lookups_lost_to_a_full_ipv4_table_say_so",
+    "drops::datagrams_of_a_routed_pod_to_nobody_are_its_drops",
+    "gc::a_forced_collection_has_victims_and_a_culprit",
     "neigh::ipv4_overflows_of_two_pods_are_counted_exactly",
 ];
 
