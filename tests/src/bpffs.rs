@@ -1,11 +1,11 @@
-//! A bpf file system of the test's own, for a state folder: what is pinned there goes with it.
+//! A bpf file system of a test's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::process::check;
 
-/// Mounted while it lives.
+/// Mounted at a folder of its own; unmounted on drop.
 #[derive(Debug)]
 pub struct BpfFs(tempfile::TempDir);
 
@@ -22,8 +22,8 @@ impl BpfFs {
     }
 
     /// A path in it.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.0.path().join(path)
     }
 }
 

@@ -73,7 +73,7 @@ fn storm(pods: &[&Pod], more: u64) {
 #[test]
 fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
     let bpffs = BpfFs::mount();
-    let state = bpffs.path("tracer");
+    let state = bpffs.join("tracer");
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let mut lab = Lab::new();
     let stays = lab.pod("stays", 1, 1);
@@ -140,7 +140,7 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
 #[test]
 fn lookups_that_are_under_way_are_counted_as_they_end() {
     let bpffs = BpfFs::mount();
-    let state = bpffs.path("tracer");
+    let state = bpffs.join("tracer");
     let flags = [
         "--dns-timeout",
         "2s",
@@ -191,7 +191,7 @@ fn lookups_that_are_under_way_are_counted_as_they_end() {
 #[test]
 fn another_build_goes_on_with_the_counters() {
     let bpffs = BpfFs::mount();
-    let state = bpffs.path("tracer");
+    let state = bpffs.join("tracer");
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let mut lab = Lab::new();
     let pod = lab.pod("pod", 1, 1);
@@ -222,7 +222,7 @@ fn another_build_goes_on_with_the_counters() {
 #[test]
 fn state_of_another_shape_is_left_and_said() {
     let bpffs = BpfFs::mount();
-    let state = bpffs.path("tracer");
+    let state = bpffs.join("tracer");
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let agent = Agent::start(&flags);
     agent.stop_cleanly();
@@ -253,7 +253,7 @@ fn state_of_another_shape_is_left_and_said() {
 fn all_of_it_can_be_taken_out() {
     let leftovers = Leftovers::now();
     let bpffs = BpfFs::mount();
-    let state = bpffs.path("tracer");
+    let state = bpffs.join("tracer");
     let text = state.to_str().expect("path is text");
     let agent = Agent::start(&["--state-dir", text]);
     let pid = agent.pid().to_string();

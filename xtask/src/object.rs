@@ -60,7 +60,7 @@ const MAPS: &[&str] = &[
     "DNS_ZERO",
     "PENDING",
     "LOOKUP_ZERO",
-    "ENDED",
+    "ANSWERS",
     "EXPIRED",
     "PACKETS",
     "ENDPOINTS",

@@ -19,10 +19,10 @@ use tracer_common::{
     event, peers,
 };
 
-use super::served;
+use super::{endpoints, served};
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, ENDED, EXPIRED, PENDING, SERVED},
+    maps::{ANSWERED, ANSWERS, DNS, DNS_NODE, DNS_ZERO, EXPIRED, PENDING, SERVED},
     peer, ring,
     util::{add, sub},
 };
@@ -91,8 +91,16 @@ pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
 /// Remembers a lookup that was answered. Out of line: its stack is its own.
 #[inline(never)]
 fn remember(key: &LookupKey, lookup: &Lookup) -> u64 {
-    // Full: the least recently used goes; the same question again is a new lookup then.
-    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended(lookup), 0);
+    if let Some(place) = ANSWERS.get_ptr_mut(key.place()) {
+        // Whoever was there before goes; the same question again is a new lookup then.
+        // SAFETY: an array's value.
+        unsafe {
+            (*place).socket = key.socket;
+            (*place).id = key.id as u64;
+            (*place).deadline_ns = lookup.started_ns + DNS_TIMEOUT_NS.load();
+            (*place).question_hash = lookup.question_hash;
+        }
+    }
     0
 }
 
@@ -146,6 +154,7 @@ pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
 #[inline(always)]
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
+    endpoints::forget(lookup.endpoint, &key);
     let waited_ns = now_ns - lookup.started_ns;
     let timeout = outcome == Outcome::Timeout as u8;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);

@@ -91,7 +91,7 @@ fn try_follow(refused: &Refused) -> Option<LookupKey> {
         // SAFETY: an array's value; the helper has no precondition.
         unsafe { *last = bpf_ktime_get_ns() };
     }
-    lookups::follow::<false>(&socket, &query, |to| {
+    lookups::follow::<false>(&socket, &query, 0, |to| {
         // SAFETY: `to` has room for QUESTION_LEN bytes, and so has `words`.
         unsafe {
             probe_read_kernel(

@@ -10,7 +10,7 @@ use crate::{
     conntrack,
     dns::{self, Refused},
     layout::*,
-    maps::{ENDPOINTS, SERVED},
+    maps::SERVED,
     packet::is_dns_port,
     util::read,
 };
@@ -154,10 +154,9 @@ impl Datagram {
                 self.source_port
             },
             id: self.id,
-            _pad: 0,
         };
-        // SAFETY: a map's value; a torn read names a lookup that does not fit.
-        ENDPOINTS.get_ptr(endpoint).map(|key| unsafe { *key })
+        let key = dns::endpoints::find(endpoint.hash())?;
+        (key.id == self.id).then_some(key)
     }
 
     /// Does its question begin as the lookup's? Two namespaces may have the same address.

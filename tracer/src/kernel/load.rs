@@ -309,7 +309,9 @@ impl Loaded {
         let mut result: Result<()> = Ok(());
         for (name, tracepoint) in PERIODIC_WORK {
             result = result.and_then(|()| {
-                self.load_program(name)?;
+                let instructions = self.load_program(name)?;
+                let verified = &mut self.hooks[Hook::Gc as usize].verified;
+                verified.extend(instructions.map(|count| (name.to_owned(), count)));
                 if attach {
                     self.attach_tracepoint(name, tracepoint)?;
                 }
@@ -356,8 +358,10 @@ impl Loaded {
             {
                 continue; // only where it is needed
             }
-            let instructions = self.load_program(name)?;
-            verified.push(((*name).to_owned(), instructions));
+            // The kernel tells since 5.16.
+            if let Some(instructions) = self.load_program(name)? {
+                verified.push(((*name).to_owned(), instructions));
+            }
         }
         if !attach {
             return Ok(());
@@ -398,7 +402,7 @@ impl Loaded {
 
     /// Loads a program, or takes over the one that is pinned. The instructions that the verifier walked
     /// through.
-    fn load_program(&mut self, name: &str) -> Result<u32> {
+    fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
         let adopted = self.adopt(name)?;
         let program = self
             .ebpf
@@ -416,7 +420,7 @@ impl Loaded {
         if !adopted {
             self.pin(name)?;
         }
-        Ok(instructions.unwrap_or_default())
+        Ok(instructions)
     }
 
     fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {

@@ -25,13 +25,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{FlockOperation, flock, statfs},
+    fs::{FlockOperation, flock, major, minor, statfs},
     mount::{MountFlags, mount},
 };
 use tracer_common::SCHEMA;
 
 /// Where the system has its bpf file system.
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -188,19 +188,14 @@ pub struct Contents {
     pub schema: Option<u32>,
     /// Maps.
     pub maps: usize,
-    /// Attachments: the kernel counts.
+    /// Attachments: where there are any, the kernel counts.
     pub links: usize,
-    /// The agent that holds it.
-    pub holder: Option<u32>,
 }
 
 impl Contents {
     /// Looks into a folder, which needs not be one's own.
     pub fn of(path: &Path) -> Result<Self> {
-        let mut contents = Self {
-            holder: holder(path),
-            ..Self::default()
-        };
+        let mut contents = Self::default();
         for entry in schemas(path)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy();
             contents.schema = name
@@ -279,22 +274,26 @@ fn take(path: &Path) -> Result<File> {
     Ok(folder)
 }
 
-/// The process that has locked a folder, as far as this process may see it.
-fn holder(path: &Path) -> Option<u32> {
-    let inode = fs::metadata(path).ok()?.ino();
-    let device = fs::metadata(path).ok()?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let file = format!("{major:02x}:{minor:02x}:{inode}");
-    // "1: FLOCK  ADVISORY  WRITE 708 00:1b:12 0 EOF" (fs/locks.c, lock_get_status)
-    fs::read_to_string("/proc/locks")
-        .ok()?
-        .lines()
-        .find_map(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            (words.next() == Some("FLOCK")).then_some(())?;
-            let pid = words.nth(2)?.parse().ok()?;
-            (words.next() == Some(&file)).then_some(pid)
-        })
+/// The process that has locked a folder, where it is of this pid namespace.
+pub fn holder(path: &Path) -> Option<u32> {
+    let folder = fs::metadata(path).ok()?;
+    let (major, minor) = (major(folder.dev()), minor(folder.dev()));
+    find_holder(
+        &fs::read_to_string("/proc/locks").ok()?,
+        &format!("{major:02x}:{minor:02x}:{}", folder.ino()),
+    )
+}
+
+/// `1: FLOCK  ADVISORY  WRITE 4711 00:1f:12345 0 EOF`; who waits for it has `->` behind the number
+/// (fs/locks.c, `lock_get_status`).
+fn find_holder(locks: &str, file: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, on, ..] = fields.as_slice() else {
+            return None;
+        };
+        (*on == file).then(|| pid.parse().ok()).flatten()
+    })
 }
 
 /// What a folder holds; nothing where it is not there.
@@ -331,6 +330,22 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn is_bpffs(path: &Path) -> bool {
+/// Is this on a bpf file system?
+pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|s| s.f_type as u64 == BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_who_has_the_lock_and_not_who_waits() {
+        let locks = "1: POSIX  ADVISORY  WRITE 10 00:1f:7 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 11 00:1f:8 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 12 00:1f:7 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 13 00:1f:7 0 EOF\n";
+        assert_eq!(find_holder(locks, "00:1f:7"), Some(12));
+        assert_eq!(find_holder(locks, "00:1f:9"), None);
+    }
 }
