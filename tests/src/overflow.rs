@@ -34,6 +34,13 @@ pub struct Overflow {
 impl Overflow {
     /// Everybody is there, and nothing has failed.
     pub fn new(lab: &Lab, arguments: &[&str]) -> Self {
+        Self::with(lab, || {
+            Agent::start(&[&["--dns-timeout", "1s"], arguments].concat())
+        })
+    }
+
+    /// With another agent, started when the pods are there; its timeout is a second.
+    pub fn with(lab: &Lab, agent: impl FnOnce() -> Agent) -> Self {
         let greedy = lab.pod("greedy", 1, 40);
         let victim = lab.pod("victim", 2, 40);
         let servers: Vec<[IpAddr; 2]> = (3..=41)
@@ -43,7 +50,7 @@ impl Overflow {
         let all: Vec<IpAddr> = servers.iter().flatten().chain(&known).copied().collect();
         let server = Server::start(&lab.hub, &all);
         let scene = Self {
-            agent: Agent::start(&[&["--dns-timeout", "1s"], arguments].concat()),
+            agent: agent(),
             greedy,
             victim,
             servers,

@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
-use std::time::Duration;
 
 use tests::Agent;
 use tests::agent::run_refused;
+use tests::bpffs::BpfFs;
 use tests::host::HostLock;
 use tests::leftovers::Leftovers;
-use tests::process::{check, run, tracer_path, without_settings};
+use tests::rights::{ForAnyone, words};
 
 /// Runs `f` alone on this host and panics if it leaves something in the kernel.
 fn leaving_nothing(f: impl FnOnce()) {
@@ -23,54 +21,21 @@ fn leaving_nothing(f: impl FnOnce()) {
 #[test]
 fn without_root() {
     leaving_nothing(|| {
-        // Wherever the build is, this copy may be run by anyone.
-        let folder = tempfile::tempdir().expect("temporary folders can be made");
-        fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))
-            .expect("folder can be opened");
-        let copy = folder.path().join("tracer");
-        fs::copy(tracer_path(), &copy).expect("binary can be copied");
-        let nobody = |arguments: &[&str]| {
-            let mut command = Command::new("setpriv");
-            without_settings(&mut command);
-            command
-                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-                .arg(&copy)
-                .args(arguments);
-            run(&mut command, Duration::from_secs(5))
-        };
-        let api = ["agent", "--api", "none", "--state-dir", "none"];
-        nobody(&api).assert_refused(1, &["root"]);
+        let copy = ForAnyone::copy();
+        let wrapper = copy.wrapper(&[]);
+        let wrapper = words(&wrapper);
+        run_refused(&wrapper, &[]).assert_refused(1, &["root"]);
         // With its default sockets and folders too: what it lacks is said first.
-        nobody(&["agent"]).assert_refused(1, &["root"]);
-        let doctor = nobody(&["doctor"]);
-        assert_eq!(doctor.status.code(), Some(1), "{doctor:#?}");
-        assert!(
-            doctor.stdout.contains("root") || doctor.stdout.contains("CAP_"),
-            "{doctor:#?}"
-        );
+        let [api, state] = ["unix:/run/tracer.sock", "/sys/fs/bpf/tracer"];
+        run_refused(&wrapper, &["--api", api, "--state-dir", state]).assert_refused(1, &["root"]);
     });
 }
 
 #[test]
-fn without_one_capability_of_three() {
-    let have = |set: &str| format!("--bounding-set=-all,{set}");
+fn as_root_of_a_user_namespace() {
     leaving_nothing(|| {
-        for (missing, set) in [
-            ("CAP_BPF", "+perfmon,+net_admin"),
-            ("CAP_PERFMON", "+bpf,+net_admin"),
-            ("CAP_NET_ADMIN", "+bpf,+perfmon"),
-        ] {
-            let wrapper = ["setpriv", "--inh-caps=-all", &have(set)];
-            run_refused(&wrapper, &[]).assert_refused(1, &[missing]);
-        }
-        let wrapper = [
-            "setpriv",
-            "--inh-caps=-all",
-            &have("+bpf,+perfmon,+net_admin"),
-        ];
-        let mut agent = Agent::launch(&wrapper, &[]);
-        agent.wait_ready();
-        agent.stop_cleanly();
+        let wrapper = ["unshare", "--user", "--map-root-user"];
+        run_refused(&wrapper, &[]).assert_refused(1, &["CAP_BPF", "user namespace"]);
     });
 }
 
@@ -82,12 +47,6 @@ fn without_type_information() {
         let script = "mount --bind \"$0\" /sys/kernel/btf && exec \"$@\"";
         let wrapper = ["unshare", "--mount", "sh", "-c", script, empty];
         run_refused(&wrapper, &[]).assert_refused(1, &["BTF"]);
-
-        let mut doctor = Command::new(wrapper[0]);
-        doctor.args(&wrapper[1..]).arg(tracer_path()).arg("doctor");
-        let ended = run(&mut doctor, Duration::from_secs(5));
-        assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
-        assert!(ended.stdout.contains("BTF"), "{ended:#?}");
     });
 }
 
@@ -142,39 +101,11 @@ fn a_state_folder_that_cannot_be() {
     });
 }
 
-/// A bpf file system of the test's own, unmounted on drop.
-struct BpfFs(tempfile::TempDir);
-
-impl BpfFs {
-    fn mount() -> Self {
-        let folder = tempfile::tempdir().expect("temporary folders can be made");
-        check(
-            Command::new("mount")
-                .args(["-t", "bpf", "bpf"])
-                .arg(folder.path()),
-        );
-        Self(folder)
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        // Lazily: an agent that a failed test leaves behind may still hold it for a moment.
-        let ended = Command::new("umount")
-            .arg("--lazy")
-            .arg(self.0.path())
-            .status();
-        if !ended.is_ok_and(|status| status.success()) {
-            eprintln!("cannot unmount {}", self.0.path().display());
-        }
-    }
-}
-
 #[test]
 fn a_state_folder_that_another_agent_holds() {
     leaving_nothing(|| {
         let bpffs = BpfFs::mount();
-        let path = bpffs.0.path().join("tracer");
+        let path = bpffs.join("tracer");
         let path = path.to_str().expect("path is text");
         let first = Agent::start(&["--state-dir", path]);
         run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path]);

@@ -10,6 +10,7 @@ mod message;
 pub mod packets;
 mod refused;
 mod served;
+mod unsent;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -25,7 +26,7 @@ use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
 pub use self::{
     end::take_back,
     message::Words,
-    refused::{Refused, cgroup_id, refused},
+    refused::{FROM_PACKET, Refused, cgroup_id, refused},
 };
 use self::{
     end::{client, count_arrived, end_answered, node},

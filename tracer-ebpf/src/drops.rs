@@ -4,7 +4,8 @@
 //! Raw tracepoint `kfree_skb`, with a reason since 5.17 (include/trace/events/skb.h):
 //! `TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason)`, and since 6.11 one
 //! more `struct sock *rx_sk`, which may be NULL and is not used. User space takes the reason's
-//! index from the prototype in BTF and the meaning of its numbers from the enum: both move.
+//! index from the prototype in BTF and the meaning of its numbers from the enum: both move. Before
+//! 5.17 who freed the packet (`location`) and the refusal that waits on this CPU must do.
 
 mod count;
 mod datagram;
@@ -54,9 +55,14 @@ pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let skb: u64 = ctx.arg(0);
-    // Through memory: the verifier wants fixed offsets into the arguments, and LLVM makes a
-    // computed one of any choice between two.
-    let reason = read::<u32>(ctx.as_ptr() as u64, ARG_DROP_REASON.load() * 8)?;
+    let has_reason = ARG_DROP_REASON.load() != ABSENT;
+    let reason = if has_reason {
+        // Through memory: the verifier wants fixed offsets into the arguments, and LLVM makes a
+        // computed one of any choice between two.
+        read::<u32>(ctx.as_ptr() as u64, ARG_DROP_REASON.load() * 8)?
+    } else {
+        MAX_REASONS
+    };
     let index = if reason < MAX_REASONS {
         reason
     } else {
@@ -64,16 +70,22 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     };
     // SAFETY: array values; REASONS is written before the hook is attached.
     let meaning = unsafe { &*REASONS.get_ptr(index)? };
+    let mut was_refused = false;
     if meaning.ends_refusal != 0
         && let Some(family) = neigh::waiting()
         && let Some(wanted) = wanted(skb, family)
     {
         neigh::settle(wanted);
+        was_refused = true;
     }
     let mut drop = Drop {
         reason: reason as u16,
         cause: meaning.cause,
-        detail: Detail::None as u8,
+        detail: if has_reason {
+            Detail::None
+        } else {
+            Detail::NoReason
+        } as u8,
     };
     if meaning.is_failure != 0 {
         if meaning.cause == Cause::Netfilter as u8
@@ -82,8 +94,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        drop.cause = if was_neighbour(ctx.arg(1)) {
+        drop.cause = if was_refused && !has_reason {
+            Cause::NeighbourTableFull
+        } else if was_neighbour(ctx.arg(1)) {
             Cause::NeighbourUnresolved
+        } else if !has_reason && was_netfilter(ctx.arg(1)) {
+            Cause::Netfilter
         } else if dns::packets::is_known(skb) {
             unspecified(skb)
         } else {
@@ -209,6 +225,12 @@ fn was_neighbour(location: u64) -> bool {
     let within = |start: u64, end: u64| location >= start && location < end;
     within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
         || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
+}
+
+/// Was the packet freed because netfilter refused it? For kernels that do not say so in the reason.
+#[inline(always)]
+fn was_netfilter(location: u64) -> bool {
+    location >= NF_HOOK_SLOW_START.load() && location < NF_HOOK_SLOW_END.load()
 }
 
 /// What a packet freed without a reason died of.

@@ -111,9 +111,17 @@ pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
 #[map]
 pub static REFUSED_QUERY: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The question of the query that the hook `drops` is looking at.
+/// The question of the query that never left, by the program that looks at it.
 #[map]
-pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(1, 0);
+pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(3, 0);
+
+/// Not 0: the programs at the end of sends are at work.
+#[map]
+pub static SENDS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Sends under way whose query is counted.
+#[map]
+pub static SENT: LruHashMap<dns::Sent, u32> = LruHashMap::with_max_entries(8192, 0);
 
 /// Targets whose solicitation found the neighbour table full, and when, `CLOCK_MONOTONIC`
 /// nanoseconds.

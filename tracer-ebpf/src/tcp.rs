@@ -391,5 +391,13 @@ pub fn tcp_age(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Not attached: the same for one connection, where the kernel has no bpf_for_each_map_elem. Its
+/// argument is the address of the `struct sock`.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn tcp_age_one(ctx: RawTracePointContext) -> i32 {
+    silence::age_one(ctx.arg(0));
+    0
+}
+
 /// Inserts only what is not there yet.
 const NEW: u64 = BPF_NOEXIST as u64;

@@ -292,6 +292,9 @@ pub struct WhyArgs {
 /// Flags of `tracer doctor`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DoctorArgs {
+    /// The agent's folder on a bpffs, or none [default: /sys/fs/bpf/tracer]
+    #[arg(long, value_name = "DIR", env = "TRACER_STATE_DIR")]
+    pub state_dir: Option<StateDir>,
     /// Readable text or one JSON object [default: text]
     #[arg(long, value_enum, value_name = "FORMAT", env = "TRACER_OUTPUT")]
     pub output: Option<OutputFormat>,

@@ -11,8 +11,8 @@ use tracer::{
     cli::{Cli, Command},
     client::{AgentAddr, Client},
     config::{
-        self, Config, EventsConfig, File, LogFormat, Logging, OutputFormat, TopConfig, UsageError,
-        WhyConfig,
+        self, Config, DoctorConfig, EventsConfig, File, LogFormat, Logging, OutputFormat,
+        TopConfig, UsageError, WhyConfig,
     },
     doctor,
     engine::Engine,
@@ -65,13 +65,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .block_on(Client::new(AgentAddr::default()).get_json("/api/v1/snapshot"))
                 .ok();
             let sources = if let Some(agent) = &agent {
-                doctor::sources(agent)
+                doctor::sources::of_agent(agent)
             } else {
                 let node = config::node_of(&file)?;
-                runtime.block_on(doctor::try_sources(&node, config::runtime_of(&file)))
+                runtime.block_on(doctor::sources::try_all(&node, config::runtime_of(&file)))
             };
-            let report = doctor::examine(agent.as_ref(), sources);
-            let text = match config::doctor_output(&args, &file) {
+            let DoctorConfig { state_dir, output } = DoctorConfig::new(&args, &file);
+            let report = doctor::examine(agent.as_ref(), sources, state_dir.as_deref());
+            let text = match output {
                 OutputFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
                 OutputFormat::Text => report.to_string(),
             };

@@ -234,19 +234,56 @@ pub enum Detail {
     /// `NETFILTER_DROP`: another packet of the same connection was faster (its figure
     /// `insert_failed`).
     ConntrackInsertFailed = 2,
+    /// No drop: the send failed before there was a packet. [`Drop::reason`] is the error.
+    SendError = 3,
+    /// The kernel gives no reasons (before 5.17).
+    NoReason = 4,
 }
 
 impl Detail {
     /// What events say instead of the reason's name.
-    pub const fn name(number: u8) -> Option<&'static str> {
+    pub fn name(number: u8, reason: u16) -> Option<&'static str> {
         const TABLE_FULL: u8 = Detail::ConntrackTableFull as u8;
         const INSERT_FAILED: u8 = Detail::ConntrackInsertFailed as u8;
+        const SEND_ERROR: u8 = Detail::SendError as u8;
         match number {
             TABLE_FULL => Some("conntrack_table_full"),
             INSERT_FAILED => Some("conntrack_insert_failed"),
+            SEND_ERROR => SEND_ERRORS
+                .iter()
+                .find(|(error, _)| *error == reason)
+                .map(|(_, name)| *name)
+                .or(Some("send_error")),
             _ => None,
         }
     }
+}
+
+/// Errors of sends that are counted (include/uapi/asm-generic/errno.h), and what events say instead of
+/// a reason's name.
+const SEND_ERRORS: [(u16, &str); 12] = [
+    (1, "eperm"),
+    (12, "enomem"),
+    (13, "eacces"),
+    (19, "enodev"),
+    (22, "einval"),
+    (99, "eaddrnotavail"),
+    (100, "enetdown"),
+    (101, "enetunreach"),
+    (105, "enobufs"),
+    (111, "econnrefused"),
+    (112, "ehostdown"),
+    (113, "ehostunreach"),
+];
+
+/// A send under way: key of the map `SENT`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sent {
+    /// Address of the task that sends.
+    pub task: u64,
+    /// Address of its `struct sock`.
+    pub sk: u64,
 }
 
 /// Places in the map `PACKETS`.

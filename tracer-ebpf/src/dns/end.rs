@@ -299,6 +299,37 @@ pub fn dns_age(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Not attached: the same for one lookup, or one query at a server, where the kernel has no
+/// bpf_for_each_map_elem. Arguments: not 0 for a query at a server; then the words of the key.
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn dns_age_one(ctx: RawTracePointContext) -> i32 {
+    let words = [
+        ctx.arg::<u64>(1),
+        ctx.arg::<u64>(2),
+        ctx.arg::<u64>(3),
+        ctx.arg::<u64>(4),
+        ctx.arg::<u64>(5),
+        ctx.arg::<u64>(6),
+    ];
+    let key = words.as_ptr();
+    if ctx.arg::<u64>(0) != 0 {
+        let key: *const ServedKey = key.cast();
+        // SAFETY: six words are such a key.
+        if let Some(served) = SERVED.get_ptr_mut(unsafe { &*key }) {
+            // SAFETY: as bpf_for_each_map_elem would call it.
+            unsafe { age_served(core::ptr::null_mut(), key, served, core::ptr::null_mut()) };
+        }
+    } else {
+        let key: *const LookupKey = key.cast();
+        // SAFETY: the first two words are such a key.
+        if let Some(lookup) = PENDING.get_ptr_mut(unsafe { &*key }) {
+            // SAFETY: as bpf_for_each_map_elem would call it.
+            unsafe { age(core::ptr::null_mut(), key, lookup, core::ptr::null_mut()) };
+        }
+    }
+    0
+}
+
 unsafe extern "C" fn age_served(
     _map: *mut c_void,
     key: *const ServedKey,

@@ -12,7 +12,7 @@ use tracer_common::{
 use super::{
     Socket,
     end::{client, end, node},
-    message,
+    message, unsent,
 };
 use crate::{
     layout::*,
@@ -46,6 +46,7 @@ pub fn follow<const MAY_END: bool>(
     query: &Query,
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
 ) -> Option<LookupKey> {
+    unsent::note(socket.sk);
     let value = client(socket.key, socket.netns)?;
     let node = node()?;
     if query.segments > 1 {

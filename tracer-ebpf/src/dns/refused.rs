@@ -1,7 +1,14 @@
-//! Queries that netfilter refuses in OUTPUT or POSTROUTING: the hook on the way out is behind both
-//! and never sees them. The application gets EPERM.
+//! Queries that the hook on the way out never sees: netfilter refused them in OUTPUT or POSTROUTING,
+//! which are before it (the application gets EPERM), or they never became a packet.
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel as probe_read_kernel};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns,
+    generated::{
+        bpf_probe_read_kernel as probe_read_kernel, bpf_probe_read_user as probe_read_user,
+    },
+};
 use tracer_common::dns::{Key, LookupKey, QUESTION_LEN, Server};
 
 use super::{
@@ -15,7 +22,14 @@ use crate::{
     util::{net_cookie, read},
 };
 
-/// The query in a dropped packet.
+/// The query is in a dropped packet.
+pub const FROM_PACKET: u32 = 0;
+/// The query is in the memory of an application that called `udp_sendmsg()`.
+pub const FROM_SEND: u32 = 1;
+/// The same with `udpv6_sendmsg()`.
+pub const FROM_SEND6: u32 = 2;
+
+/// A query that never left.
 pub struct Refused {
     /// Address of the socket that sent it.
     pub sk: u64,
@@ -30,16 +44,18 @@ pub struct Refused {
 }
 
 /// One query, and one lookup unless the same is asked already. Gives the lookup.
+///
+/// `PLACE` says where the query is: one of the constants above.
 #[inline(always)]
-pub fn refused(refused: &Refused) -> Option<LookupKey> {
+pub fn refused<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
     let mut key = LookupKey::default();
-    (follow(refused, &mut key) != 0).then_some(key)
+    (follow::<PLACE>(refused, &mut key) != 0).then_some(key)
 }
 
 /// Out of line: its stack is its own. 0 where there is no lookup.
 #[inline(never)]
-fn follow(refused: &Refused, key: &mut LookupKey) -> u64 {
-    match try_follow(refused) {
+fn follow<const PLACE: u32>(refused: &Refused, key: &mut LookupKey) -> u64 {
+    match try_follow::<PLACE>(refused) {
         Some(followed) => {
             *key = followed;
             1
@@ -49,7 +65,7 @@ fn follow(refused: &Refused, key: &mut LookupKey) -> u64 {
 }
 
 #[inline(always)]
-fn try_follow(refused: &Refused) -> Option<LookupKey> {
+fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
     if !is_datagram(refused.sk) {
         return None;
     }
@@ -63,19 +79,21 @@ fn try_follow(refused: &Refused) -> Option<LookupKey> {
         cookie: read(refused.sk, OFF_SOCK_COOKIE.load())?,
         sk: refused.sk,
     };
-    // SAFETY: a per-CPU array's value. The kernel does not enter a tracing program twice on a CPU.
-    let words = unsafe { &mut *QUESTION.get_ptr_mut(0)? };
+    // SAFETY: a per-CPU array's value, of one program each. The kernel does not enter a tracing
+    // program twice on a CPU.
+    let words = unsafe { &mut *QUESTION.get_ptr_mut(PLACE)? };
     *words = [0; message::QUESTION_WORDS];
     let len = message::bounded_len(0, refused.len);
     let mut question = 0;
     if refused.has_question && len > 0 {
+        let (to, from) = (words.as_mut_ptr().cast(), refused.start as *const c_void);
         // SAFETY: `words` has room for QUESTION_LEN bytes, and `len` is no more.
         let read = unsafe {
-            probe_read_kernel(
-                words.as_mut_ptr().cast(),
-                len,
-                refused.start as *const core::ffi::c_void,
-            )
+            if PLACE == FROM_PACKET {
+                probe_read_kernel(to, len, from)
+            } else {
+                probe_read_user(to, len, from)
+            }
         };
         if read == 0 {
             question = message::hash(words, len);

@@ -8,7 +8,7 @@ use tracer_common::{
 use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
 use crate::{
     conntrack,
-    dns::{self, Refused},
+    dns::{self, FROM_PACKET, Refused},
     layout::*,
     maps::{ENDPOINTS, SERVED},
     packet::is_dns_port,
@@ -250,7 +250,7 @@ impl Datagram {
         if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
             return None;
         }
-        dns::refused(&Refused {
+        dns::refused::<FROM_PACKET>(&Refused {
             sk: read(skb, OFF_SK_BUFF_SK.load())?,
             id: self.id,
             server,

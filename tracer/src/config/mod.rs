@@ -340,9 +340,24 @@ impl WhyConfig {
     }
 }
 
-/// How `tracer doctor` should look.
-pub fn doctor_output(args: &DoctorArgs, file: &File) -> OutputFormat {
-    args.output.or(file.output).unwrap_or_default()
+/// What `tracer doctor` needs.
+#[derive(Clone, Debug)]
+pub struct DoctorConfig {
+    /// The state folder; `None` turns the state off.
+    pub state_dir: Option<PathBuf>,
+    /// How the report looks.
+    pub output: OutputFormat,
+}
+
+impl DoctorConfig {
+    /// Arguments, then file, then default.
+    pub fn new(args: &DoctorArgs, file: &File) -> Self {
+        let state_dir = args.state_dir.clone().or(file.state_dir.clone());
+        Self {
+            state_dir: state_dir.unwrap_or_default().0,
+            output: args.output.or(file.output).unwrap_or_default(),
+        }
+    }
 }
 
 #[cfg(test)]

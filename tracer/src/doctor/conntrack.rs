@@ -90,7 +90,7 @@ impl fmt::Display for Report {
         let Self { entries, limit, .. } = self;
         write!(
             f,
-            "      {:<13} {entries} of {limit} entries ({:.0} %)",
+            "      {:<15} {entries} of {limit} entries ({:.0} %)",
             "", self.used_percent
         )?;
         match (self.drops, self.insert_failed) {
@@ -101,13 +101,13 @@ impl fmt::Display for Report {
             _ => writeln!(f, "; the kernel does not give its counters")?,
         }
         if let Some(Advice { reason, sysctl }) = &self.advice {
-            writeln!(f, "      {:<13} {reason}; raise the limit", "")?;
+            writeln!(f, "      {:<15} {reason}; raise the limit", "")?;
             writeln!(
                 f,
-                "      {:<13} (where kube-proxy runs, by its --conntrack-max-per-core):",
+                "      {:<15} (where kube-proxy runs, by its --conntrack-max-per-core):",
                 ""
             )?;
-            writeln!(f, "      {:<13}   {sysctl}", "")?;
+            writeln!(f, "      {:<15}   {sysctl}", "")?;
         }
         Ok(())
     }

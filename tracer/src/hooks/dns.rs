@@ -23,7 +23,7 @@ pub fn details(record: &Failure, reasons: &Reasons) -> Details {
             .get(usize::from(record.cause))
             .map_or("dropped", |cause| cause.name()),
         drop_reason: (record.drop_reason != 0).then(|| {
-            Detail::name(record.drop_detail)
+            Detail::name(record.drop_detail, record.drop_reason)
                 .map_or_else(|| reasons.name(record.drop_reason.into()), str::to_owned)
         }),
         waited_seconds: record.waited_ns as f64 / 1e9,

@@ -9,28 +9,58 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
+/// Where cgroups are mounted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MountedCgroups {
+    /// cgroup2.
+    pub v2: Option<PathBuf>,
+    /// Hierarchies of version 1, each with the options of its mount, the controllers among them.
+    pub v1: Vec<(PathBuf, Vec<String>)>,
+}
+
+impl MountedCgroups {
+    /// As this process sees them.
+    pub fn find() -> Result<Self> {
+        let mounts =
+            fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+        // A mount that another one hides is listed too.
+        Ok(Self::parse(&mounts, |path| {
+            path.join("cgroup.procs").exists()
+        }))
+    }
+
+    fn parse(mounts: &str, is_there: impl Fn(&Path) -> bool) -> Self {
+        let mut found = Self::default();
+        for line in mounts.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [_, path, kind @ ("cgroup" | "cgroup2"), options, ..] = fields.as_slice() else {
+                continue;
+            };
+            let path = PathBuf::from(unescape(path));
+            if !is_there(&path) {
+                continue;
+            }
+            if *kind == "cgroup2" {
+                found.v2.get_or_insert(path);
+            } else {
+                let options = options.split(',').map(str::to_owned).collect();
+                found.v1.push((path, options));
+            }
+        }
+        found
+    }
+}
+
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid hosts.
 pub fn mount_point() -> Result<PathBuf> {
-    let mounts =
-        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    find_mount(&mounts).ok_or_else(|| {
-        anyhow!(
-            "no cgroup2 file system is mounted: mount one with \
-             `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with \
-             systemd.unified_cgroup_hierarchy=1"
-        )
+    MountedCgroups::find()?.v2.ok_or_else(|| {
+        anyhow!("no cgroup2 file system is mounted: {MOUNT}, or boot with systemd.unified_cgroup_hierarchy=1")
     })
 }
 
-fn find_mount(mounts: &str) -> Option<PathBuf> {
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .filter(|fields| fields.get(2) == Some(&"cgroup2"))
-        .filter_map(|fields| fields.get(1).map(|path| PathBuf::from(unescape(path))))
-        // A mount that another one hides is listed too.
-        .find(|path| path.join("cgroup.procs").exists())
-}
+/// What makes one, where only version 1 is mounted.
+pub const MOUNT: &str =
+    "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified";
 
 /// `/proc/mounts` writes space, tab, newline and backslash as octal.
 fn unescape(path: &str) -> String {
@@ -122,6 +152,22 @@ mod tests {
         assert_eq!(unit("/init.scope"), "init.scope");
         assert_eq!(unit("/mine/yours"), "yours");
         assert_eq!(unit("/"), "(root)");
+    }
+
+    #[test]
+    fn mounts_of_both_versions_are_found_where_nothing_hides_them() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+                      cgroup2 /hidden cgroup2 rw 0 0\n\
+                      cgroup /sys/fs/cgroup/net_cls cgroup rw,relatime,net_cls,net_prio 0 0\n\
+                      cgroup2 /sys/fs/cgroup/uni\\040fied cgroup2 rw 0 0\n\
+                      cgroup2 /second cgroup2 rw 0 0\n";
+        let found = MountedCgroups::parse(mounts, |path| path != Path::new("/hidden"));
+        assert_eq!(found.v2, Some("/sys/fs/cgroup/uni fied".into()));
+        let options = ["rw", "relatime", "net_cls", "net_prio"].map(str::to_owned);
+        assert_eq!(
+            found.v1,
+            [("/sys/fs/cgroup/net_cls".into(), options.to_vec())]
+        );
     }
 
     #[test]

@@ -21,13 +21,15 @@ use aya::{
 };
 use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason, tcp::MAX_SILENT_PORTS};
 
-use super::{cgroup, kallsyms, maps::Maps, offsets::Offsets, reasons::Reasons};
+use super::{
+    cgroup, kallsyms, maps::Maps, offsets::Offsets, reasons::Reasons, sends, without::is_without,
+};
 
 /// The eBPF object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
 
 /// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
-const FUNCTIONS: [(&str, &str, &str); 4] = [
+const FUNCTIONS: [(&str, &str, &str); 5] = [
     ("___neigh_create", "NEIGH_CREATE_START", "NEIGH_CREATE_END"),
     (
         "neigh_periodic_work",
@@ -40,6 +42,7 @@ const FUNCTIONS: [(&str, &str, &str); 4] = [
         "NEIGH_INVALIDATE_END",
     ),
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
+    ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
 
 /// Programs that mark the kernel threads at the periodic collection, and their tracepoints.
@@ -105,8 +108,11 @@ pub struct HookStatus {
     pub state: State,
     /// What it attaches to.
     pub mechanism: &'static str,
-    /// Why it is not attached; empty if it is.
+    /// Why it is not attached, or only in part; empty if it is.
     pub reason: String,
+    /// What it does not see here, although it runs as it should, and why. Empty: all that it sees
+    /// anywhere.
+    pub not_seen: String,
     /// Instructions that the verifier walked through, by program.
     pub verified: Vec<(String, u32)>,
 }
@@ -115,7 +121,9 @@ pub struct HookStatus {
 pub const fn mechanism(hook: Hook) -> &'static str {
     match hook {
         Hook::Neigh => "raw_tracepoint neigh_create",
-        Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
+        Hook::Dns => {
+            "cgroup_skb ingress and egress at the root of cgroup2, fexit udp_sendmsg, udpv6_sendmsg"
+        }
         Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
         Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
         Hook::Tcp => {
@@ -126,10 +134,30 @@ pub const fn mechanism(hook: Hook) -> &'static str {
     }
 }
 
+/// Is a program not loaded with the others of its hook, but only where it is needed, or possible?
+fn is_extra(name: &str) -> bool {
+    let mut extra = PERIODIC_WORK.iter().chain(&sends::PROGRAMS);
+    extra.any(|(program, _)| *program == name)
+}
+
 const fn programs(hook: Hook) -> &'static [&'static str] {
     match hook {
-        Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
-        Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
+        Hook::Neigh => &[
+            "neigh_create",
+            "neigh_settle",
+            "tables",
+            "walk",
+            "walk_round",
+        ],
+        // In the order in which they are unloaded.
+        Hook::Dns => &[
+            "udp_sent",
+            "udpv6_sent",
+            "dns_ingress",
+            "dns_egress",
+            "dns_age",
+            "dns_age_one",
+        ],
         Hook::Drops => &[
             "kfree_skb",
             "count_drops",
@@ -147,6 +175,7 @@ const fn programs(hook: Hook) -> &'static [&'static str] {
             "tcp_error",
             "tcp_error_again",
             "tcp_age",
+            "tcp_age_one",
         ],
         Hook::Cgroups => &["cgroup_mkdir"],
     }
@@ -244,6 +273,7 @@ impl Loaded {
         if let Err(why) = functions {
             programs.watch_periodic_work(attach, &why);
         }
+        programs.watch_sends(offsets);
         Ok((programs, maps))
     }
 
@@ -253,6 +283,7 @@ impl Loaded {
             state: State::Attached,
             mechanism: mechanism(hook),
             reason: String::new(),
+            not_seen: String::new(),
             verified: Vec::new(),
         };
         let result = match offsets.why_not(hook) {
@@ -276,6 +307,9 @@ impl Loaded {
             result = result.and_then(|()| {
                 let program: &mut RawTracePoint = self.program(name)?;
                 program.load().map_err(|e| explain(name, e))?;
+                let instructions = program.info()?.verified_instruction_count();
+                let verified = &mut self.hooks[Hook::Gc as usize].verified;
+                verified.extend(instructions.map(|count| (name.to_owned(), count)));
                 if attach {
                     self.attach_tracepoint(name, tracepoint)?;
                 }
@@ -294,6 +328,27 @@ impl Loaded {
         };
         self.hooks[Hook::Gc as usize].mechanism = mechanism;
         self.degrade(Hook::Gc, &format!("{lost}: {why:#}"));
+    }
+
+    /// Where the kernel can: the queries that never become a packet. Attached by `doctor` too, for some
+    /// kernels take the programs and cannot attach them.
+    fn watch_sends(&mut self, offsets: &Offsets) {
+        if !self.is_attached(Hook::Dns) {
+            return;
+        }
+        let result = match &offsets.no_sends {
+            _ if is_without("fexit") => Err(anyhow!("TRACER_WITHOUT says so")),
+            Some(why) => Err(anyhow!("{why}")),
+            None => sends::watch(&mut self.ebpf),
+        };
+        let status = &mut self.hooks[Hook::Dns as usize];
+        match result {
+            Ok(verified) => status.verified.extend(verified),
+            Err(why) => {
+                status.mechanism = "cgroup_skb ingress and egress at the root of cgroup2";
+                status.not_seen = format!("{}; no fexit here: {why:#}", sends::NOT_SEEN);
+            }
+        }
     }
 
     /// The hook runs, but not as well as it should.
@@ -316,25 +371,14 @@ impl Loaded {
             _ => None,
         };
         for name in programs(hook) {
-            if PERIODIC_WORK
-                .iter()
-                .any(|(second_best, _)| second_best == name)
-            {
-                continue; // only where it is needed
+            if is_extra(name) {
+                continue; // only where it is needed, or possible
             }
-            let instructions = match hook {
-                Hook::Dns if *name != "dns_age" => {
-                    let program: &mut CgroupSkb = self.program(name)?;
-                    program.load().map_err(|e| explain(name, e))?;
-                    program.info()?.verified_instruction_count()
-                }
-                _ => {
-                    let program: &mut RawTracePoint = self.program(name)?;
-                    program.load().map_err(|e| explain(name, e))?;
-                    program.info()?.verified_instruction_count()
-                }
-            };
-            verified.push(((*name).to_owned(), instructions.unwrap_or_default()));
+            let instructions = self.load_program(name)?;
+            // The kernel tells since 5.16.
+            if let Some(instructions) = instructions {
+                verified.push(((*name).to_owned(), instructions));
+            }
         }
         if !attach {
             return Ok(());
@@ -371,6 +415,17 @@ impl Loaded {
         }
     }
 
+    /// Gives the instructions that the verifier walked through, where the kernel tells.
+    fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
+        let (result, info) = match self.ebpf.program_mut(name) {
+            Some(Program::RawTracePoint(program)) => (program.load(), program.info()),
+            Some(Program::CgroupSkb(program)) => (program.load(), program.info()),
+            _ => return Err(anyhow!("the eBPF object has no program {name}")),
+        };
+        result.map_err(|error| explain(name, error))?;
+        Ok(info?.verified_instruction_count())
+    }
+
     fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
         let program: &mut RawTracePoint = self.program(name)?;
         program
@@ -405,6 +460,7 @@ impl Loaded {
         let result = match self.ebpf.program_mut(name) {
             Some(Program::RawTracePoint(program)) => program.unload(),
             Some(Program::CgroupSkb(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
             _ => Ok(()),
         };
         if let Err(error) = result {
@@ -455,6 +511,7 @@ impl Loaded {
         let fd = match self.ebpf.program(name)? {
             Program::RawTracePoint(p) => p.fd().ok()?.as_fd().as_raw_fd(),
             Program::CgroupSkb(p) => p.fd().ok()?.as_fd().as_raw_fd(),
+            Program::FExit(p) => p.fd().ok()?.as_fd().as_raw_fd(),
             _ => return None,
         };
         std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
@@ -489,7 +546,7 @@ impl Loaded {
 }
 
 /// The last words of the verifier, and the rest of them into a file.
-fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+pub(super) fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     let ProgramError::LoadError {
         io_error,
         verifier_log,

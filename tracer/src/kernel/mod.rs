@@ -11,8 +11,10 @@ pub mod maps;
 pub mod neighbour_tables;
 pub mod offsets;
 pub mod reasons;
+pub mod sends;
 pub mod state;
 pub mod sys;
+pub mod without;
 
 use std::time::Duration;
 

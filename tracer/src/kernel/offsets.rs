@@ -3,7 +3,7 @@
 
 use tracer_common::Hook;
 
-use super::{btf::Btf, features::Features};
+use super::{btf::Btf, features::Features, sends};
 
 /// What a global that names no field is set to: "not in this kernel".
 pub const ABSENT: u32 = u32::MAX;
@@ -184,6 +184,8 @@ pub struct Offsets {
     pub missing: Vec<(Hook, String)>,
     /// What the kernel has besides fields.
     pub features: Features,
+    /// Why the ends of sends cannot be watched, if so.
+    pub no_sends: Option<String>,
 }
 
 impl Offsets {
@@ -256,6 +258,14 @@ impl Offsets {
                     format!("{why:#}: this kernel gives no drop reasons (they came with 5.17)"),
                 ));
             }
+        }
+        match sends::globals(btf) {
+            Ok(globals) => {
+                for (global, value) in globals {
+                    offsets.set(global, value);
+                }
+            }
+            Err(why) => offsets.no_sends = Some(format!("{why:#}")),
         }
         // Behind the socket and the packet.
         let has_error = btf.tracepoint_arguments("tcp_retransmit_skb").ok() == Some(3);

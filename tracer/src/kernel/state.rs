@@ -15,7 +15,7 @@ use rustix::{
 };
 
 /// Where the system has its bpf file system.
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -63,6 +63,7 @@ impl StateDir {
     }
 }
 
-fn is_bpffs(path: &Path) -> bool {
+/// Is this on a bpf file system?
+pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|s| s.f_type as u64 == BPF_FS_MAGIC)
 }

@@ -104,6 +104,17 @@ impl Source for Local {
     }
 }
 
+/// What there is to name here, for `tracer doctor`.
+pub fn examine() -> String {
+    let named = fs::read_dir(DIRECTORY).map_or(0, |entries| {
+        entries
+            .flatten()
+            .filter(|entry| namespace_inode(&entry.path()).is_some())
+            .count()
+    });
+    format!("{named} network namespaces under {DIRECTORY}, and the host's units by their cgroups")
+}
+
 /// Has a container runtime given the name? containerd: `cni-<uuid>`; CRI-O: `<uuid>`.
 fn is_runtimes(name: &str) -> bool {
     let uuid = name.strip_prefix("cni-").unwrap_or(name);

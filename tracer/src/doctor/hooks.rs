@@ -1,0 +1,145 @@
+//! The hooks: every program is loaded for real, none is attached.
+
+use std::{collections::BTreeMap, io, time::Duration};
+
+use serde::Serialize;
+use tracer_common::Hook;
+
+use super::system;
+use crate::kernel::{
+    self,
+    btf::Btf,
+    capabilities,
+    load::{HookStatus, Loaded, Parameters, State},
+    maps::Maps,
+    offsets::Offsets,
+    reasons::Reasons,
+};
+
+/// One hook.
+#[derive(Debug, Serialize)]
+pub struct HookReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Would it count anything?
+    pub ok: bool,
+    /// What the agent's `tracer_hook_state` would be here.
+    pub state: &'static str,
+    /// What it attaches to.
+    pub mechanism: &'static str,
+    /// Why it does not run, or only in part; empty if it does.
+    pub reason: String,
+    /// What it does not see on this kernel, although it runs as it should, and why.
+    pub not_seen: String,
+    /// Instructions that the verifier walked through, by program; the kernel tells since 5.16.
+    pub verified_instructions: BTreeMap<String, u32>,
+}
+
+/// Tries all hooks, and reads `gc_entries` of both neighbour tables with them.
+pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2]) {
+    let mut entries = [None, None];
+    let statuses = match btf {
+        Err(why) => cannot(|_| why.clone()),
+        Ok(btf) => try_all(btf, &mut entries),
+    };
+    let reports = statuses
+        .into_iter()
+        .map(|status| HookReport {
+            name: status.hook.name(),
+            ok: status.state.counts(),
+            state: status.state.name(),
+            mechanism: status.mechanism,
+            reason: status.reason,
+            not_seen: status.not_seen,
+            verified_instructions: status.verified.into_iter().collect(),
+        })
+        .collect();
+    (reports, entries)
+}
+
+fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
+    let offsets = Offsets::resolve(btf);
+    let missing = capabilities::missing();
+    // Whatever the process may do, what the kernel lacks is said.
+    let without = |lack: &str| {
+        cannot(|hook| match offsets.why_not(hook) {
+            Some(why) => format!("{why}; {lack}"),
+            None => format!("{lack} (the kernel has what the hook reads)"),
+        })
+    };
+    // All that loading takes; attaching takes the third.
+    let loading: Vec<&str> = ["CAP_BPF", "CAP_PERFMON"]
+        .into_iter()
+        .filter(|name| missing.contains(name))
+        .collect();
+    if !loading.is_empty() {
+        return without(&format!("{} missing", loading.join(" and ")));
+    }
+    let parameters = Parameters {
+        event_rate: 1,
+        dns_ports: vec![53],
+        dns_timeout: Duration::from_secs(5),
+        silent_ports: Vec::new(),
+        silent_after: Duration::from_secs(10),
+    };
+    let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
+    let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, false) {
+        Ok(loaded) => loaded,
+        Err(why) => return without(&explain(&why)),
+    };
+    if loaded.is_attached(Hook::Neigh) {
+        *entries = gc_entries(&loaded, &maps).unwrap_or_default(); // the table then shows `-`
+    }
+    let mut statuses = loaded.hooks.clone();
+    if missing.contains(&"CAP_NET_ADMIN") {
+        let dns = &mut statuses[Hook::Dns as usize];
+        if dns.state.counts() {
+            dns.state = State::Unavailable;
+            "CAP_NET_ADMIN missing".clone_into(&mut dns.reason);
+        }
+    }
+    statuses
+}
+
+/// The kernel refused although the capabilities are there: who did it?
+fn explain(error: &anyhow::Error) -> String {
+    let refused = error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| {
+            [libc::EPERM, libc::EACCES, libc::ENOSYS]
+                .map(Some)
+                .contains(&e.raw_os_error())
+        })
+    });
+    let who = match (refused, system::seccomp_filter()) {
+        (false, _) => "",
+        (true, true) => {
+            ": a seccomp filter is in force on this process, and forbids bpf(2) or part of it"
+        }
+        (true, false) => {
+            ": the capabilities are held, so a security module (SELinux, AppArmor) or the kernel's \
+             lockdown forbids bpf(2)"
+        }
+    };
+    format!("{error:#}{who}")
+}
+
+fn cannot(why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
+    Hook::ALL
+        .into_iter()
+        .map(|hook| HookStatus {
+            hook,
+            state: State::Unavailable,
+            mechanism: kernel::load::mechanism(hook),
+            reason: why(hook),
+            not_seen: String::new(),
+            verified: Vec::new(),
+        })
+        .collect()
+}
+
+fn gc_entries(loaded: &Loaded, maps: &Maps) -> anyhow::Result<[Option<u32>; 2]> {
+    loaded.run("tables")?;
+    Ok(maps
+        .tables()?
+        .map(|table| (table.address != 0).then_some(table.gc_entries)))
+}

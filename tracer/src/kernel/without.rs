@@ -1,0 +1,13 @@
+//! `TRACER_WITHOUT`: what tracer is to do without although the kernel has it, so that tests can compare
+//! one mechanism with the other on one kernel. Names, with commas between them: `fexit`,
+//! `drop_reasons`, BPF helpers (`bpf_loop`, `bpf_for_each_map_elem`), tracepoints
+//! (`inet_sk_error_report`). For tests only: it is no setting, and no file of `--config` has it.
+
+use std::env;
+
+const VARIABLE: &str = "TRACER_WITHOUT";
+
+/// Is tracer to do without it?
+pub fn is_without(feature: &str) -> bool {
+    env::var(VARIABLE).is_ok_and(|names| names.split(',').any(|name| name.trim() == feature))
+}
