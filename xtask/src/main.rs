@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,9 @@ enum Verb {
         /// Run only the tests whose name contains one of these, without format check and lints
         filters: Vec<String>,
     },
+    /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
+    /// tests another binary
+    Vm(vm::Options),
     /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
     Cluster,
     /// What the cluster's pods run
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
         Verb::Test { filters } => test::run(&filters),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),
