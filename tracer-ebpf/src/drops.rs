@@ -94,7 +94,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        drop.cause = if was_refused && !has_reason {
+        // A BPF datapath frees without a reason too.
+        drop.cause = if was_refused {
             Cause::NeighbourTableFull
         } else if was_neighbour(ctx.arg(1)) {
             Cause::NeighbourUnresolved

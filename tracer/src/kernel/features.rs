@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::btf::Btf;
+use super::{btf::Btf, without::is_without};
 
 /// What a program cannot be loaded or attached without.
 #[derive(Debug)]
@@ -92,18 +92,20 @@ impl Features {
         // The kernel's own list of helpers, as `BPF_FUNC_loop`.
         let helpers = btf.enumeration("bpf_func_id").unwrap_or_default();
         Self {
-            drop_reasons: btf
-                .tracepoint_argument("kfree_skb", "skb_drop_reason")
-                .is_ok(),
+            drop_reasons: !is_without("drop_reasons")
+                && btf
+                    .tracepoint_argument("kfree_skb", "skb_drop_reason")
+                    .is_ok(),
             neighbour_drop_reasons: reasons.contains_key("SKB_DROP_REASON_NEIGH_CREATEFAIL"),
             net_cookie: btf.is_integer("net", "net_cookie"),
             tracepoints: wanted
-                .filter(|name| btf.tracepoint_arguments(name).is_ok())
+                .filter(|name| btf.tracepoint_arguments(name).is_ok() && !is_without(name))
                 .copied()
                 .collect(),
             helpers: helpers
                 .keys()
                 .filter_map(|name| Some(format!("bpf_{}", name.strip_prefix("BPF_FUNC_")?)))
+                .filter(|name| !is_without(name))
                 .collect(),
             functions: FUNCTIONS
                 .iter()

@@ -15,15 +15,27 @@ use aya::{
     maps::{Array, MapData, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
-        RawTracePointRunOptions, TestRun as _,
     },
     util::online_cpus,
 };
-use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason, tcp::MAX_SILENT_PORTS};
+use tracer_common::{
+    Hook,
+    dns::{Cause, MAX_PORTS},
+    drops::{MAX_REASONS, Reason},
+    tcp::MAX_SILENT_PORTS,
+};
 
 use super::{
-    cgroup, kallsyms, maps::Maps, offsets::Offsets, reasons::Reasons, sends, without::is_without,
+    cgroup, kallsyms,
+    maps::Maps,
+    mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
+    offsets::Offsets,
+    reasons::Reasons,
+    sends,
+    without::is_without,
 };
+
+pub use super::mechanisms::mechanism;
 
 /// The eBPF object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
@@ -43,12 +55,6 @@ const FUNCTIONS: [(&str, &str, &str); 5] = [
     ),
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
-];
-
-/// Programs that mark the kernel threads at the periodic collection, and their tracepoints.
-const PERIODIC_WORK: [(&str, &str); 2] = [
-    ("work_start", "workqueue_execute_start"),
-    ("work_end", "workqueue_execute_end"),
 ];
 
 /// What the programs are told before they are loaded.
@@ -117,73 +123,9 @@ pub struct HookStatus {
     pub verified: Vec<(String, u32)>,
 }
 
-/// What a hook attaches to.
-pub const fn mechanism(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Neigh => "raw_tracepoint neigh_create",
-        Hook::Dns => {
-            "cgroup_skb ingress and egress at the root of cgroup2, fexit udp_sendmsg, udpv6_sendmsg"
-        }
-        Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
-        Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
-        Hook::Tcp => {
-            "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
-             inet_sk_error_report"
-        }
-        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
-    }
-}
-
-/// Is a program not loaded with the others of its hook, but only where it is needed, or possible?
-fn is_extra(name: &str) -> bool {
-    let mut extra = PERIODIC_WORK.iter().chain(&sends::PROGRAMS);
-    extra.any(|(program, _)| *program == name)
-}
-
-const fn programs(hook: Hook) -> &'static [&'static str] {
-    match hook {
-        Hook::Neigh => &[
-            "neigh_create",
-            "neigh_settle",
-            "tables",
-            "walk",
-            "walk_round",
-        ],
-        // In the order in which they are unloaded.
-        Hook::Dns => &[
-            "udp_sent",
-            "udpv6_sent",
-            "dns_ingress",
-            "dns_egress",
-            "dns_age",
-            "dns_age_one",
-        ],
-        Hook::Drops => &[
-            "kfree_skb",
-            "count_drops",
-            "udp_fail_queue",
-            "conntrack_begin",
-        ],
-        Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
-        Hook::Tcp => &[
-            "tcp_state",
-            "tcp_state_again",
-            "tcp_retransmit",
-            "tcp_retransmit_again",
-            "tcp_reset",
-            "tcp_reset_again",
-            "tcp_error",
-            "tcp_error_again",
-            "tcp_age",
-            "tcp_age_one",
-        ],
-        Hook::Cgroups => &["cgroup_mkdir"],
-    }
-}
-
 /// The programs in the kernel. Dropping it detaches and unloads them.
 pub struct Loaded {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     /// One for each hook, by index.
     pub hooks: Vec<HookStatus>,
     // The logger holds the map of aya-log's records: taken before the programs are loaded.
@@ -249,6 +191,18 @@ impl Loaded {
                 .set(number, reason, 0)
                 .context("cannot fill the map REASONS")?;
         }
+        if !offsets.features.drop_reasons {
+            // The last stands for all beyond: here for every packet.
+            let unknown = Reason {
+                is_failure: 0,
+                cause: Cause::Dropped as u8,
+                is_unspecified: 1,
+                ends_refusal: 1,
+            };
+            meanings
+                .set(MAX_REASONS - 1, unknown, 0)
+                .context("cannot fill the map REASONS")?;
+        }
         let maps = Maps::take(&mut ebpf, reasons)?;
 
         let mut programs = Self {
@@ -288,14 +242,24 @@ impl Loaded {
         };
         let result = match offsets.why_not(hook) {
             Some(why) => Err(anyhow!("{why}")),
-            None => self.try_start(hook, attach, &mut status.verified),
+            None => Plan::of(hook, &offsets.features).and_then(|plan| {
+                self.try_start(hook, &plan, attach, &mut status.verified)?;
+                Ok(plan.lost)
+            }),
         };
-        if let Err(why) = result {
-            for name in programs(hook) {
-                self.unload(name);
+        match result {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(lost) => {
+                status.state = State::Degraded;
+                status.reason = lost.join("; ");
             }
-            status.state = State::Unavailable;
-            status.reason = format!("{why:#}").replace('\n', " ");
+            Err(why) => {
+                for name in programs(hook) {
+                    self.unload(name);
+                }
+                status.state = State::Unavailable;
+                status.reason = format!("{why:#}").replace('\n', " ");
+            }
         }
         status
     }
@@ -363,6 +327,7 @@ impl Loaded {
     fn try_start(
         &mut self,
         hook: Hook,
+        plan: &Plan,
         attach: bool,
         verified: &mut Vec<(String, u32)>,
     ) -> Result<()> {
@@ -370,10 +335,7 @@ impl Loaded {
             Hook::Dns => Some(cgroup::mount_point()?),
             _ => None,
         };
-        for name in programs(hook) {
-            if is_extra(name) {
-                continue; // only where it is needed, or possible
-            }
+        for name in &plan.load {
             let instructions = self.load_program(name)?;
             // The kernel tells since 5.16.
             if let Some(instructions) = instructions {
@@ -383,36 +345,19 @@ impl Loaded {
         if !attach {
             return Ok(());
         }
-        match hook {
-            Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
-            Hook::Drops => {
-                for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
-                    self.run_on("conntrack_begin", Some(cpu))?;
-                }
-                self.attach_tracepoint("kfree_skb", "kfree_skb")?;
-                self.attach_tracepoint("count_drops", "kfree_skb")?;
-                self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
-            }
-            Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
-            Hook::Tcp => {
-                // Ends before begins: nothing is begun whose end could go unseen.
-                // The kernel runs them in this order: the second of a pair after the first.
-                self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
-                self.attach_tracepoint("tcp_error_again", "inet_sk_error_report")?;
-                self.attach_tracepoint("tcp_reset", "tcp_receive_reset")?;
-                self.attach_tracepoint("tcp_reset_again", "tcp_receive_reset")?;
-                self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
-                self.attach_tracepoint("tcp_retransmit_again", "tcp_retransmit_skb")?;
-                self.attach_tracepoint("tcp_state", "inet_sock_set_state")?;
-                self.attach_tracepoint("tcp_state_again", "inet_sock_set_state")
-            }
-            Hook::Cgroups => self.attach_tracepoint("cgroup_mkdir", "cgroup_mkdir"),
-            Hook::Dns => {
-                let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
-                self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
-                self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)
+        if plan.has("conntrack_begin") {
+            for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
+                self.run_on("conntrack_begin", Some(cpu))?;
             }
         }
+        for (name, tracepoint) in TRACEPOINTS.iter().filter(|(name, _)| plan.has(name)) {
+            self.attach_tracepoint(name, tracepoint)?;
+        }
+        if let Some(path) = cgroup {
+            self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
+            self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)?;
+        }
+        Ok(())
     }
 
     /// Gives the instructions that the verifier walked through, where the kernel tells.
@@ -521,27 +466,6 @@ impl Loaded {
             .trim()
             .parse()
             .ok()
-    }
-
-    /// Runs a program that is attached to nothing.
-    pub fn run(&self, name: &str) -> Result<()> {
-        self.run_on(name, None)
-    }
-
-    /// Runs such a program on a certain CPU.
-    pub fn run_on(&self, name: &str, cpu: Option<u32>) -> Result<()> {
-        let program: &RawTracePoint = self
-            .ebpf
-            .program(name)
-            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
-            .try_into()?;
-        program
-            .test_run(RawTracePointRunOptions {
-                cpu,
-                ..RawTracePointRunOptions::new()
-            })
-            .with_context(|| format!("cannot run the eBPF program {name}"))?;
-        Ok(())
     }
 }
 

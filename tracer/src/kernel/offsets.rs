@@ -241,24 +241,17 @@ impl Offsets {
         if let Err(why) = offsets.hash_layout(btf) {
             offsets.missing.push((Hook::Neigh, format!("{why:#}")));
         }
-        match btf.tracepoint_argument("kfree_skb", "skb_drop_reason") {
-            Ok(index) => {
-                offsets.set("ARG_DROP_REASON", index);
-                let has_socket = btf.tracepoint_arguments("kfree_skb").ok() > Some(index + 1);
-                offsets.set(
-                    "ARG_DROP_SOCKET",
-                    if has_socket { index + 1 } else { ABSENT },
-                );
-            }
-            Err(why) => {
-                offsets.set("ARG_DROP_REASON", ABSENT);
-                offsets.set("ARG_DROP_SOCKET", ABSENT);
-                offsets.missing.push((
-                    Hook::Drops,
-                    format!("{why:#}: this kernel gives no drop reasons (they came with 5.17)"),
-                ));
+        let (mut reason, mut socket) = (ABSENT, ABSENT);
+        if offsets.features.drop_reasons
+            && let Ok(index) = btf.tracepoint_argument("kfree_skb", "skb_drop_reason")
+        {
+            reason = index;
+            if btf.tracepoint_arguments("kfree_skb").ok() > Some(index + 1) {
+                socket = index + 1;
             }
         }
+        offsets.set("ARG_DROP_REASON", reason);
+        offsets.set("ARG_DROP_SOCKET", socket);
         match sends::globals(btf) {
             Ok(globals) => {
                 for (global, value) in globals {

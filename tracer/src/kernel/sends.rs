@@ -3,8 +3,8 @@
 //!
 //! Chosen at run time: where the kernel takes no such programs (no BPF trampolines, no function
 //! tracer, a security module that forbids them), queries that never became a packet are not seen.
-//! A kprobe could do the same, but costs each UDP send of the node more than its packet's hooks, and
-//! needs CAP_SYS_ADMIN where `kernel.perf_event_paranoid` is 3.
+//! Kprobes could do the same, but take two breakpoints at each UDP send of the node, and CAP_SYS_ADMIN
+//! where `kernel.perf_event_paranoid` is 3.
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
