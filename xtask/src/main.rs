@@ -13,6 +13,7 @@ mod run;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -37,11 +38,12 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Format check, lints, unit tests and end-to-end tests; the latter need root
-    Test {
-        /// Run only the tests whose name contains one of these, without format check and lints
-        filters: Vec<String>,
-    },
+    /// Format check, lints, unit tests, end-to-end tests on this kernel, and the core of them in virtual
+    /// machines; without root the machines run them alone
+    Test(test::Options),
+    /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
+    /// tests another binary
+    Vm(vm::Options),
     /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
     Cluster,
     /// What the cluster's pods run
@@ -85,7 +87,8 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
-        Verb::Test { filters } => test::run(&filters),
+        Verb::Test(options) => test::run(&options),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),
