@@ -42,6 +42,7 @@ pub mod tcp;
 pub mod tmux;
 pub mod unpacked;
 pub mod unseen;
+pub mod verified;
 pub mod wait;
 pub mod xtask;
 

@@ -108,7 +108,8 @@ fn a_state_folder_that_another_agent_holds() {
         let path = bpffs.join("tracer");
         let path = path.to_str().expect("path is text");
         let first = Agent::start(&["--state-dir", path]);
-        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path]);
+        let pid = first.pid().to_string();
+        run_refused(&[], &["--state-dir", path]).assert_refused(1, &[path, &pid]);
         assert_eq!(first.snapshot()["node"], "lab", "the first one goes on");
         first.stop_cleanly();
         let second = Agent::start(&["--state-dir", path]);

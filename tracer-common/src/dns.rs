@@ -171,6 +171,7 @@ pub const fn bucket(duration_ns: u64) -> usize {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Key {
     /// cgroup2 id of the client's socket.
     pub cgroup_id: u64,
@@ -183,6 +184,7 @@ pub struct Key {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counts {
     /// Query packets, retransmissions too.
     pub queries: u64,
@@ -340,10 +342,6 @@ mod user {
     unsafe impl aya::Pod for super::Counts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Lookup {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Served {}
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ pub struct Refusals {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct ReceiverKey {
     /// cgroup2 id of the socket.
     pub cgroup_id: u64,
@@ -96,6 +97,7 @@ pub struct ReceiverValue {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Key {
     /// cgroup2 id of the packet's socket; 0 where it has none.
     pub cgroup_id: u64,

@@ -33,6 +33,7 @@ impl Key {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counts {
     /// The kernel made an entry (which it may have thrown away at once when another CPU was faster).
     pub created: u64,
@@ -98,6 +99,7 @@ pub struct Value {
 /// Whose forwarded packets were refused an entry: key of the map `NEIGH_FORWARDED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct ForwardedKey {
     /// Source address of the packets, network byte order; IPv4 in the first word.
     pub source: [u32; 4],

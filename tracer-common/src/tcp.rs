@@ -94,6 +94,7 @@ pub const NEW_DESTINATIONS_NS: u64 = 60_000_000_000;
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counts {
     /// Attempts ended, by [`Outcome`].
     pub results: [u64; RESULTS],
@@ -245,6 +246,7 @@ pub struct Talking {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Destination {
     /// Network byte order; IPv4 in the first word.
     pub address: [u32; 4],
@@ -277,6 +279,7 @@ pub struct DestinationValue {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct AttemptsKey {
     /// Whose.
     pub client: Key,

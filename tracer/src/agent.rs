@@ -6,15 +6,36 @@ use anyhow::Result;
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    config::{Api, Config, LogFormat},
+    config::{Api, Config, LogFormat, UsageError},
     engine::Engine,
     export::http,
-    kernel::{capabilities, load::State, state::StateDir},
+    kernel::{
+        capabilities,
+        load::State,
+        state::{Contents, StateDir},
+    },
     output::Signals,
 };
 
 /// How long readers may take to hang up after a signal.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Takes out of the kernel what agents with that state folder have left there, and says what it was.
+pub fn detach_all(config: &Config) -> Result<String> {
+    let Some(path) = &config.state_dir else {
+        return Err(UsageError(
+            "detach-all: there is no state folder with --state-dir none".to_owned(),
+        )
+        .into());
+    };
+    Ok(match StateDir::detach_all(path)? {
+        Some(Contents { links, maps, .. }) => format!(
+            "{links} attachments and {maps} maps are taken out of the kernel, and {} with them\n",
+            path.display()
+        ),
+        None => format!("nothing to take out: there is no {}\n", path.display()),
+    })
+}
 
 /// Runs the agent. Everything that can be refused is asked for before anything is attached.
 pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
@@ -31,7 +52,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
         http::Listener::Unix(..) => config.listen,
     };
     let api = http::bind_api(&config.api).await?;
-    let engine = Engine::start(&config)?;
+    let engine = Engine::start(&config, state)?;
 
     let mut services = JoinSet::new();
     services.spawn(http::serve(
@@ -66,7 +87,6 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
         services.shutdown().await;
     }
     engine.stop().await;
-    drop(state);
     result
 }
 

@@ -165,6 +165,10 @@ pub struct AgentArgs {
     /// [default: /sys/fs/bpf/tracer]
     #[arg(long, value_name = "DIR", env = "TRACER_STATE_DIR")]
     pub state_dir: Option<StateDir>,
+    /// Take out of the kernel all that agents with this state folder have left there, which goes on
+    /// counting after their end, and exit
+    #[arg(long, env = "TRACER_DETACH_ALL", value_parser = BoolishValueParser::new())]
+    pub detach_all: bool,
     /// Details streamed a second for each hook; counts never depend on it [default: 1000]
     #[arg(long, value_name = "N", env = "TRACER_EVENT_RATE")]
     pub event_rate: Option<u64>,

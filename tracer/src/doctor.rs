@@ -109,7 +109,8 @@ pub fn examine(
 ) -> Report {
     let btf = Btf::open(btf::VMLINUX);
     let known = btf.as_ref().map_err(|why| format!("{why:#}"));
-    let (hooks, entries) = hooks::examine(known);
+    let lockdown = system::lockdown();
+    let (hooks, entries) = hooks::examine(known, &lockdown);
     let main_job = [Hook::Neigh, Hook::Dns];
     let of_hooks = hooks.iter().map(|hook| hook.not_seen.as_str());
     let not_seen = NOT_SEEN.iter().copied().chain(of_hooks);
@@ -124,7 +125,7 @@ pub fn examine(
         version: env!("CARGO_PKG_VERSION"),
         kernel: kernel::release(),
         architecture: system::architecture(),
-        lockdown: system::lockdown(),
+        lockdown,
         seccomp_filter: system::seccomp_filter(),
         cgroup2: system::check(cgroup::mount_point().map(|path| path.display().to_string())),
         cgroups: cgroups::examine(btf.as_ref().ok()),

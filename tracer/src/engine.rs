@@ -1,6 +1,7 @@
 //! The one way through the house: kernel → ring and maps → decode → attribute → aggregate →
 //! export. `tracer agent` runs it behind its services, `tracer top` by itself where no agent answers.
 
+mod memory;
 mod picture;
 mod reader;
 
@@ -40,6 +41,7 @@ use crate::{
         neighbour_tables::{self, NeighbourTable},
         offsets::Offsets,
         reasons::Reasons,
+        state::StateDir,
     },
     pods::{Ask, Moved, Resolver, SourceStatus, peers::Peers},
 };
@@ -78,9 +80,21 @@ pub struct Engine {
     read_at: Mutex<Option<Instant>>,
     read_errors: AtomicU64,
     undecodable: AtomicU64,
+    /// What outlives the agent is written there.
+    state: Option<StateDir>,
+    resets: u64,
+    remembered: Mutex<Remembered>,
     host_netns: AtomicU32,
     stop: CancellationToken,
     workers: Mutex<Workers>,
+}
+
+/// What was last written for the next agent.
+#[derive(Default)]
+struct Remembered {
+    at: Option<Instant>,
+    decisions: u64,
+    failed: bool,
 }
 
 #[derive(Default)]
@@ -133,8 +147,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine {
-    /// Loads, attaches and begins to count. Needs a tokio runtime.
-    pub fn start(config: &Config) -> Result<Arc<Self>> {
+    /// Loads, attaches and begins to count, or goes on where another agent left the state folder. Needs a
+    /// tokio runtime.
+    pub fn start(config: &Config, state: Option<StateDir>) -> Result<Arc<Self>> {
         kernel::capabilities::check()?;
         // What is configured wrongly is told before anything that takes long.
         let mut resolver = Resolver::new(config)?;
@@ -145,9 +160,18 @@ impl Engine {
             tracing::warn!("drop-reasons: this kernel knows no reason {name}");
         }
         drop(btf);
+        let memory = state.as_ref().and_then(recall);
+        let resets = memory.as_ref().map_or(0, |memory| memory.resets)
+            + u64::from(state.as_ref().is_some_and(StateDir::was_reset));
         // Pods first: the programs begin to count into a house that knows its guests.
         resolver.refresh(Ask::Regularly);
-        let (loaded, mut maps) = Loaded::load(&parameters(config), &offsets, &reasons, true)?;
+        let (loaded, mut maps) = Loaded::load(
+            &parameters(config),
+            &offsets,
+            &reasons,
+            true,
+            state.as_ref(),
+        )?;
         for status in &loaded.hooks {
             if !status.reason.is_empty() {
                 tracing::warn!(
@@ -177,22 +201,37 @@ impl Engine {
             );
         }
         let ring = maps.take_ring().context("the eBPF ring is taken already")?;
+        let mut since = SystemTime::now();
+        let mut epoch = Instant::now();
+        let mut aggregate = Aggregate::new(config.window, config.max_pods);
+        let mut peers = Peers::start(&config.pods)?;
+        let mut collected = Collected::default();
+        if let Some(memory) = memory {
+            (since, epoch) = (memory.since, memory.epoch);
+            aggregate = memory.aggregate.restored(config.window, config.max_pods);
+            peers.remember(memory.tally);
+            resolver.remember(memory.gone);
+            collected.highest = memory.highest;
+        }
         let engine = Arc::new(Self {
             config: config.clone(),
-            since: SystemTime::now(),
-            epoch: Instant::now(),
+            since,
+            epoch,
             reasons,
             loaded: Mutex::new(loaded),
             maps: Mutex::new(maps),
             resolver: Mutex::new(resolver),
-            peers: Mutex::new(Peers::start(&config.pods)?),
-            aggregate: Mutex::new(Aggregate::new(config.window, config.max_pods)),
-            collected: Mutex::default(),
+            peers: Mutex::new(peers),
+            aggregate: Mutex::new(aggregate),
+            collected: Mutex::new(collected),
             hub: Hub::default(),
             exposition: Latest::default(),
             read_at: Mutex::default(),
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
+            state,
+            resets,
+            remembered: Mutex::default(),
             host_netns: AtomicU32::new(0),
             stop: CancellationToken::new(),
             workers: Mutex::default(),
@@ -228,6 +267,10 @@ impl Engine {
             if ticker.join().is_err() {
                 tracing::error!("the collector ended badly");
             }
+        }
+        if self.state.is_some() {
+            self.collect(Duration::ZERO);
+            self.remember(&lock(&self.collected), Duration::ZERO);
         }
         lock(&self.loaded).detach();
     }
@@ -364,7 +407,10 @@ impl Engine {
             Err(error) => self.failed(&error),
         }
         match self.try_collect(&mut collected) {
-            Ok(()) => *lock(&self.read_at) = Some(Instant::now()),
+            Ok(()) => {
+                *lock(&self.read_at) = Some(Instant::now());
+                self.remember(&collected, memory::STALE);
+            }
             Err(error) => self.failed(&error),
         }
         collected.took = start.elapsed();
@@ -468,6 +514,44 @@ impl Engine {
         Ok(())
     }
 
+    /// Writes down what the next agent must know, where anything was decided or the last writing is too
+    /// old.
+    fn remember(&self, collected: &Collected, age: Duration) {
+        let Some(state) = &self.state else {
+            return;
+        };
+        let mut remembered = lock(&self.remembered);
+        let resolver = lock(&self.resolver);
+        let peers = lock(&self.peers);
+        let aggregate = lock(&self.aggregate);
+        let decisions = aggregate.decisions();
+        if decisions == remembered.decisions && remembered.at.is_some_and(|at| at.elapsed() < age) {
+            return;
+        }
+        let written = memory::Written {
+            since: self.since,
+            epoch: self.epoch,
+            resets: self.resets,
+            highest: collected.highest,
+            aggregate: &aggregate,
+            tally: peers.tally(),
+            gone: resolver.gone(),
+        }
+        .to_bytes();
+        drop((aggregate, peers, resolver));
+        match written.and_then(|bytes| state.remember(&bytes)) {
+            Ok(()) => remembered.failed = false,
+            // Told once: the counters themselves are in the kernel.
+            Err(error) if !remembered.failed => {
+                remembered.failed = true;
+                tracing::error!("cannot write down whose the counters are: {error:#}");
+            }
+            Err(_) => {}
+        }
+        remembered.decisions = decisions;
+        remembered.at = Some(Instant::now());
+    }
+
     /// Forecasts, and tells when a table's pressure changes.
     fn watch_pressure(&self, collected: &mut Collected, second: u64) {
         for family in 0..FAMILY_NAMES.len() {
@@ -541,6 +625,19 @@ impl Engine {
         drop(collected);
         (lock(&self.aggregate).picture(), taken)
     }
+}
+
+/// What the agent before remembered.
+fn recall(state: &StateDir) -> Option<memory::Memory> {
+    let read = state
+        .memory()
+        .and_then(|bytes| bytes.map(|bytes| memory::Memory::of(&bytes)).transpose());
+    read.unwrap_or_else(|error| {
+        tracing::warn!(
+            "pods that are gone have lost their names and figures: cannot use the last agent's memory: {error:#}"
+        );
+        None
+    })
 }
 
 /// What the programs are told.

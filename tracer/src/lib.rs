@@ -14,6 +14,7 @@ pub mod held_log;
 pub mod hooks;
 pub mod kernel;
 pub mod man;
+pub mod moment;
 pub mod output;
 pub mod pods;
 pub mod top;

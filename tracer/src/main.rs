@@ -44,12 +44,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Agent(args) => {
             let config = Config::agent(&args, &file)?;
+            if config.detach_all {
+                print(agent::detach_all(&config)?.as_bytes())?;
+                return Ok(ExitCode::SUCCESS);
+            }
             runtime()?.block_on(agent::run(config, logging.format))?;
         }
         Command::Top(args) => {
             let config = TopConfig::new(&args, &file)?;
             runtime()?.block_on(top::run(config, async |config: &Config| {
-                Engine::start(config)
+                Engine::start(config, None)
             }))?;
         }
         Command::Events(args) => {

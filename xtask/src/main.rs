@@ -39,11 +39,9 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Format check, lints, unit tests and end-to-end tests; the latter need root
-    Test {
-        /// Run only the tests whose name contains one of these, without format check and lints
-        filters: Vec<String>,
-    },
+    /// Format check, lints, unit tests, end-to-end tests on this kernel, and the core of them in virtual
+    /// machines; without root the machines run them alone
+    Test(test::Options),
     /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
     /// tests another binary
     Vm(vm::Options),
@@ -92,7 +90,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
-        Verb::Test { filters } => test::run(&filters),
+        Verb::Test(options) => test::run(&options),
         Verb::Vm(options) => vm::run(&options),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),

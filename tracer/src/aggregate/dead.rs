@@ -11,12 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tracer_common::tcp::{AttemptsKey, Destination, DestinationValue, Key, REDIRECTED_NS};
 
 use super::shares::Shares;
 use crate::{
     hooks::address,
     kernel::{self, maps::Reading},
+    moment,
     pods::{Owner, Tenant},
 };
 
@@ -58,21 +60,24 @@ pub struct Over {
 }
 
 /// What is remembered of a silence.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Row {
     /// The first of the failures that are held against the destination.
+    #[serde(with = "moment")]
     since: Instant,
     /// Failures that are not, for its address has got a new owner since.
     forgiven: u64,
 }
 
 /// The state between readings.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Dead {
     shares: Shares<AttemptsKey, Arc<Owner>, String>,
     rows: HashMap<Silence, Row>,
     /// Silences with too many failures.
+    #[serde(skip)]
     deadly: HashSet<Silence>,
+    #[serde(skip)]
     list: Vec<DeadEndpoint>,
 }
 
@@ -99,7 +104,7 @@ fn is_over(value: &DestinationValue) -> bool {
 }
 
 /// The moment of a `CLOCK_MONOTONIC` time.
-fn moment(ktime_ns: u64, now: Instant) -> Instant {
+fn moment_of(ktime_ns: u64, now: Instant) -> Instant {
     let age = kernel::monotonic().saturating_sub(Duration::from_nanos(ktime_ns));
     now.checked_sub(age).unwrap_or(now)
 }
@@ -131,7 +136,7 @@ impl Dead {
         for (silence, (sum, first_ns)) in &failed {
             let (destination, then) = silence;
             let row = self.rows.entry(*silence).or_insert_with(|| Row {
-                since: moment(*first_ns, now),
+                since: moment_of(*first_ns, now),
                 forgiven: 0,
             });
             if sum.saturating_sub(row.forgiven) < IN_A_ROW {

@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::pods::Owner;
+use serde::{Deserialize, Serialize};
+
+use crate::{moment, pods::Owner};
 
 /// How long a key may wait for a name.
 pub const HOLD: Duration = Duration::from_secs(30);
@@ -31,16 +33,19 @@ pub trait Tally: Copy + Default + PartialEq {
     fn events(&self) -> u64;
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Entry<C> {
     owner: Option<Arc<Owner>>,
     /// What had been counted when the owner got the key.
     base: C,
     seen: C,
     /// Since when it waits for a name.
+    #[serde(with = "moment")]
     waits: Instant,
     /// The reading before the one that first had what waits; `None`: there was none.
+    #[serde(with = "moment::option")]
     since: Option<Instant>,
+    #[serde(with = "moment")]
     changed: Instant,
 }
 
@@ -51,14 +56,22 @@ impl<C: Tally> Entry<C> {
 }
 
 /// Who owns which key, and what the keys that are gone had counted.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "K: Serialize, C: Serialize",
+    deserialize = "K: Deserialize<'de> + Eq + Hash, C: Deserialize<'de>"
+))]
 pub struct Ledger<K, C> {
     keys: HashMap<K, Entry<C>>,
     /// What owners had counted under keys that are gone, or another's now.
     settled: HashMap<Arc<Owner>, C>,
     /// Do keys change hands?
     reused: bool,
+    #[serde(with = "moment::option")]
     read: Option<Instant>,
+    /// How often it has been decided whose something is.
+    #[serde(skip)]
+    decisions: u64,
 }
 
 impl<K, C> Default for Ledger<K, C> {
@@ -68,6 +81,7 @@ impl<K, C> Default for Ledger<K, C> {
             settled: HashMap::new(),
             reused: false,
             read: None,
+            decisions: 0,
         }
     }
 }
@@ -106,7 +120,18 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 None => entry.since,
             };
             let owner = resolve(&key, since).map(&mut admit);
+            if counts.events() < entry.seen.events() {
+                // It had left the kernel, which has begun to count it anew.
+                if let Some(old) = &entry.owner {
+                    let share = entry.share();
+                    self.settled.entry(old.clone()).or_default().plus(&share);
+                }
+                entry.base = C::default();
+                entry.seen = C::default();
+                self.decisions += 1;
+            }
             let grown = entry.seen != counts;
+            let had = entry.owner.is_some();
             match (&entry.owner, owner) {
                 (Some(old), Some(new)) if *old != new => {
                     // What came since the last reading is the new one's.
@@ -114,6 +139,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                     self.settled.entry(old.clone()).or_default().plus(&share);
                     entry.base = entry.seen;
                     entry.owner = Some(new);
+                    self.decisions += 1;
                 }
                 (Some(old), None) if self.reused && grown => {
                     // The old one was gone before it came.
@@ -130,6 +156,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 }
                 _ => {}
             }
+            self.decisions += u64::from(had != entry.owner.is_some());
             if grown {
                 entry.seen = counts;
                 entry.changed = now;
@@ -144,6 +171,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         for (key, entry) in &mut self.keys {
             if entry.owner.is_none() && now.duration_since(entry.waits) >= HOLD {
                 entry.owner = guess(key);
+                self.decisions += u64::from(entry.owner.is_some());
             }
         }
     }
@@ -151,6 +179,11 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
     /// Whose key it is, once that is decided.
     pub fn owner(&self, key: &K) -> Option<&Arc<Owner>> {
         self.keys.get(key)?.owner.as_ref()
+    }
+
+    /// How often it has been decided whose something is: a memory from before one is out of date.
+    pub fn decisions(&self) -> u64 {
+        self.decisions
     }
 
     /// Figures by owner.
@@ -194,6 +227,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             })
             .map(|(key, _)| *key)
             .collect();
+        self.decisions += over.len() as u64;
         for key in &over {
             if let Some(Entry {
                 owner: Some(owner),

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tracer_common::{
     Hook, dns,
     drops::{self, ReceiverKey},
@@ -58,9 +59,13 @@ pub struct Leaving {
     pub dead: dead::Over,
 }
 
-/// The state between readings.
+/// The state between readings. What is written of it outlives the agent: whose the kernel's keys are, and
+/// what those that are gone had counted. The windows begin anew.
+#[derive(Serialize, Deserialize)]
 pub struct Aggregate {
+    #[serde(skip)]
     window: Duration,
+    #[serde(skip)]
     max_pods: usize,
     neigh: Ledger<u64, NeighCounts>,
     forwarded: Ledger<neigh::ForwardedKey, NeighCounts>,
@@ -73,10 +78,15 @@ pub struct Aggregate {
     tcp: Ledger<tcp::Key, tcp::Counts>,
     dead: Dead,
     admitted: HashSet<Arc<Owner>>,
+    #[serde(skip)]
     node: Windows,
+    #[serde(skip)]
     has_read: bool,
+    #[serde(skip)]
     windows: HashMap<Arc<Owner>, Windows>,
+    #[serde(skip)]
     gone: HashMap<Arc<Owner>, Instant>,
+    #[serde(skip)]
     picture: Arc<Picture>,
 }
 
@@ -102,6 +112,26 @@ impl Aggregate {
             gone: HashMap::new(),
             picture: Arc::default(),
         }
+    }
+
+    /// One that was written, with the span of the ratios and the label sets kept.
+    #[must_use]
+    pub fn restored(self, window: Duration, max_pods: usize) -> Self {
+        Self {
+            window,
+            max_pods,
+            ..self
+        }
+    }
+
+    /// How often it has been decided whose something is.
+    pub fn decisions(&self) -> u64 {
+        self.neigh.decisions()
+            + self.forwarded.decisions()
+            + self.dns.decisions()
+            + self.receivers.decisions()
+            + self.drops.decisions()
+            + self.tcp.decisions()
     }
 
     /// The picture as of the last reading.

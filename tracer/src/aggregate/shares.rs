@@ -9,12 +9,14 @@ use std::{
     hash::Hash,
 };
 
+use serde::{Deserialize, Serialize};
+
 /// A score falls to half in so many seconds.
 const HALF_LIFE: f64 = 60.0;
 /// Below this, nobody has been busy for long: forgotten, if it has no name.
 const IDLE: f64 = 0.01;
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Score {
     /// Growth, the older the less.
     score: f64,
@@ -22,7 +24,12 @@ struct Score {
 }
 
 /// Counters by owner and label; `None` is the rest.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "K: Serialize, O: Serialize, L: Serialize",
+    deserialize = "K: Deserialize<'de> + Eq + Hash, O: Deserialize<'de> + Eq + Hash, \
+                   L: Deserialize<'de> + Eq + Hash + Ord"
+))]
 pub struct Shares<K, O, L> {
     most: usize,
     seen: HashMap<K, u64>,
@@ -55,7 +62,8 @@ where
     /// Without a label it goes to the rest. It shows after [`Self::settle`].
     pub fn take(&mut self, key: K, total: u64, owner: &O, label: Option<L>) {
         let seen = self.seen.entry(key).or_default();
-        let grown = total.saturating_sub(*seen);
+        // Less than before: it had left the kernel, which has begun to count it anew.
+        let grown = total.checked_sub(*seen).unwrap_or(total);
         *seen = total;
         if grown == 0 {
             return;

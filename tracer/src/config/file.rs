@@ -50,6 +50,8 @@ pub struct File {
     pub(super) window: Option<Window>,
     #[serde(deserialize_with = "text")]
     pub(super) state_dir: Option<StateDir>,
+    #[serde(default)]
+    pub(super) detach_all: bool,
     pub(super) event_rate: Option<u64>,
     pub(super) max_pods: Option<usize>,
     #[serde(deserialize_with = "text")]

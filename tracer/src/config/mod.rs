@@ -84,6 +84,8 @@ pub struct Config {
     pub window: Duration,
     /// bpffs folder for what survives a restart; `None` where nothing does.
     pub state_dir: Option<PathBuf>,
+    /// Only take out what agents have left there.
+    pub detach_all: bool,
     /// Details a second for each hook.
     pub event_rate: u64,
     /// Label sets kept.
@@ -98,6 +100,7 @@ impl Config {
             listen: args.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             api: args.api.clone().or(file.api.clone()).unwrap_or_default(),
             state_dir: state_dir.unwrap_or_default().0,
+            detach_all: args.detach_all || file.detach_all,
             event_rate: args
                 .event_rate
                 .or(file.event_rate)
@@ -137,6 +140,7 @@ impl Config {
                 .map_or(DEFAULT_DNS_TIMEOUT, |t| t.0),
             window: args.window.or(file.window).map_or(DEFAULT_WINDOW, |w| w.0),
             state_dir: None,
+            detach_all: false,
             event_rate: DEFAULT_EVENT_RATE,
             max_pods: max_pods(args, file)?,
         })

@@ -76,6 +76,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         redact_names: true,
         window: Duration::from_secs(30),
         state_dir: None,
+        detach_all: false,
         event_rate: 7,
         max_pods: 6,
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 use serde::Serialize;
 use tracer_common::Hook;
 
-use super::system;
+use super::system::{self, Lockdown};
 use crate::kernel::{
     self,
     btf::Btf,
@@ -36,7 +36,10 @@ pub struct HookReport {
 }
 
 /// Tries all hooks, and reads `gc_entries` of both neighbour tables with them.
-pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2]) {
+pub fn examine(
+    btf: Result<&Btf, String>,
+    lockdown: &Lockdown,
+) -> (Vec<HookReport>, [Option<u32>; 2]) {
     let mut entries = [None, None];
     let statuses = match btf {
         Err(why) => cannot(|_| why.clone()),
@@ -49,7 +52,15 @@ pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2])
             ok: status.state.counts(),
             state: status.state.name(),
             mechanism: status.mechanism,
-            reason: status.reason,
+            reason: if lockdown.ok == Some(false) && !status.state.counts() {
+                // The verifier only says that it knows no such function.
+                format!(
+                    "the kernel is locked down ({}); {}",
+                    lockdown.mode, status.reason
+                )
+            } else {
+                status.reason
+            },
             not_seen: status.not_seen,
             verified_instructions: status.verified.into_iter().collect(),
         })
@@ -83,7 +94,7 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
-    let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, false) {
+    let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, false, None) {
         Ok(loaded) => loaded,
         Err(why) => return without(&explain(&why)),
     };

@@ -1,18 +1,15 @@
 //! The state folder (`--state-dir`): is it there, who holds it, what is in it.
 
 use std::{
-    fs::{self, Metadata},
+    fs,
     io::ErrorKind,
-    os::linux::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Access, access, major, minor};
+use rustix::fs::{Access, access};
 use serde::Serialize;
 
-use crate::kernel::state::{BPFFS, is_bpffs};
-
-const LOCKS: &str = "/proc/locks";
+use crate::kernel::state::{BPFFS, Contents, holder, is_bpffs};
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -26,18 +23,9 @@ pub struct StateFolder {
     /// Process id of the agent that holds it.
     pub holder: Option<u32>,
     /// What is pinned in it; `None` where there is no folder or nobody may look.
-    pub pinned: Option<Pinned>,
+    pub pinned: Option<Contents>,
     /// All of it, in words.
     pub detail: String,
-}
-
-/// What is pinned in the folder.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Pinned {
-    /// Its version; `None` where nothing is pinned, as in this version of tracer.
-    pub version: Option<String>,
-    /// How many maps and links.
-    pub objects: usize,
 }
 
 /// Looks at the folder, and changes nothing.
@@ -54,9 +42,9 @@ pub fn examine(path: Option<&Path>) -> StateFolder {
         ..StateFolder::default()
     };
     (found.ok, found.detail) = match fs::metadata(path) {
-        Ok(folder) if found.bpffs => {
-            found.holder = holder(&folder);
-            found.pinned = pinned(path);
+        Ok(_) if found.bpffs => {
+            found.holder = holder(path);
+            found.pinned = Contents::of(path).ok();
             existing(&found, path)
         }
         Ok(_) => (
@@ -72,12 +60,16 @@ pub fn examine(path: Option<&Path>) -> StateFolder {
 fn existing(found: &StateFolder, path: &Path) -> (Option<bool>, String) {
     let objects = match &found.pinned {
         None => "what is pinned in it is not for this user to see".to_owned(),
-        Some(Pinned { objects: 0, .. }) => "nothing is pinned in it".to_owned(),
-        Some(Pinned { objects, version }) => format!(
-            "{objects} objects are pinned in it, version {}",
-            version.as_deref().unwrap_or("unknown")
-        ),
+        Some(Contents { schema: None, .. }) => "nothing is pinned in it".to_owned(),
+        Some(Contents {
+            schema: Some(schema),
+            maps,
+            links,
+        }) => {
+            format!("version {schema}: {maps} maps, {links} attachments")
+        }
     };
+    let counting = found.pinned.is_some_and(|pinned| pinned.links > 0);
     match found.holder {
         Some(pid) => {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -89,6 +81,13 @@ fn existing(found: &StateFolder, path: &Path) -> (Option<bool>, String) {
         None if access(path, Access::WRITE_OK).is_err() => (
             Some(false),
             format!("cannot be written by this user; {objects}"),
+        ),
+        None if counting => (
+            Some(true),
+            format!(
+                "held by nobody; {objects}: the kernel counts on for the next agent, or until \
+                 `tracer agent --detach-all`"
+            ),
         ),
         None => (Some(true), format!("held by nobody; {objects}")),
     }
@@ -122,59 +121,9 @@ fn missing(path: &Path, bpffs: bool) -> (Option<bool>, String) {
     }
 }
 
-/// What is in the folder.
-fn pinned(path: &Path) -> Option<Pinned> {
-    let mut objects = 0;
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).ok()?.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folders.push(entry.path());
-            } else {
-                objects += 1;
-            }
-        }
-    }
-    Some(Pinned {
-        version: None,
-        objects,
-    })
-}
-
-/// Process id of who holds the folder's lock, where it is of this pid namespace.
-fn holder(folder: &Metadata) -> Option<u32> {
-    let device = folder.st_dev();
-    let (major, minor) = (major(device), minor(device));
-    find_holder(
-        &fs::read_to_string(LOCKS).ok()?,
-        &format!("{major:02x}:{minor:02x}:{}", folder.st_ino()),
-    )
-}
-
-/// `1: FLOCK  ADVISORY  WRITE 4711 00:1f:12345 0 EOF`; who waits for it has `->` behind the number.
-fn find_holder(locks: &str, file: &str) -> Option<u32> {
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, on, ..] = fields.as_slice() else {
-            return None;
-        };
-        (*on == file).then(|| pid.parse().ok()).flatten()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_holder_is_who_has_the_lock_and_not_who_waits() {
-        let locks = "1: POSIX  ADVISORY  WRITE 10 00:1f:7 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 11 00:1f:8 0 EOF\n\
-                     3: FLOCK  ADVISORY  WRITE 12 00:1f:7 0 EOF\n\
-                     3: -> FLOCK  ADVISORY  WRITE 13 00:1f:7 0 EOF\n";
-        assert_eq!(find_holder(locks, "00:1f:7"), Some(12));
-        assert_eq!(find_holder(locks, "00:1f:9"), None);
-    }
 
     #[test]
     fn a_folder_elsewhere_is_no_state_folder() {

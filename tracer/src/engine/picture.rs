@@ -59,6 +59,7 @@ impl Engine {
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
+            state_resets: self.resets,
         };
         metrics::render(&view, format)
     }

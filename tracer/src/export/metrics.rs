@@ -70,6 +70,8 @@ pub struct View<'a> {
     pub read_errors: u64,
     /// Ring records that could not be decoded.
     pub undecodable: u64,
+    /// How often the state folder held what could not be gone on with.
+    pub state_resets: u64,
 }
 
 /// What Prometheus scrapes.
@@ -365,6 +367,12 @@ fn own(out: &mut Families, view: &View<'_>) {
         "Records of the ring that could not be decoded.",
         &[],
         view.undecodable,
+    );
+    out.counter(
+        "state_resets_total",
+        "How often the counters began anew, for the state folder held what the version could not go on with.",
+        &[],
+        view.state_resets,
     );
     out.gauge(
         "build_info",

@@ -15,6 +15,7 @@ use aya::{
     maps::{Array, MapData, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
+        links::{FdLink, PinnedLink},
     },
     util::online_cpus,
 };
@@ -32,13 +33,17 @@ use super::{
     offsets::Offsets,
     reasons::Reasons,
     sends,
+    state::{Pins, StateDir},
     without::is_without,
 };
+
+mod pinning;
 
 pub use super::mechanisms::mechanism;
 
 /// The eBPF object, built by `cargo xtask build`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
 
 /// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
 const FUNCTIONS: [(&str, &str, &str); 5] = [
@@ -123,22 +128,28 @@ pub struct HookStatus {
     pub verified: Vec<(String, u32)>,
 }
 
-/// The programs in the kernel. Dropping it detaches and unloads them.
+/// The programs in the kernel. Dropping it detaches and unloads them, unless they are pinned.
 pub struct Loaded {
     pub(super) ebpf: Ebpf,
     /// One for each hook, by index.
     pub hooks: Vec<HookStatus>,
     // The logger holds the map of aya-log's records: taken before the programs are loaded.
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    /// Where programs and attachments are pinned, if they are.
+    pins: Option<Pins>,
+    /// The attachments that are.
+    links: Vec<PinnedLink>,
 }
 
 impl Loaded {
-    /// Loads every hook that this kernel can carry. `attach` false loads only: what `doctor` does.
+    /// Loads every hook that this kernel can carry. `attach` false loads only: what `doctor` does. With a
+    /// state folder, what is pinned there is gone on with.
     pub fn load(
         parameters: &Parameters,
         offsets: &Offsets,
         reasons: &Reasons,
         attach: bool,
+        state: Option<&StateDir>,
     ) -> Result<(Self, Maps)> {
         let mut ports = [0u16; MAX_PORTS as usize];
         for (place, port) in ports.iter_mut().zip(&parameters.dns_ports) {
@@ -178,6 +189,20 @@ impl Loaded {
         for (global, offset) in &offsets.globals {
             loader.override_global(global, offset, true);
         }
+        let pinned = state.map_or_else(|| Ok(Vec::new()), |_| StateDir::map_names())?;
+        if let Some(state) = state {
+            for name in &pinned {
+                loader.map_pin_path(name, state.maps().join(name));
+            }
+        }
+        let told = (
+            (parameters.event_rate, ports, timeout_ns),
+            (silent_ports, silent_after_ns, refusals_wait),
+            (&bounds, &offsets.globals),
+        );
+        let pins = state
+            .map(|state| state.pins(pinning::fingerprint(told)))
+            .transpose()?;
         let mut ebpf = loader.load(OBJECT).context("cannot create the eBPF maps")?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
@@ -209,6 +234,8 @@ impl Loaded {
             ebpf,
             hooks: Vec::new(),
             logger,
+            pins,
+            links: Vec::new(),
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
@@ -226,6 +253,9 @@ impl Loaded {
         programs.hooks.sort_by_key(|status| status.hook);
         if let Err(why) = functions {
             programs.watch_periodic_work(attach, &why);
+        }
+        if let Some(pins) = &programs.pins {
+            pins.relieve_all()?;
         }
         programs.watch_sends(offsets);
         Ok((programs, maps))
@@ -269,9 +299,7 @@ impl Loaded {
         let mut result: Result<()> = Ok(());
         for (name, tracepoint) in PERIODIC_WORK {
             result = result.and_then(|()| {
-                let program: &mut RawTracePoint = self.program(name)?;
-                program.load().map_err(|e| explain(name, e))?;
-                let instructions = program.info()?.verified_instruction_count();
+                let instructions = self.load_program(name)?;
                 let verified = &mut self.hooks[Hook::Gc as usize].verified;
                 verified.extend(instructions.map(|count| (name.to_owned(), count)));
                 if attach {
@@ -336,16 +364,15 @@ impl Loaded {
             _ => None,
         };
         for name in &plan.load {
-            let instructions = self.load_program(name)?;
             // The kernel tells since 5.16.
-            if let Some(instructions) = instructions {
+            if let Some(instructions) = self.load_program(name)? {
                 verified.push(((*name).to_owned(), instructions));
             }
         }
         if !attach {
             return Ok(());
         }
-        if plan.has("conntrack_begin") {
+        if plan.has("conntrack_begin") && !self.is_pinned("kfree_skb") {
             for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
                 self.run_on("conntrack_begin", Some(cpu))?;
             }
@@ -360,33 +387,61 @@ impl Loaded {
         Ok(())
     }
 
-    /// Gives the instructions that the verifier walked through, where the kernel tells.
+    /// Loads a program, or takes over the one that is pinned. The instructions that the verifier walked
+    /// through.
     fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
-        let (result, info) = match self.ebpf.program_mut(name) {
-            Some(Program::RawTracePoint(program)) => (program.load(), program.info()),
-            Some(Program::CgroupSkb(program)) => (program.load(), program.info()),
-            _ => return Err(anyhow!("the eBPF object has no program {name}")),
-        };
-        result.map_err(|error| explain(name, error))?;
-        Ok(info?.verified_instruction_count())
+        let adopted = self.adopt(name)?;
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+        if !adopted {
+            match program {
+                Program::RawTracePoint(program) => program.load(),
+                Program::CgroupSkb(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            }
+            .map_err(|e| explain(name, e))?;
+        }
+        let instructions = program.info()?.verified_instruction_count();
+        if !adopted {
+            self.pin(name)?;
+        }
+        Ok(instructions)
     }
 
     fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
+        if self.adopt_link(name)? {
+            return Ok(());
+        }
         let program: &mut RawTracePoint = self.program(name)?;
-        program
+        let id = program
             .attach(tracepoint)
             .with_context(|| format!("cannot attach to the raw tracepoint {tracepoint}"))?;
+        if self.pins.is_some() {
+            let program: &mut RawTracePoint = self.program(name)?;
+            let link = program.take_link(id)?;
+            self.pin_link(name, FdLink::from(link))?;
+        }
         Ok(())
     }
 
     fn attach_cgroup(&mut self, name: &str, path: &PathBuf, at: CgroupSkbAttachType) -> Result<()> {
+        if self.adopt_link(name)? {
+            return Ok(());
+        }
         let root = File::open(path)
             .with_context(|| format!("cannot open the root of cgroup2 {}", path.display()))?;
         let program: &mut CgroupSkb = self.program(name)?;
         // Single makes a link, which has the semantics of "multi": aya-rs/aya#1078.
-        program
+        let id = program
             .attach(root, at, CgroupAttachMode::Single)
             .with_context(|| format!("cannot attach {name} to cgroup2 at {}", path.display()))?;
+        if self.pins.is_some() {
+            let program: &mut CgroupSkb = self.program(name)?;
+            let link = program.take_link(id)?;
+            self.pin_link(name, FdLink::try_from(link)?)?;
+        }
         Ok(())
     }
 
@@ -402,6 +457,7 @@ impl Loaded {
     }
 
     fn unload(&mut self, name: &str) {
+        self.unpin(name);
         let result = match self.ebpf.program_mut(name) {
             Some(Program::RawTracePoint(program)) => program.unload(),
             Some(Program::CgroupSkb(program)) => program.unload(),
@@ -418,8 +474,11 @@ impl Loaded {
         self.hooks[hook as usize].state.counts()
     }
 
-    /// Takes everything out of the kernel that holds on to a hook.
+    /// Takes everything out of the kernel that holds on to a hook, unless the next agent goes on with it.
     pub fn detach(&mut self) {
+        if self.pins.is_some() {
+            return;
+        }
         for hook in Hook::ALL {
             for name in programs(hook) {
                 self.unload(name);

@@ -35,6 +35,9 @@ const CLIENT_MAPS: [(&str, ClientMap); ClientMap::COUNT as usize] = [
     ("ATTEMPTS", ClientMap::Attempts),
 ];
 
+/// `BPF_NOEXIST` (include/uapi/linux/bpf.h): an update makes a new entry or fails.
+const BPF_NOEXIST: u64 = 1;
+
 /// Span of the peaks, seconds.
 const PEAK_SPAN: u64 = 60;
 
@@ -103,13 +106,17 @@ impl Maps {
         }
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {
-            neigh.insert(neigh::Key::rest(family), neigh::Value::default(), 0)?;
+            put(
+                &mut neigh,
+                neigh::Key::rest(family),
+                neigh::Value::default(),
+            )?;
         }
         let mut dns: HashMap<MapData, dns::Key, dns::Value> = take(ebpf, "DNS")?;
-        dns.insert(dns::Key::default(), dns::Value::default(), 0)?;
+        put(&mut dns, dns::Key::default(), dns::Value::default())?;
         let mut peers: HashMap<MapData, peers::Key, u64> = take(ebpf, "PEERS")?;
         for kind in peers::Kind::ALL {
-            peers.insert(peers::Key::rest(kind), 0, 0)?;
+            put(&mut peers, peers::Key::rest(kind), 0)?;
         }
         let mut drops: HashMap<MapData, drops::Key, drops::Value> = take(ebpf, "DROPS")?;
         for (number, _) in reasons.names_of_failures() {
@@ -117,13 +124,17 @@ impl Maps {
                 reason: u16::try_from(number)?,
                 ..drops::Key::default()
             };
-            drops.insert(rest, drops::Value::default(), 0)?;
+            put(&mut drops, rest, drops::Value::default())?;
         }
         let mut tcp: HashMap<MapData, tcp::Key, tcp::Value> = take(ebpf, "TCP")?;
-        tcp.insert(tcp::Key::default(), tcp::Value::default(), 0)?;
+        put(&mut tcp, tcp::Key::default(), tcp::Value::default())?;
         let mut receive_drops: HashMap<MapData, ReceiverKey, ReceiverValue> =
             take(ebpf, "RECEIVE_DROPS")?;
-        receive_drops.insert(ReceiverKey::default(), ReceiverValue::default(), 0)?;
+        put(
+            &mut receive_drops,
+            ReceiverKey::default(),
+            ReceiverValue::default(),
+        )?;
         Ok(Self {
             neigh,
             neigh_node: take(ebpf, "NEIGH_NODE")?,
@@ -411,6 +422,18 @@ impl Maps {
                 full: reading.full[*map as usize],
             })
             .collect()
+    }
+}
+
+/// Puts a new entry in; one that is there, from an agent before, stays.
+fn put<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>, key: K, value: V) -> Result<()> {
+    match map.insert(key, value, BPF_NOEXIST) {
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+        {
+            Ok(())
+        }
+        result => Ok(result?),
     }
 }
 

@@ -5,13 +5,17 @@
 //! tracer, a security module that forbids them), queries that never became a packet are not seen.
 //! Kprobes could do the same, but take two breakpoints at each UDP send of the node, and CAP_SYS_ADMIN
 //! where `kernel.perf_event_paranoid` is 3.
+//!
+//! They end with the agent, though what they count in outlives it (`--state-dir`): until the next one,
+//! such queries are not seen.
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Btf as AyaBtf, Ebpf,
-    maps::Array,
+    maps::{Array, HashMap},
     programs::{FExit, Program},
 };
+use tracer_common::dns::Sent;
 
 use super::{btf::Btf, load::explain};
 
@@ -83,6 +87,17 @@ fn try_watch(ebpf: &mut Ebpf) -> Result<Vec<(String, u32)>> {
             .map_err(|error| explain(name, error))?;
         let instructions = program.info()?.verified_instruction_count();
         verified.extend(instructions.map(|count| (name.to_owned(), count)));
+    }
+    // What an agent before this one left there is over.
+    tell_programs(ebpf, false)?;
+    let sent = ebpf
+        .map_mut("SENT")
+        .ok_or_else(|| anyhow!("the eBPF object has no map SENT"))?;
+    let mut sent: HashMap<_, Sent, u32> = HashMap::try_from(sent)?;
+    let over: Vec<Sent> = sent.keys().collect::<Result<_, _>>()?;
+    for key in over {
+        // It may have made room for another meanwhile.
+        let _ = sent.remove(&key);
     }
     // Before they begin: no query is counted twice.
     tell_programs(ebpf, true)?;

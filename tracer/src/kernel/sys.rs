@@ -39,3 +39,30 @@ pub fn async_ring(ring: super::load::Ring) -> io::Result<AsyncFd<super::load::Ri
     // SAFETY: the ring owns its file descriptor for as long as it lives, and always has the same.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }
+
+/// A piece of a pinned array ([`super::state::blob`]).
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Block([u8; Block::SIZE]);
+
+// SAFETY: bytes without padding, every pattern of which is valid.
+unsafe impl aya::Pod for Block {}
+
+impl Block {
+    /// Bytes in one.
+    pub const SIZE: usize = 8192;
+
+    /// The first of these bytes, and zeros.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut block = Self([0; Self::SIZE]);
+        for (place, byte) in block.0.iter_mut().zip(bytes) {
+            *place = *byte;
+        }
+        block
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Known, Owner, Tenant};
+use crate::moment;
 
 /// How long one is told.
 const TELL: Duration = Duration::from_hours(1);
@@ -16,11 +19,20 @@ const TELL: Duration = Duration::from_hours(1);
 const MOST: usize = 200;
 
 /// The addresses that pods have, and those that they had.
-#[derive(Default)]
-pub(super) struct Gone {
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Gone {
     held: HashMap<IpAddr, Arc<Owner>>,
     /// The latest last, none twice.
-    gone: VecDeque<(IpAddr, Arc<Owner>, Instant)>,
+    gone: VecDeque<Left>,
+}
+
+/// An address that nobody has.
+#[derive(Debug, Serialize, Deserialize)]
+struct Left {
+    address: IpAddr,
+    owner: Arc<Owner>,
+    #[serde(with = "moment")]
+    at: Instant,
 }
 
 impl Gone {
@@ -34,12 +46,15 @@ impl Gone {
         }
         for (address, owner) in std::mem::take(&mut self.held) {
             if !held.contains_key(&address) {
-                self.gone.push_back((address, owner, now));
+                self.gone.push_back(Left {
+                    address,
+                    owner,
+                    at: now,
+                });
             }
         }
-        self.gone.retain(|(address, _, at)| {
-            now.duration_since(*at) < TELL && !held.contains_key(address)
-        });
+        self.gone
+            .retain(|left| now.duration_since(left.at) < TELL && !held.contains_key(&left.address));
         let surplus = self.gone.len().saturating_sub(MOST);
         self.gone.drain(..surplus);
         self.held = held;
@@ -47,11 +62,11 @@ impl Gone {
 
     /// Who had an address that nobody has now.
     pub(super) fn tenant(&self, address: &IpAddr) -> Tenant {
-        let gone = self.gone.iter().find(|(gone, ..)| gone == address);
-        gone.map_or_else(Tenant::default, |(_, owner, until)| Tenant {
-            owner: Some(owner.clone()),
+        let left = self.gone.iter().find(|left| left.address == *address);
+        left.map_or_else(Tenant::default, |left| Tenant {
+            owner: Some(left.owner.clone()),
             noticed: None,
-            until: Some(*until),
+            until: Some(left.at),
         })
     }
 
@@ -59,7 +74,7 @@ impl Gone {
     pub(super) fn addresses(&self) -> Vec<(IpAddr, Arc<Owner>)> {
         self.gone
             .iter()
-            .map(|(address, owner, _)| (*address, owner.clone()))
+            .map(|left| (left.address, left.owner.clone()))
             .collect()
     }
 }

@@ -20,14 +20,13 @@ use std::{
 
 use anyhow::Result;
 
-pub use self::owner::Owner;
 use self::{
     cgroups::Cgroups,
-    gone::Gone,
     join::Join,
     kubernetes::{Access, Kubernetes},
     namespaces::Namespaces,
 };
+pub use self::{gone::Gone, owner::Owner};
 use crate::{
     config::{Config, Pods, UsageError},
     hooks::cgroups::Names,
@@ -260,6 +259,16 @@ impl Resolver {
         }
     }
 
+    /// The addresses that pods have and had.
+    pub fn gone(&self) -> &Gone {
+        &self.gone
+    }
+
+    /// The same, from an agent before.
+    pub fn remember(&mut self, gone: Gone) {
+        self.gone = gone;
+    }
+
     /// Which namespace is the host's: the cookie of `init_net`.
     pub fn set_host(&mut self, net_cookie: u64) {
         self.host = Some(net_cookie);
@@ -333,8 +342,12 @@ impl Resolver {
                 .complete(&mut known.collect::<Vec<_>>(), mount, now);
         }
         self.walk_young(now);
-        self.gone
-            .update(self.sources.iter().flat_map(|c| &c.known), now);
+        // Nobody is gone only because a source has not answered yet.
+        let all_answered = |c: &Consulted| c.answered.is_some() || c.source.is_idle();
+        if self.sources.iter().all(all_answered) {
+            self.gone
+                .update(self.sources.iter().flat_map(|c| &c.known), now);
+        }
         let has_pods = self.has_pods();
         let known = self
             .sources

@@ -7,9 +7,11 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 /// Label values: a pod, or what stands for something that is none. The uid tells nobody apart: a pod
 /// that has its predecessor's name goes on with its series.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Owner {
     /// Kubernetes namespace, or a word in parentheses.
     pub namespace: String,

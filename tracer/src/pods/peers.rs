@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tracer_common::peers::{Key, Kind};
 
 use super::kubernetes::{Access, Nodes};
-use crate::{aggregate::shares::Shares, config::Pods, hooks::address};
+use crate::{aggregate::shares::Shares, config::Pods, hooks::address, moment};
 
 /// Peers with a name of their own.
 const NAMED: usize = 20;
@@ -26,9 +27,32 @@ const IDLE: Duration = Duration::from_mins(10);
 pub struct Peers {
     nodes: Option<Nodes>,
     since: Instant,
+    tally: Tally,
+}
+
+/// What outlives the agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Tally {
     shares: Shares<Key, Kind, String>,
-    /// What the kernel had counted, and when it had grown last.
-    grown: HashMap<Key, (u64, Instant)>,
+    /// What the kernel had counted, by key.
+    grown: HashMap<Key, Grown>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            shares: Shares::new(NAMED),
+            grown: HashMap::new(),
+        }
+    }
+}
+
+/// What the kernel had counted, and when it had grown last.
+#[derive(Debug, Serialize, Deserialize)]
+struct Grown {
+    total: u64,
+    #[serde(with = "moment")]
+    at: Instant,
 }
 
 impl Peers {
@@ -47,9 +71,18 @@ impl Peers {
         Self {
             nodes,
             since: Instant::now(),
-            shares: Shares::new(NAMED),
-            grown: HashMap::new(),
+            tally: Tally::default(),
         }
+    }
+
+    /// What outlives the agent.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The same, from an agent before.
+    pub fn remember(&mut self, tally: Tally) {
+        self.tally = tally;
     }
 
     /// Takes over what the kernel has counted. `second` counts up with time.
@@ -59,18 +92,25 @@ impl Peers {
             return;
         }
         for (key, total) in counted {
-            let (last, at) = self.grown.entry(*key).or_insert((0, now));
-            if last == total {
+            let grown = self
+                .tally
+                .grown
+                .entry(*key)
+                .or_insert(Grown { total: 0, at: now });
+            if grown.total == *total {
                 continue;
             }
-            (*last, *at) = (*total, now);
+            *grown = Grown {
+                total: *total,
+                at: now,
+            };
             let Some(kind) = Kind::ALL.get(usize::from(key.kind)) else {
                 continue;
             };
             let name = self.name(key);
-            self.shares.take(*key, *total, kind, name);
+            self.tally.shares.take(*key, *total, kind, name);
         }
-        self.shares.settle(second);
+        self.tally.shares.settle(second);
     }
 
     /// `None` is the kernel's own rest.
@@ -85,13 +125,13 @@ impl Peers {
 
     /// Which keys may leave the kernel's map.
     pub fn retire(&mut self, now: Instant) -> Vec<Key> {
-        let idle = |(key, (_, at)): (&Key, &(u64, Instant))| {
-            (key.family != 0 && now.duration_since(*at) >= IDLE).then_some(*key)
+        let idle = |(key, grown): (&Key, &Grown)| {
+            (key.family != 0 && now.duration_since(grown.at) >= IDLE).then_some(*key)
         };
-        let over: Vec<Key> = self.grown.iter().filter_map(idle).collect();
+        let over: Vec<Key> = self.tally.grown.iter().filter_map(idle).collect();
         for key in &over {
-            self.grown.remove(key);
-            self.shares.forget_key(key);
+            self.tally.grown.remove(key);
+            self.tally.shares.forget_key(key);
         }
         over
     }
@@ -99,6 +139,7 @@ impl Peers {
     /// Kinds, names and failures; all of a kind together are all of the node.
     pub fn failures(&self) -> Vec<(Kind, String, u64)> {
         let mut failures: Vec<_> = self
+            .tally
             .shares
             .all()
             .flat_map(|(kind, counts)| {
@@ -109,7 +150,7 @@ impl Peers {
             .collect();
         failures.sort_unstable();
         for kind in Kind::ALL {
-            let rest = self.shares.all().find(|(k, _)| **k == kind);
+            let rest = self.tally.shares.all().find(|(k, _)| **k == kind);
             let rest = rest.and_then(|(_, counts)| counts.get(&None));
             failures.push((kind, OTHER.to_owned(), rest.copied().unwrap_or_default()));
         }

@@ -78,6 +78,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
         reasons: &[(2, "neigh_failed".to_owned())],
         read_errors: 0,
         undecodable: 0,
+        state_resets: 0,
     });
 }
 

@@ -1,0 +1,115 @@
+//! How many instructions the verifier walked through for each program, as recorded for each series of
+//! kernels: what grows shows in review, before it comes near the kernel's limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+/// Instructions by program.
+pub type Instructions = BTreeMap<String, u32>;
+
+/// `BPF_COMPLEXITY_LIMIT_INSNS` (include/linux/bpf.h, since 5.2).
+pub const LIMIT: u32 = 1_000_000;
+/// So much a program may be away from what is recorded, per cent: patch releases of a kernel move the
+/// verifier a little.
+const PERCENT: u32 = 5;
+/// And so many instructions in any case, for the smallest.
+const AT_LEAST: u32 = 16;
+
+/// `6.12` of `6.12.107+deb12-cloud-amd64`.
+pub fn series(release: &str) -> String {
+    let mut parts = release.split(['.', '-', '+']);
+    let parts = [parts.next(), parts.next()];
+    parts.map(Option::unwrap_or_default).join(".")
+}
+
+/// What is recorded, by series.
+pub fn parse(text: &str) -> Result<BTreeMap<String, Instructions>, String> {
+    toml::from_str(text).map_err(|e| e.to_string())
+}
+
+/// The file, with these in the place of what it has of a series.
+pub fn write(
+    recorded: &BTreeMap<String, Instructions>,
+    series: &str,
+    found: &Instructions,
+) -> String {
+    let mut all = recorded.clone();
+    all.insert(series.to_owned(), found.clone());
+    let mut text = HEAD.to_owned();
+    for (series, programs) in &all {
+        let _ = writeln!(text, "\n[\"{series}\"]"); // a String takes all
+        for (program, instructions) in programs {
+            let _ = writeln!(text, "{program} = {instructions}");
+        }
+    }
+    text
+}
+
+const HEAD: &str = "\
+# Instructions that the verifier walks through, by series of kernels and program; the limit is 1,000,000.
+# Renew it for the running kernel with
+#     UPDATE=1 cargo test -p tests --test programs verified
+# and look at what grew.
+";
+
+/// One line for each program that is further from what is recorded than it may be.
+pub fn differences(recorded: &Instructions, found: &Instructions) -> Vec<String> {
+    let programs: BTreeSet<&String> = recorded.keys().chain(found.keys()).collect();
+    programs
+        .into_iter()
+        .filter_map(
+            |program| match (recorded.get(program), found.get(program)) {
+                (Some(before), Some(now)) => {
+                    let may = (before / 100 * PERCENT).max(AT_LEAST);
+                    let change = (f64::from(*now) / f64::from(*before) - 1.0) * 100.0;
+                    (before.abs_diff(*now) > may)
+                        .then(|| format!("{program:<20} {before:>7} -> {now:>7}  {change:+.1} %"))
+                }
+                (Some(before), None) => Some(format!("{program:<20} {before:>7} -> gone")),
+                (None, now) => Some(format!("{program:<20}     new -> {:>7}", now?)),
+            },
+        )
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn programs(some: &[(&str, u32)]) -> Instructions {
+        some.iter()
+            .map(|(name, n)| ((*name).to_owned(), *n))
+            .collect()
+    }
+
+    #[test]
+    fn a_series_is_the_first_two_numbers() {
+        assert_eq!(series("6.12.107+deb12-cloud-amd64"), "6.12");
+        assert_eq!(series("6.1.0-56-cloud-amd64"), "6.1");
+        assert_eq!(series("7.0-rc1"), "7.0");
+    }
+
+    #[test]
+    fn small_changes_pass_and_others_are_told() {
+        let recorded = programs(&[("big", 10_000), ("small", 20), ("old", 5)]);
+        let near = programs(&[("big", 10_500), ("small", 36), ("old", 5)]);
+        assert_eq!(differences(&recorded, &near), [""; 0]);
+        let far = programs(&[("big", 10_501), ("small", 3), ("new", 7)]);
+        let told = differences(&recorded, &far);
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert!(told[0].contains("10000 ->   10501  +5.0 %"), "{told:?}");
+        assert!(told[1].starts_with("new"), "{told:?}");
+        assert!(told[2].ends_with("gone"), "{told:?}");
+        assert!(told[3].contains("-85.0 %"), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let old = BTreeMap::from([("6.1".to_owned(), programs(&[("a", 1)]))]);
+        let found = programs(&[("a", 2), ("b", 3)]);
+        let text = write(&old, "6.18", &found);
+        let mut all = old.clone();
+        all.insert("6.18".to_owned(), found);
+        assert_eq!(parse(&text), Ok(all));
+    }
+}

@@ -1,0 +1,286 @@
+//! What outlives an agent in the state folder: counters and names, however it ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tests::bpffs::BpfFs;
+use tests::dns::{A, Client, Lookup, Server};
+use tests::leftovers::Leftovers;
+use tests::neigh::{FIRST_SILENT, burst, table_fulls};
+use tests::netns::Pod;
+use tests::process::{run, tracer_path, without_settings};
+use tests::wait::ensure;
+use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
+
+const SOON: Duration = Duration::from_secs(8);
+/// Limits that a burst overflows.
+const LIMITS: [u64; 3] = [32, 64, 64];
+const CREATES: &str = "tracer_pod_neighbour_creates_total";
+const NODE_CREATES: &str = "tracer_node_neighbour_creates_total";
+const V4_FULL: [(&str, &str); 2] = [("family", "ipv4"), ("result", "table_full")];
+
+fn full(metrics: &Metrics, pod: [(&str, &str); 2]) -> u64 {
+    metrics.sum(CREATES, &[&pod[..], &V4_FULL].concat()) as u64
+}
+
+/// Every refusal that the kernel counted is some pod's, and these pods have their names.
+fn is_complete(metrics: &Metrics, fulls: u64, pods: &[[(&str, &str); 2]]) -> Result<(), String> {
+    let node = metrics.sum(NODE_CREATES, &V4_FULL) as u64;
+    let all = metrics.sum(CREATES, &V4_FULL) as u64;
+    let named: u64 = pods.iter().map(|pod| full(metrics, *pod)).sum();
+    ensure((node, all, named) == (fulls, fulls, fulls), || {
+        format!("node {node}, pods {all}, named {named}; the kernel refused {fulls}")
+    })
+}
+
+fn links(state: &Path) -> Vec<PathBuf> {
+    let folders = fs::read_dir(state.join("schema-1/links")).expect("there are links");
+    folders
+        .flat_map(|folder| fs::read_dir(folder.expect("folder can be read").path()))
+        .flatten()
+        .map(|link| link.expect("folder can be read").path())
+        .collect()
+}
+
+fn detach_all(state: &str) -> tests::process::Ended {
+    let mut command = Command::new(tracer_path());
+    without_settings(&mut command);
+    run(
+        command.args(["agent", "--detach-all", "--state-dir", state]),
+        Duration::from_secs(5),
+    )
+}
+
+/// Sends bursts to addresses that nobody has, until the kernel has refused so many more.
+fn storm(pods: &[&Pod], more: u64) {
+    let before = table_fulls(Family::V4);
+    let mut first = FIRST_SILENT;
+    eventually(Duration::from_secs(20), || {
+        for pod in pods {
+            burst(pod, Family::V4, first, 100);
+        }
+        first += 100;
+        let refused = table_fulls(Family::V4) - before;
+        ensure(refused >= more, || {
+            format!("the lab failed: {refused} refused")
+        })
+    });
+}
+
+#[test]
+fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = ["--state-dir", state.to_str().expect("path is text")];
+    let mut lab = Lab::new();
+    let stays = lab.pod("stays", 1, 1);
+    let goes = lab.pod("goes", 2, 1);
+    let [stays_labels, goes_labels] = [&stays, &goes].map(|pod| {
+        pod.labels()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    });
+    let labels = |owned: &'_ [(String, String); 2]| {
+        let [a, b] = owned.clone();
+        [a, b]
+    };
+    let mut agent = Agent::start(&flags);
+    let fulls = table_fulls(Family::V4);
+    let limits = Thresholds::set(lab.lock(), LIMITS);
+    storm(&[&stays, &goes], 100);
+    eventually(SOON, || {
+        let metrics = agent.metrics();
+        ensure(full(&metrics, goes.labels()) > 0, || {
+            "nobody has a name yet".to_owned()
+        })
+    });
+    // In the middle of it.
+    let killed = std::thread::scope(|scope| {
+        let storming = scope.spawn(|| storm(&[&stays, &goes], 600));
+        eventually(SOON, || {
+            let refused = table_fulls(Family::V4) - fulls;
+            ensure(refused > 200, || format!("{refused} refused"))
+        });
+        let (status, _) = agent.stop(Signal::KILL);
+        storming.join().expect("the storm ends");
+        status
+    });
+    assert!(!killed.success());
+    // One fails on while no agent is there, and goes; the other fails once more.
+    storm(&[&goes], 100);
+    drop(goes);
+    storm(&[&stays], 100);
+
+    let second = Agent::start(&flags);
+    storm(&[&stays], 100);
+    drop(limits);
+    let refused = table_fulls(Family::V4) - fulls;
+    let (stays_labels, goes_labels) = (labels(&stays_labels), labels(&goes_labels));
+    let names = [&stays_labels, &goes_labels].map(|labels| {
+        let [(a, b), (c, d)] = labels;
+        [(a.as_str(), b.as_str()), (c.as_str(), d.as_str())]
+    });
+    eventually(SOON, || is_complete(&second.metrics(), refused, &names));
+    let metrics = second.metrics();
+    assert!(
+        names.iter().all(|name| full(&metrics, *name) >= 100),
+        "{names:?}"
+    );
+    assert_eq!(metrics.sum("tracer_state_resets_total", &[]), 0.0);
+
+    // An agent that ends in order leaves the same behind, and the third has it.
+    second.stop_cleanly();
+    let third = Agent::start(&flags);
+    eventually(SOON, || is_complete(&third.metrics(), refused, &names));
+    third.stop_cleanly();
+}
+
+#[test]
+fn lookups_that_are_under_way_are_counted_as_they_end() {
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = [
+        "--dns-timeout",
+        "2s",
+        "--state-dir",
+        state.to_str().expect("path is text"),
+    ];
+    let lab = Lab::new();
+    let pod = lab.pod("pod", 1, 1);
+    let to = pod.hub(Family::V4);
+    let _server = Server::start(&lab.hub, &[to]);
+    let client = Client {
+        timeout: Duration::from_secs(2),
+        linger: Duration::ZERO,
+    };
+    let mut agent = Agent::start(&flags);
+    for end in [Signal::KILL, Signal::TERM] {
+        let lookups = (0..20).flat_map(|n| {
+            [format!("late-1000-{n}.test"), format!("drop-{n}.test")]
+                .map(|name| Lookup::new(name, A, to))
+        });
+        let asking = client.spawn(&pod, lookups.collect());
+        eventually(SOON, || {
+            let pending = agent.metrics().sum("tracer_node_dns_pending", &[]);
+            ensure(pending == 40.0, || format!("{pending} pending"))
+        });
+        agent.stop(end);
+        let tally = asking.join().expect("the client ends");
+        assert_eq!(
+            (tally.outcome("noerror"), tally.outcome("timeout")),
+            (20, 20)
+        );
+        agent = Agent::start(&flags);
+    }
+    eventually(SOON, || {
+        let metrics = agent.metrics();
+        let ended = ["noerror", "timeout"].map(|outcome| {
+            let labels = [&pod.labels()[..], &[("outcome", outcome)]].concat();
+            metrics.sum("tracer_pod_dns_lookups_total", &labels)
+        });
+        let pending = metrics.sum("tracer_node_dns_pending", &[]);
+        ensure((ended, pending) == ([40.0, 40.0], 0.0), || {
+            format!("{ended:?}, {pending} pending")
+        })
+    });
+    agent.stop_cleanly();
+}
+
+#[test]
+fn another_build_goes_on_with_the_counters() {
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = ["--state-dir", state.to_str().expect("path is text")];
+    let mut lab = Lab::new();
+    let pod = lab.pod("pod", 1, 1);
+    let limits = Thresholds::set(lab.lock(), LIMITS);
+    let fulls = table_fulls(Family::V4);
+    // To the programs another rate is what another build is: other constants.
+    for rate in ["1000", "7"] {
+        let agent = Agent::start(&[&flags[..], &["--event-rate", rate]].concat());
+        storm(&[&pod], 50);
+        let refused = table_fulls(Family::V4) - fulls;
+        eventually(SOON, || {
+            is_complete(&agent.metrics(), refused, &[pod.labels()])
+        });
+        agent.stop_cleanly();
+    }
+    drop(limits);
+    let links = links(&state);
+    let mut names: Vec<_> = links.iter().map(|link| link.file_name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(
+        names.len(),
+        links.len(),
+        "two builds count at once: {links:?}"
+    );
+}
+
+#[test]
+fn state_of_another_shape_is_left_and_said() {
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = ["--state-dir", state.to_str().expect("path is text")];
+    let agent = Agent::start(&flags);
+    agent.stop_cleanly();
+    let maps = state.join("schema-1/maps");
+    fs::rename(maps.join("TCP"), maps.join("NEIGH")).expect("pins can be renamed");
+    fs::create_dir_all(state.join("schema-0/maps")).expect("folders can be made");
+    let agent = Agent::start(&flags);
+    let said = agent.stderr();
+    assert!(
+        said.contains("begin anew") && said.contains("NEIGH"),
+        "{said}"
+    );
+    assert_eq!(agent.metrics().sum("tracer_state_resets_total", &[]), 1.0);
+    assert!(!state.join("schema-0").exists());
+    agent.stop_cleanly();
+    // What cannot be read is no reason not to start either.
+    let memory = state.join("schema-1/memory");
+    fs::remove_file(&memory).expect("pins can be removed");
+    fs::rename(maps.join("WALK"), &memory).expect("pins can be renamed");
+    let agent = Agent::start(&flags);
+    let said = agent.stderr();
+    assert!(said.contains("memory"), "{said}");
+    assert_eq!(agent.metrics().sum("tracer_state_resets_total", &[]), 0.0);
+    agent.stop_cleanly();
+}
+
+#[test]
+fn all_of_it_can_be_taken_out() {
+    let leftovers = Leftovers::now();
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let text = state.to_str().expect("path is text");
+    let agent = Agent::start(&["--state-dir", text]);
+    let pid = agent.pid().to_string();
+    detach_all(text).assert_refused(1, &[text, &pid]);
+    let attached = links(&state).len();
+    agent.stop_cleanly();
+    assert_eq!(
+        links(&state).len(),
+        attached,
+        "counting ended with the agent"
+    );
+    let foreign = state.join("foreign");
+    fs::create_dir(&foreign).expect("folders can be made");
+    let ended = detach_all(text);
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(
+        ended.stdout.contains(&format!("{attached} attachments")),
+        "{ended:?}"
+    );
+    leftovers.assert_none_new();
+    assert!(foreign.exists() && !state.join("schema-1").exists());
+    fs::remove_dir(&foreign).expect("folders can be removed");
+    assert!(detach_all(text).status.success());
+    assert!(!state.exists());
+    let ended = detach_all(text);
+    assert!(
+        ended.status.success() && ended.stdout.contains("nothing"),
+        "{ended:?}"
+    );
+}

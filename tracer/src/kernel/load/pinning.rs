@@ -1,0 +1,114 @@
+//! Programs and attachments that outlive the agent. Where the same build was at work with the same
+//! parameters, its programs are taken over as they run, and nothing goes uncounted. Where another was, each
+//! of its attachments ends just before the new one begins: what happens between the two is not counted.
+//!
+//! An agent that ends leaves them too. Lookups and attempts are under way at any moment: had nobody seen
+//! their end, the next agent would count them as failed.
+
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::programs::{
+    CgroupSkb, CgroupSkbAttachType, Program, RawTracePoint,
+    links::{FdLink, PinnedLink},
+};
+
+use super::{Loaded, OBJECT};
+
+/// Stands for the object and what it was told.
+pub(super) fn fingerprint(told: impl Hash) -> u64 {
+    // Two builds with different hash functions have different objects or compilers: a mere exchange.
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    told.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Loaded {
+    /// Takes a program over that is pinned. `false`: there is none.
+    pub(super) fn adopt(&mut self, name: &str) -> Result<bool> {
+        let Some(path) = self.pins.as_ref().map(|pins| pins.program(name)) else {
+            return Ok(false);
+        };
+        if !path.exists() {
+            return Ok(false);
+        }
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+        let at = match name {
+            "dns_ingress" => CgroupSkbAttachType::Ingress,
+            _ => CgroupSkbAttachType::Egress,
+        };
+        let context = || format!("cannot take over the program {}", path.display());
+        *program = match program {
+            Program::CgroupSkb(_) => {
+                Program::CgroupSkb(CgroupSkb::from_pin(&path, at).with_context(context)?)
+            }
+            Program::RawTracePoint(_) => {
+                Program::RawTracePoint(RawTracePoint::from_pin(&path).with_context(context)?)
+            }
+            _ => return Ok(false),
+        };
+        Ok(true)
+    }
+
+    /// Lets a program outlive the agent.
+    pub(super) fn pin(&mut self, name: &str) -> Result<()> {
+        let Some(pins) = &self.pins else {
+            return Ok(());
+        };
+        let path = pins.program(name);
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+        program
+            .pin(&path)
+            .with_context(|| format!("cannot pin a program at {}", path.display()))
+    }
+
+    /// Is the program attached already, by an agent that was killed?
+    pub(super) fn is_pinned(&self, name: &str) -> bool {
+        let pins = self.pins.as_ref();
+        pins.is_some_and(|pins| pins.link(name).exists())
+    }
+
+    /// Before a program is attached: another build's attachment of that name ends. `true`: this build's
+    /// is there, and taken over.
+    pub(super) fn adopt_link(&mut self, name: &str) -> Result<bool> {
+        let Some(pins) = &self.pins else {
+            return Ok(false);
+        };
+        if !self.is_pinned(name) {
+            pins.relieve(name)?;
+            return Ok(false);
+        }
+        let path = pins.link(name);
+        let link = PinnedLink::from_pin(&path)
+            .with_context(|| format!("cannot take over the attachment {}", path.display()))?;
+        self.links.push(link);
+        Ok(true)
+    }
+
+    /// Lets an attachment outlive the agent.
+    pub(super) fn pin_link(&mut self, name: &str, link: FdLink) -> Result<()> {
+        let pins = self.pins.as_ref();
+        let path = pins.map(|pins| pins.link(name)).unwrap_or_default();
+        let link = link
+            .pin(&path)
+            .with_context(|| format!("cannot pin an attachment at {}", path.display()))?;
+        self.links.push(link);
+        Ok(())
+    }
+
+    /// Takes a program and its attachment out of the state folder.
+    pub(super) fn unpin(&self, name: &str) {
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.unpin(name)
+        {
+            tracing::error!("cannot take {name} out of the state folder: {error}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Is a pinned map what this version expects? aya takes whatever is pinned under the name, and programs
+//! that count in a map of another shape would count nonsense.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::MapInfo;
+use aya_obj::Object;
+
+use crate::kernel::load::OBJECT;
+
+/// Type, sizes and room of a map (`enum bpf_map_type` and `struct bpf_map_info`, include/uapi/linux/bpf.h).
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+fn expected() -> Result<Vec<(String, Shape)>> {
+    let object = Object::parse(OBJECT).context("cannot read the eBPF object")?;
+    let maps = object.maps.into_iter();
+    Ok(maps
+        // Sections of globals and aya-log's own map belong to one build.
+        .filter(|(name, _)| !name.starts_with('.') && !name.starts_with("AYA_"))
+        .map(|(name, map)| {
+            let shape = Shape {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+            };
+            (name, shape)
+        })
+        .collect())
+}
+
+/// The maps that are pinned.
+pub fn names() -> Result<Vec<String>> {
+    Ok(expected()?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Compares the maps in a folder with what is expected. One that is not there will be made.
+pub fn check(folder: &Path) -> Result<()> {
+    for (name, expected) in expected()? {
+        let path = folder.join(&name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("{} is no map that can be read", path.display()))?;
+        let found = Shape {
+            kind: info.map_type()? as u32,
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            max_entries: info.max_entries(),
+            flags: info.map_flags(),
+        };
+        if found != expected {
+            bail!(
+                "the map {} has another shape: {found:?}, expected {expected:?}",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    use super::*;
+
+    /// What the maps mean is written in these. Where it changes, raise `SCHEMA`, so that counters of the
+    /// other meaning are not gone on with; then note the new sum here.
+    #[test]
+    fn what_the_maps_hold_changes_with_the_schema_only() {
+        let sources = [
+            include_str!("../../../../tracer-common/src/dns.rs"),
+            include_str!("../../../../tracer-common/src/drops.rs"),
+            include_str!("../../../../tracer-common/src/event.rs"),
+            include_str!("../../../../tracer-common/src/neigh.rs"),
+            include_str!("../../../../tracer-common/src/peers.rs"),
+            include_str!("../../../../tracer-common/src/tcp.rs"),
+        ];
+        let mut hasher = DefaultHasher::new();
+        for line in sources.iter().flat_map(|source| source.lines()) {
+            let line = line.trim();
+            if !line.starts_with("//") {
+                line.hash(&mut hasher);
+            }
+        }
+        let sum = format!("{:016x}", hasher.finish());
+        assert_eq!(
+            (tracer_common::SCHEMA, sum.as_str()),
+            (1, "e9e7b5abc8f82577")
+        );
+    }
+
+    #[test]
+    fn the_maps_are_known() {
+        let names = names().unwrap();
+        assert!(names.iter().any(|name| name == "NEIGH"), "{names:?}");
+        assert!(
+            !names.iter().any(|name| name.contains("rodata")),
+            "{names:?}"
+        );
+    }
+}
