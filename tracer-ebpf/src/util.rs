@@ -23,21 +23,6 @@ pub fn add(counter: &mut u64, n: u64) {
     }
 }
 
-/// As [`add`], in other words: LLVM does not make one instruction of it and an `add` nearby.
-#[inline(always)]
-pub fn add_apart(counter: &mut u64, n: u64) {
-    let counter: *mut u64 = counter;
-    // SAFETY: as in `add`.
-    unsafe {
-        core::arch::asm!(
-            "lock *(u64 *)({counter} + 0x0) += {n}",
-            counter = in(reg) counter,
-            n = in(reg) n,
-            options(nostack),
-        );
-    }
-}
-
 /// Takes from a counter in a map, atomically.
 #[inline(always)]
 pub fn sub(counter: &mut u64, n: u64) {
