@@ -342,10 +342,6 @@ mod user {
     unsafe impl aya::Pod for super::Counts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Value {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Lookup {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Served {}
 }
 
 #[cfg(test)]

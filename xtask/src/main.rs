@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod btf;
 mod build;
 mod cluster;
 mod dashboard;
@@ -66,6 +67,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Make a fixture of a kernel's type information, for tracer/tests/kernels.rs
+    Btf(btf::Wanted),
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Verb::Dist(wanted) => dist::run(&wanted),
         Verb::Manifests { check } => manifests::run(check),
         Verb::Dashboard { check } => dashboard::run(check),
+        Verb::Btf(wanted) => btf::run(&wanted),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };

@@ -419,3 +419,13 @@ pub struct Served {
     /// The client's lookup, if the client is on this node; else all 0.
     pub lookup: LookupKey,
 }
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Lookup {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Served {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sent {}
+}

@@ -169,9 +169,12 @@ pub fn bounded_len(start: u32, packet_len: u32) -> u32 {
         return 0;
     }
     // black_box: LLVM knows that the length is in range and drops the check that the verifier needs
-    // to see. One less than the length: that it is not 0 verifiers of old kernels (5.10) learn from no
-    // comparison.
-    let beyond_one = black_box(packet_len - start - 1);
-    let last = QUESTION_LEN as u32 - 1;
-    1 + if beyond_one > last { last } else { beyond_one }
+    // to see. One less than it: verifiers before 6.8 learn nothing from "not 0"
+    // (kernel/bpf/verifier.c, reg_set_min_max), and would see a read of no bytes.
+    let beyond_first = black_box(packet_len - start - 1);
+    if beyond_first >= QUESTION_LEN as u32 {
+        QUESTION_LEN as u32
+    } else {
+        beyond_first + 1
+    }
 }

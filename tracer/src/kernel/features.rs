@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use super::{btf::Btf, without::is_without};
 
 /// What a program cannot be loaded or attached without.
-struct Needs {
-    program: &'static str,
+#[derive(Debug)]
+pub struct Needs {
+    /// Its name in the object.
+    pub program: &'static str,
     tracepoints: &'static [&'static str],
     /// As in include/uapi/linux/bpf.h.
     helpers: &'static [&'static str],
@@ -26,7 +28,7 @@ const fn needs(
 }
 
 /// Every program of the object that attaches to something, or that calls what came after 5.10.
-const PROGRAMS: &[Needs] = &[
+pub const PROGRAMS: &[Needs] = &[
     needs("neigh_create", &["neigh_create"], &["bpf_jiffies64"]),
     needs("walk", &[], &["bpf_loop"]),
     needs("dns_age", &[], &["bpf_for_each_map_elem"]),
@@ -137,6 +139,11 @@ impl Features {
     /// Has BPF that helper, such as `bpf_loop`?
     pub fn has_helper(&self, name: &str) -> bool {
         self.helpers.contains(name)
+    }
+
+    /// The functions to attach to that are known, by name.
+    pub fn functions(&self) -> impl Iterator<Item = &'static str> {
+        self.functions.iter().copied()
     }
 
     /// Is there a function of that name to attach to? Only those of [`FUNCTIONS`] are known.

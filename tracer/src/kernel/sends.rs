@@ -7,7 +7,12 @@
 //! where `kernel.perf_event_paranoid` is 3.
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::{Btf as AyaBtf, Ebpf, maps::Array, programs::FExit};
+use aya::{
+    Btf as AyaBtf, Ebpf,
+    maps::{Array, HashMap},
+    programs::FExit,
+};
+use tracer_common::dns::Sent;
 
 use super::{
     btf::Btf,
@@ -91,6 +96,9 @@ fn try_watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
         let instructions = program.info()?.verified_instruction_count();
         verified.extend(instructions.map(|count| (name.to_owned(), count)));
     }
+    if !PROGRAMS.iter().all(|(name, _)| loaded.is_pinned(name)) {
+        forget_sends(&mut loaded.ebpf)?;
+    }
     // Before they begin: no query is counted twice.
     tell_programs(&mut loaded.ebpf, true)?;
     for (name, function) in PROGRAMS {
@@ -99,6 +107,21 @@ fn try_watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
             .with_context(|| format!("cannot attach to the end of {function}()"))?;
     }
     Ok(verified)
+}
+
+/// What other programs left in the state folder is over: nobody has seen the end of it.
+fn forget_sends(ebpf: &mut Ebpf) -> Result<()> {
+    tell_programs(ebpf, false)?;
+    let sent = ebpf
+        .map_mut("SENT")
+        .ok_or_else(|| anyhow!("the eBPF object has no map SENT"))?;
+    let mut sent: HashMap<_, Sent, u32> = HashMap::try_from(sent)?;
+    let over: Vec<Sent> = sent.keys().collect::<Result<_, _>>()?;
+    for key in over {
+        // It may have made room for another meanwhile.
+        let _ = sent.remove(&key);
+    }
+    Ok(())
 }
 
 fn tell_programs(ebpf: &mut Ebpf, watched: bool) -> Result<()> {

@@ -71,7 +71,7 @@ impl Loaded {
     }
 
     /// Is the program attached already, by an agent that was killed?
-    pub(super) fn is_pinned(&self, name: &str) -> bool {
+    pub(in crate::kernel) fn is_pinned(&self, name: &str) -> bool {
         let pins = self.pins.as_ref();
         pins.is_some_and(|pins| pins.link(name).exists())
     }
