@@ -29,7 +29,7 @@ use crate::{
     maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
-    util::{add, net_cookie, read},
+    util::{add, forget, net_cookie, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -110,7 +110,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         return None;
     }
 
-    let datagram = Datagram::of(skb)?;
+    // All ways to here are one from here on.
+    drop.reason = forget(drop.reason as u64, skb) as u16;
+    drop.cause = forget(drop.cause as u64, skb) as u8;
+    drop.detail = forget(drop.detail as u64, skb) as u8;
+    let mut datagram = Datagram::of(skb)?;
+    datagram.family = forget(datagram.family as u64, skb) as u16;
+    datagram.is_answer = forget(datagram.is_answer as u64, skb) != 0;
     if datagram.is_answer && dns::take_back(skb, datagram.id, drop) {
         return None;
     }
@@ -123,6 +129,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     } else if drop.cause == Cause::NeighbourUnresolved as u8 && was_unsolicited(skb, &datagram) {
         drop.cause = Cause::NeighbourTableFull as u8;
     }
+    drop.cause = forget(drop.cause as u64, skb) as u8;
     let (mut key, found) = match datagram.by_packet(skb) {
         Some(key) => (key, Found::ByPacket),
         None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
