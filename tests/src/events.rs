@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::process::{Collected, Reaped, collect, tracer};
+use crate::wait::patient;
 
 /// One event.
 #[derive(Clone, Debug)]
@@ -88,7 +89,7 @@ impl Events {
         if let Some(event) = self.seen.iter().find(|event| wanted(event)) {
             return Some(event.clone());
         }
-        let end = Instant::now() + deadline;
+        let end = Instant::now() + patient(deadline);
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {

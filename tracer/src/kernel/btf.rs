@@ -1,7 +1,8 @@
 //! What the running kernel's BTF says: offsets of fields, values of enums, indices of arguments.
 
 use std::{
-    collections::BTreeMap,
+    cell::OnceCell,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,8 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 pub struct Btf {
     btf: btf_rs::Btf,
     path: PathBuf,
+    /// Ids by name: the library looks through all 100,000 types for each name.
+    ids: OnceCell<HashMap<String, Vec<u32>>>,
 }
 
 impl Btf {
@@ -35,6 +38,7 @@ impl Btf {
         Ok(Self {
             btf,
             path: path.to_owned(),
+            ids: OnceCell::new(),
         })
     }
 
@@ -43,7 +47,11 @@ impl Btf {
         let path = Path::new("/sys/kernel/btf").join(name);
         let btf = btf_rs::Btf::from_split_file(&path, &self.btf)
             .with_context(|| format!("cannot read the module's BTF at {}", path.display()))?;
-        Ok(Self { btf, path })
+        Ok(Self {
+            btf,
+            path,
+            ids: OnceCell::new(),
+        })
     }
 
     /// Byte offset of a member, such as `net`, `ns.inum`. Members of anonymous structures and
@@ -176,9 +184,35 @@ impl Btf {
     }
 
     fn types(&self, name: &str) -> Result<Vec<Type>> {
-        self.btf
-            .resolve_types_by_name(name)
-            .with_context(|| format!("no type {name} in {}", self.path.display()))
+        let ids = self.ids.get_or_init(|| self.index());
+        let ids = ids
+            .get(name)
+            .ok_or_else(|| anyhow!("no type {name} in {}", self.path.display()))?;
+        ids.iter()
+            .map(|id| Ok(self.btf.resolve_type_by_id(*id)?))
+            .collect()
+    }
+
+    /// Types that somebody may ask for, by name.
+    fn index(&self) -> HashMap<String, Vec<u32>> {
+        let mut ids: HashMap<String, Vec<u32>> = HashMap::new();
+        // Ids count up from 1, without a gap.
+        let types = (1..).map_while(|id| Some((id, self.btf.resolve_type_by_id(id).ok()?)));
+        for (id, kind) in types {
+            if !matches!(
+                kind,
+                Type::Struct(_) | Type::Enum(_) | Type::Typedef(_) | Type::Func(_)
+            ) {
+                continue;
+            }
+            let named = kind.as_btf_type().map(|t| self.btf.resolve_name(t));
+            if let Some(Ok(name)) = named
+                && !name.is_empty()
+            {
+                ids.entry(name).or_default().push(id);
+            }
+        }
+        ids
     }
 
     fn structure(&self, name: &str) -> Result<Struct> {
