@@ -14,7 +14,7 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The running kernel's type information. Parsed on demand, meant to be dropped after start.
 pub struct Btf {
-    btf: btf_rs::Btf,
+    types: btf_rs::Btf,
     path: PathBuf,
     /// Ids by name: the library looks through all 100,000 types for each name.
     ids: OnceCell<HashMap<String, Vec<u32>>>,
@@ -36,7 +36,7 @@ impl Btf {
             .or_else(|_| btf_rs::Btf::from_file(path))
             .with_context(|| format!("cannot read the kernel's BTF at {}", path.display()))?;
         Ok(Self {
-            btf,
+            types: btf,
             path: path.to_owned(),
             ids: OnceCell::new(),
         })
@@ -45,10 +45,10 @@ impl Btf {
     /// The type information of a kernel module on top of this, where the module is loaded.
     pub fn module(&self, name: &str) -> Result<Self> {
         let path = Path::new("/sys/kernel/btf").join(name);
-        let btf = btf_rs::Btf::from_split_file(&path, &self.btf)
+        let btf = btf_rs::Btf::from_split_file(&path, &self.types)
             .with_context(|| format!("cannot read the module's BTF at {}", path.display()))?;
         Ok(Self {
-            btf,
+            types: btf,
             path,
             ids: OnceCell::new(),
         })
@@ -96,7 +96,7 @@ impl Btf {
 
     /// Is there a function of that name that a program can attach to?
     pub fn has_function(&self, name: &str) -> bool {
-        self.types(name)
+        self.of_name(name)
             .is_ok_and(|types| types.iter().any(|t| matches!(t, Type::Func(_))))
     }
 
@@ -108,7 +108,7 @@ impl Btf {
     /// The members of an enum, by name.
     pub fn enumeration(&self, name: &str) -> Result<BTreeMap<String, u32>> {
         let members = self
-            .types(name)?
+            .of_name(name)?
             .into_iter()
             .find_map(|t| match t {
                 Type::Enum(e) => Some(e.members),
@@ -117,7 +117,7 @@ impl Btf {
             .ok_or_else(|| anyhow!("no enum {name} in {}", self.path.display()))?;
         members
             .iter()
-            .map(|m| Ok((self.btf.resolve_name(m)?, m.val())))
+            .map(|m| Ok((self.types.resolve_name(m)?, m.val())))
             .collect()
     }
 
@@ -125,11 +125,11 @@ impl Btf {
     pub fn tracepoint_argument(&self, tracepoint: &str, enumeration: &str) -> Result<u32> {
         let missing = || anyhow!("tracepoint {tracepoint} has no argument enum {enumeration}");
         for (index, parameter) in self.tracepoint(tracepoint)?.iter().enumerate() {
-            let Ok(kind) = self.btf.resolve_chained_type(parameter) else {
+            let Ok(kind) = self.types.resolve_chained_type(parameter) else {
                 continue;
             };
             if let Type::Enum(e) = &kind
-                && self.btf.resolve_name(e)? == enumeration
+                && self.types.resolve_name(e)? == enumeration
             {
                 // The first parameter of the prototype is the probe's own `void *`.
                 return u32::try_from(index)?.checked_sub(1).ok_or_else(missing);
@@ -148,7 +148,7 @@ impl Btf {
     fn tracepoint(&self, tracepoint: &str) -> Result<Vec<btf_rs::Parameter>> {
         let typedef = format!("btf_trace_{tracepoint}");
         let prototype = self
-            .types(&typedef)?
+            .of_name(&typedef)?
             .iter()
             .find(|t| matches!(t, Type::Typedef(_)))
             .and_then(Type::as_btf_type)
@@ -165,7 +165,7 @@ impl Btf {
 
     /// Follows pointers, typedefs and qualifiers to what they mean.
     fn follow(&self, from: &dyn BtfType) -> Result<Type> {
-        let mut found = self.btf.resolve_chained_type(from)?;
+        let mut found = self.types.resolve_chained_type(from)?;
         while matches!(
             found,
             Type::Ptr(_)
@@ -178,18 +178,18 @@ impl Btf {
             let Some(next) = found.as_btf_type() else {
                 break;
             };
-            found = self.btf.resolve_chained_type(next)?;
+            found = self.types.resolve_chained_type(next)?;
         }
         Ok(found)
     }
 
-    fn types(&self, name: &str) -> Result<Vec<Type>> {
+    fn of_name(&self, name: &str) -> Result<Vec<Type>> {
         let ids = self.ids.get_or_init(|| self.index());
         let ids = ids
             .get(name)
             .ok_or_else(|| anyhow!("no type {name} in {}", self.path.display()))?;
         ids.iter()
-            .map(|id| Ok(self.btf.resolve_type_by_id(*id)?))
+            .map(|id| Ok(self.types.resolve_type_by_id(*id)?))
             .collect()
     }
 
@@ -197,7 +197,7 @@ impl Btf {
     fn index(&self) -> HashMap<String, Vec<u32>> {
         let mut ids: HashMap<String, Vec<u32>> = HashMap::new();
         // Ids count up from 1, without a gap.
-        let types = (1..).map_while(|id| Some((id, self.btf.resolve_type_by_id(id).ok()?)));
+        let types = (1..).map_while(|id| Some((id, self.types.resolve_type_by_id(id).ok()?)));
         for (id, kind) in types {
             if !matches!(
                 kind,
@@ -205,7 +205,7 @@ impl Btf {
             ) {
                 continue;
             }
-            let named = kind.as_btf_type().map(|t| self.btf.resolve_name(t));
+            let named = kind.as_btf_type().map(|t| self.types.resolve_name(t));
             if let Some(Ok(name)) = named
                 && !name.is_empty()
             {
@@ -216,7 +216,7 @@ impl Btf {
     }
 
     fn structure(&self, name: &str) -> Result<Struct> {
-        self.types(name)?
+        self.of_name(name)?
             .into_iter()
             .find_map(|t| match t {
                 Type::Struct(s) => Some(s),
@@ -229,7 +229,7 @@ impl Btf {
         match from {
             Type::Struct(s) | Type::Union(s) => Some(s),
             Type::Typedef(_) | Type::Const(_) | Type::Volatile(_) => {
-                let next = self.btf.resolve_chained_type(from.as_btf_type()?).ok()?;
+                let next = self.types.resolve_chained_type(from.as_btf_type()?).ok()?;
                 self.as_structure(next)
             }
             _ => None,
@@ -239,8 +239,8 @@ impl Btf {
     /// Bit offset and type of a member.
     fn member(&self, of: &Struct, name: &str) -> Option<(u32, Type)> {
         for member in &of.members {
-            let kind = self.btf.resolve_chained_type(member).ok()?;
-            let member_name = self.btf.resolve_name(member).unwrap_or_default();
+            let kind = self.types.resolve_chained_type(member).ok()?;
+            let member_name = self.types.resolve_name(member).unwrap_or_default();
             if member_name == name {
                 return Some((member.bit_offset(), kind));
             }

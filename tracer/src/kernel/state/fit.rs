@@ -98,7 +98,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (1, "e9e7b5abc8f82577")
+            (1, "9a194f40cea98921")
         );
     }
 
