@@ -62,7 +62,7 @@ const READ_AGE: Duration = Duration::from_secs(30);
 /// How often keys that are over are looked for.
 const RETIRE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// tracer at work. Dropping it takes the programs out of the kernel.
+/// tracer at work. Dropping it takes the programs out of the kernel, unless there is a state folder.
 pub struct Engine {
     config: Config,
     since: SystemTime,
@@ -250,7 +250,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Stops counting and takes the programs out of the kernel.
+    /// Ends; the programs leave the kernel, unless there is a state folder.
     pub async fn stop(self: Arc<Self>) {
         self.stop.cancel();
         let (reader, ticker) = {

@@ -67,6 +67,9 @@ pub struct Ledger<K, C> {
     settled: HashMap<Arc<Owner>, C>,
     /// Do keys change hands?
     reused: bool,
+    /// May those who would know the owner of a key not have spoken yet?
+    #[serde(skip)]
+    unheard: bool,
     #[serde(with = "moment::option")]
     read: Option<Instant>,
     /// How often it has been decided whose something is.
@@ -80,6 +83,7 @@ impl<K, C> Default for Ledger<K, C> {
             keys: HashMap::new(),
             settled: HashMap::new(),
             reused: false,
+            unheard: false,
             read: None,
             decisions: 0,
         }
@@ -141,7 +145,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                     entry.owner = Some(new);
                     self.decisions += 1;
                 }
-                (Some(old), None) if self.reused && grown => {
+                (Some(old), None) if self.reused && grown && !self.unheard => {
                     // The old one was gone before it came.
                     let share = entry.share();
                     self.settled.entry(old.clone()).or_default().plus(&share);
@@ -179,6 +183,11 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
     /// Whose key it is, once that is decided.
     pub fn owner(&self, key: &K) -> Option<&Arc<Owner>> {
         self.keys.get(key)?.owner.as_ref()
+    }
+
+    /// While those who would know have not all spoken, a key stays whose it was.
+    pub fn trust(&mut self, heard: bool) {
+        self.unheard = !heard;
     }
 
     /// How often it has been decided whose something is: a memory from before one is out of date.
@@ -327,6 +336,20 @@ mod tests {
             (total(&ledger, "a"), total(&ledger, "b")),
             (Some(5), Some(3))
         );
+    }
+
+    #[test]
+    fn an_address_stays_whose_it_was_until_all_have_spoken() {
+        let mut ledger = Ledger::of_reused_keys();
+        let start = Instant::now();
+        let at = |n| start + Duration::from_secs(n);
+        ledger.update([(1, 5)], at(0), |_, _| Some(Owner::new("shop", "a")), |o| o);
+        ledger.trust(false);
+        ledger.update([(1, 9)], at(1), |_, _| None, |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "a")), (0, Some(9)));
+        ledger.trust(true);
+        ledger.update([(1, 12)], at(2), |_, _| None, |o| o);
+        assert_eq!((ledger.pending(), total(&ledger, "a")), (3, Some(9)));
     }
 
     #[test]

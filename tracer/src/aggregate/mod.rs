@@ -184,6 +184,9 @@ impl Aggregate {
             from: since,
             to: now,
         };
+        let heard = resolver.has_heard_all();
+        self.forwarded.trust(heard);
+        self.drops.trust(heard);
         self.neigh.update(
             by_cookie,
             now,
@@ -373,6 +376,9 @@ impl Aggregate {
     /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and
     /// namespaces of nobody that have been idle for long. Figures of what is no pod stay.
     pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
+        if !resolver.has_heard_all() {
+            return Leaving::default();
+        }
         let reading = &self.picture.reading;
         let gone = &mut self.gone;
         for owner in &self.admitted {

@@ -2,6 +2,7 @@
 //! stops the others.
 
 use std::{
+    collections::HashMap,
     fs::File,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
@@ -137,8 +138,8 @@ pub struct Loaded {
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Where programs and attachments are pinned, if they are.
     pins: Option<Pins>,
-    /// The attachments that are.
-    links: Vec<PinnedLink>,
+    /// The attachments that are, by program.
+    links: HashMap<String, PinnedLink>,
 }
 
 impl Loaded {
@@ -235,7 +236,7 @@ impl Loaded {
             hooks: Vec::new(),
             logger,
             pins,
-            links: Vec::new(),
+            links: HashMap::new(),
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
@@ -457,6 +458,7 @@ impl Loaded {
 
     pub(super) fn unload(&mut self, name: &str) {
         self.unpin(name);
+        self.links.remove(name);
         let result = match self.ebpf.program_mut(name) {
             Some(Program::RawTracePoint(program)) => program.unload(),
             Some(Program::CgroupSkb(program)) => program.unload(),

@@ -19,7 +19,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -27,6 +27,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{FlockOperation, flock, major, minor, statfs},
     mount::{MountFlags, mount},
+    process::geteuid,
 };
 use tracer_common::SCHEMA;
 
@@ -60,7 +61,7 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Option<Self>> {
         if path.starts_with(BPFFS)
             && !is_bpffs(Path::new(BPFFS))
-            && let Err(error) = mount("bpf", BPFFS, "bpf", MountFlags::empty(), None)
+            && let Err(error) = mount("bpf", BPFFS, "bpf", MountFlags::empty(), c"mode=0700")
         {
             tracing::warn!(
                 "going on without the state folder {}: cannot mount a bpf file system at {BPFFS}: {error}",
@@ -68,7 +69,10 @@ impl StateDir {
             );
             return Ok(None);
         }
-        fs::create_dir_all(path).with_context(|| {
+        let mut folders = fs::DirBuilder::new();
+        // Nobody else may change what is counted, or hold the lock.
+        folders.recursive(true).mode(0o700);
+        folders.create(path).with_context(|| {
             format!(
                 "cannot make the state folder {}: use a folder that can be written, or --state-dir none",
                 path.display()
@@ -77,6 +81,13 @@ impl StateDir {
         if !is_bpffs(path) {
             bail!(
                 "the state folder {} is not on a bpf file system: use a folder below {BPFFS}, or --state-dir none",
+                path.display()
+            );
+        }
+        let found = fs::metadata(path)?;
+        if found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            bail!(
+                "the state folder {} is another user's, or others may write in it: remove it, or use another one",
                 path.display()
             );
         }

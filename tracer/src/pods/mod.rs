@@ -259,6 +259,13 @@ impl Resolver {
         }
     }
 
+    /// Has every source answered that can? Before, nobody is gone only because nobody speaks of him, and an
+    /// agent that goes on where another ended knows its pods from memory only.
+    pub fn has_heard_all(&self) -> bool {
+        let has_answered = |c: &Consulted| c.answered.is_some() || c.source.is_idle();
+        self.sources.iter().all(has_answered)
+    }
+
     /// The addresses that pods have and had.
     pub fn gone(&self) -> &Gone {
         &self.gone
@@ -342,9 +349,7 @@ impl Resolver {
                 .complete(&mut known.collect::<Vec<_>>(), mount, now);
         }
         self.walk_young(now);
-        // Nobody is gone only because a source has not answered yet.
-        let all_answered = |c: &Consulted| c.answered.is_some() || c.source.is_idle();
-        if self.sources.iter().all(all_answered) {
+        if self.has_heard_all() {
             self.gone
                 .update(self.sources.iter().flat_map(|c| &c.known), now);
         }

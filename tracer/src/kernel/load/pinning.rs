@@ -84,12 +84,14 @@ impl Loaded {
         };
         if !self.is_pinned(name) {
             pins.relieve(name)?;
+            // Of a pair, the second counts what the first has left: alone it would count all.
+            pins.relieve(&format!("{name}_again"))?;
             return Ok(false);
         }
         let path = pins.link(name);
         let link = PinnedLink::from_pin(&path)
             .with_context(|| format!("cannot take over the attachment {}", path.display()))?;
-        self.links.push(link);
+        self.links.insert(name.to_owned(), link);
         Ok(true)
     }
 
@@ -100,7 +102,7 @@ impl Loaded {
         let link = link
             .pin(&path)
             .with_context(|| format!("cannot pin an attachment at {}", path.display()))?;
-        self.links.push(link);
+        self.links.insert(name.to_owned(), link);
         Ok(())
     }
 
