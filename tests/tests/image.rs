@@ -300,6 +300,8 @@ fn the_manifest_gives_what_is_needed_and_no_more() {
 
     let spec = node.container(&format!("stateDir={STATE_DIR}"));
     names_a_pod_that_fills_the_table(&mut node, &mut lock, &spec, &crowd);
+    // Without what that agent knew: its successor would know it too.
+    let spec = node.container("stateDir=none");
     each_capability_is_needed(&mut node, &spec, &crowd);
     // More rights do not stand in for the other half of what it takes.
     let privileged = node.container("privileged=true,hostPID=false,stateDir=none");

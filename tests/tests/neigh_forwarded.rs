@@ -11,6 +11,7 @@ use tests::neigh::{Statistics, burst, send, statistics};
 use tests::netns::{DEVICE, Pod};
 use tests::point::{POD_CREATES, POD_ENTRIES, figure};
 use tests::router::{Node, Wiring};
+use tests::unseen::Unseen;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Point, Thresholds, eventually};
 
@@ -47,6 +48,9 @@ fn overflow(wiring: Wiring, family: Family) {
         // The router's own traffic, at the same time on the same device.
         (&*node.router, wire),
     ];
+    // A refusal is its sender's by the packet that is dropped for it; where no program sees that packet, it
+    // counts as the router's own need.
+    let unseen = Unseen::watch(&[("skb/kfree_skb", "0")]);
     let limits = Thresholds::set(node.lab.lock(), LIMITS);
     std::thread::scope(|scope| {
         for ((netns, from), destinations) in senders.into_iter().zip(&wanted) {
@@ -63,6 +67,7 @@ fn overflow(wiring: Wiring, family: Family) {
     let after = settled(&agent, &before);
     let router = node.router.labels();
     let kernel_full = figure(&agent.snapshot(), router, family, "kernel_full");
+    let hidden = unseen.count();
     for (who, expected) in [
         (one.labels(), refused[0]),
         (two.labels(), refused[1]),
@@ -70,9 +75,9 @@ fn overflow(wiring: Wiring, family: Family) {
         (router, refused[2] + kernel_full),
     ] {
         let charged = table_full(&after, &before, who, family);
-        assert_eq!(
-            charged, expected,
-            "{who:?} of {refused:?} and {kernel_full}"
+        assert!(
+            charged <= expected && charged + hidden >= expected,
+            "{who:?}: {charged} of {refused:?} and {kernel_full}; {hidden} packets were hidden"
         );
     }
     eprintln!("{family:?}: refused {refused:?}, and {kernel_full} for the router's own needs");
@@ -81,7 +86,7 @@ fn overflow(wiring: Wiring, family: Family) {
         "the lab failed: {refused:?}"
     );
     if family == Family::V4 {
-        assert_eq!(kernel_full, 0, "all ARP was done before");
+        assert!(kernel_full <= hidden, "all ARP was done before");
     }
 
     for (pod, destinations) in [(&one, &wanted[0]), (&two, &wanted[1])] {
