@@ -147,7 +147,7 @@ fn lookups_that_are_under_way_are_counted_as_they_end() {
     let state = bpffs.join("tracer");
     let flags = [
         "--dns-timeout",
-        "2s",
+        "5s",
         "--state-dir",
         state.to_str().expect("path is text"),
     ];
@@ -156,13 +156,13 @@ fn lookups_that_are_under_way_are_counted_as_they_end() {
     let to = pod.hub(Family::V4);
     let _server = Server::start(&lab.hub, &[to]);
     let client = Client {
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(5),
         linger: Duration::ZERO,
     };
     let mut agent = Agent::start(&flags);
     for end in [Signal::KILL, Signal::TERM] {
         let lookups = (0..20).flat_map(|n| {
-            [format!("late-1000-{n}.test"), format!("drop-{n}.test")]
+            [format!("late-3000-{n}.test"), format!("drop-{n}.test")]
                 .map(|name| Lookup::new(name, A, to))
         });
         let asking = client.spawn(&pod, lookups.collect());
