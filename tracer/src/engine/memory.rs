@@ -1,6 +1,6 @@
 //! What an agent knows and the kernel does not: whose the kernel's keys are, and what those that are gone had
 //! counted. Written into the state folder whenever that changes, so that a restart is to the figures what
-//! a pause would be: none falls, moves or loses its name, however the agent ended.
+//! a pause would be. What it cannot tell is whose an address became while no agent ran (docs/install.md).
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -18,7 +18,7 @@ fi
 for module in /modules/*; do
     insmod "$module" || fail "cannot insert $module"
 done
-mkdir -p /host /layer /work /memory /new
+mkdir -p /host /layer /job /memory /new
 share="-t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro"
 mount $share host /host || fail "cannot mount the host's files"
 mount $share layer /layer || fail "cannot mount the layer of programs"
@@ -44,9 +44,9 @@ on debugfs sys/kernel/debug
 modules=lib/modules/$(uname -r)
 mkdir -p "$modules"
 mount $share modules "$modules" || fail "cannot mount the modules"
-mount $share work /work || fail "cannot mount the work"
-cp /work/guest.sh run/tracer-vm.sh || fail "there is no work"
-umount /work
+mount $share work /job || fail "cannot mount the work"
+cp /job/guest.sh run/tracer-vm.sh || fail "there is no work"
+umount /job
 hostname tracer-vm
 ip link set lo up
 # This process itself changes its root: the kernel looks for modprobe under the root that its first
