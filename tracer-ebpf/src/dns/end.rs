@@ -146,8 +146,15 @@ pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
 #[inline(always)]
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
-    let waited_ns = now_ns - lookup.started_ns;
     let timeout = outcome == Outcome::Timeout as u8;
+    let deadline_ns = lookup.started_ns + DNS_TIMEOUT_NS.load();
+    // A timeout is over at its deadline, however late user space comes to look.
+    let ended_ns = if timeout && now_ns > deadline_ns {
+        deadline_ns
+    } else {
+        now_ns
+    };
+    let waited_ns = ended_ns - lookup.started_ns;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
     let cause = if !timeout {
         Cause::Server as u8
@@ -175,7 +182,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
                 outcome,
                 cause,
                 waited_ns,
-                now_ns,
+                ended_ns,
             );
             if PENDING.remove(key).is_err() {
                 record.discard(0);
