@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::process::{Ended, run, tracer_path, without_settings};
 
 /// It loads every program; an emulated machine takes its time.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Its report.
 #[derive(Debug)]

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::wait::patient;
+
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer.
@@ -43,15 +45,15 @@ pub fn tcp_with(
     target: &str,
     headers: &[(&str, &str)],
 ) -> io::Result<Response> {
-    let stream = TcpStream::connect_timeout(&address, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let stream = TcpStream::connect_timeout(&address, patient(LIMIT))?;
+    stream.set_read_timeout(Some(patient(LIMIT)))?;
     ask(stream, method, target, headers)
 }
 
 /// Asks over a unix socket.
 pub fn unix(path: &Path, method: &str, target: &str) -> io::Result<Response> {
     let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(patient(LIMIT)))?;
     ask(stream, method, target, &[])
 }
 

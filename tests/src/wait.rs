@@ -1,5 +1,6 @@
 //! Waiting for a condition instead of sleeping and hoping.
 
+use std::env;
 use std::fmt::Display;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -7,12 +8,24 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` gives `Ok` and returns its value; panics after `deadline` with the last
-/// reason it gave.
+/// How long to wait for what takes `limit` at most on hardware: `TRACER_PATIENCE` times that in an
+/// emulated machine (`cargo xtask vm` sets it). For bounds only, never for a time that is measured
+/// or that something is to take.
+pub fn patient(limit: Duration) -> Duration {
+    let factor = env::var("TRACER_PATIENCE").ok();
+    limit
+        * factor.map_or(1, |factor| {
+            factor.parse().expect("TRACER_PATIENCE is a number")
+        })
+}
+
+/// Waits until `condition` gives `Ok` and returns its value; panics after `deadline`
+/// ([`patient`]) with the last reason it gave.
 pub fn eventually<T, E: Display>(
     deadline: Duration,
     mut condition: impl FnMut() -> Result<T, E>,
 ) -> T {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     loop {
         match condition() {

@@ -31,6 +31,10 @@ fn after(script: &str) -> [String; 6] {
     ["unshare", "--mount", "sh", "-ec", &script, "sh"].map(str::to_owned)
 }
 
+/// Words for a shell: from here on without capabilities, where the programs do not matter. Loading them
+/// is what takes doctor's time.
+const QUICKLY: &str = "set -- setpriv --inh-caps=-all --bounding-set=-all \"$@\"";
+
 /// Words for a shell: no cgroup2 is mounted any more.
 const WITHOUT_CGROUP2: &str = "while read -r _ where type _; do \
      if [ \"$type\" = cgroup2 ]; then umount --lazy \"$where\"; fi; \
@@ -251,7 +255,7 @@ fn a_hierarchy_of_version_1_makes_the_layout_hybrid() {
         let place = folder.path().display();
         let one = format!("mount -t cgroup -o none,name=tracer-test none {place}");
         let layout = |script: &str| {
-            let doctor = Doctor::ask(&words(&after(script)), &[]);
+            let doctor = Doctor::ask(&words(&after(&format!("{script}\n{QUICKLY}"))), &[]);
             text(&doctor.json["cgroups"], "layout").to_owned()
         };
         assert_eq!(layout(&one), "hybrid");
@@ -292,7 +296,8 @@ fn without_a_bpf_file_system_the_main_job_runs() {
         assert!(text(state, "detail").contains("/sys/fs/bpf"), "{state}");
         let mount = "mount -t bpf bpf /sys/fs/bpf";
         assert!(doctor.next().contains(mount), "{}", doctor.next());
-        let mounted = after(&format!("mount -t tmpfs none /sys/fs/bpf\n{mount}"));
+        let mounted = format!("mount -t tmpfs none /sys/fs/bpf\n{mount}\n{QUICKLY}");
+        let mounted = after(&mounted);
         let doctor = Doctor::ask(&words(&mounted), &[]);
         assert_eq!(doctor.json["state"]["ok"], true, "{:#}", doctor.json);
     });
@@ -304,7 +309,10 @@ fn the_state_folder_and_who_holds_it() {
         let bpffs = BpfFs::mount();
         let path = bpffs.join("tracer");
         let path = path.to_str().expect("path is text");
-        let state = || Doctor::ask(&[], &["--state-dir", path]).json["state"].clone();
+        let quickly = after(QUICKLY);
+        let ask =
+            |path| Doctor::ask(&words(&quickly), &["--state-dir", path]).json["state"].clone();
+        let state = || ask(path);
         let absent = state();
         assert_eq!(
             (&absent["ok"], &absent["pinned"]),
@@ -322,12 +330,10 @@ fn the_state_folder_and_who_holds_it() {
         assert!(text(&left, "detail").contains("--detach-all"), "{left}");
         check(Command::new("find").arg(path).args(["-depth", "-delete"]));
 
-        let off = Doctor::ask(&[], &["--state-dir", "none"]);
-        assert_eq!(off.json["state"]["path"], Value::Null);
+        assert_eq!(ask("none")["path"], Value::Null);
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let elsewhere = folder.path().to_str().expect("path is text");
-        let elsewhere = Doctor::ask(&[], &["--state-dir", elsewhere]);
-        assert_eq!(elsewhere.json["state"]["ok"], false);
+        assert_eq!(ask(elsewhere)["ok"], false);
     });
 }
 
@@ -346,7 +352,9 @@ fn under_a_filter_that_forbids_bpf() {
         }
         assert!(doctor.next().contains("seccomp"), "{}", doctor.next());
         // What a filter may look like that is none of tracer's.
-        assert_eq!(Doctor::ask(&[], &[]).json["seccomp_filter"], false);
+        let quickly = after(QUICKLY);
+        let doctor = Doctor::ask(&words(&quickly), &[]);
+        assert_eq!(doctor.json["seccomp_filter"], false);
     });
 }
 
@@ -360,7 +368,8 @@ fn the_mode_of_lockdown_is_read() {
             ("none integrity [confidentiality]", "confidentiality", false),
         ] {
             let wrapper = after(&format!(
-                "mount -t tmpfs none /sys/kernel/security\necho '{line}' >/sys/kernel/security/lockdown"
+                "mount -t tmpfs none /sys/kernel/security\n\
+                 echo '{line}' >/sys/kernel/security/lockdown\n{QUICKLY}"
             ));
             let doctor = Doctor::ask(&words(&wrapper), &[]);
             let lockdown = &doctor.json["lockdown"];
@@ -394,7 +403,7 @@ fn a_table_that_refused_gets_advice() {
     let pod = lab.pod("greedy", 1, 1);
     let limits = Thresholds::set(lab.lock(), [32, 64, 64]);
     burst(&pod, Family::V4, FIRST_SILENT, 150);
-    let doctor = Doctor::ask(&[], &[]);
+    let doctor = Doctor::ask(&words(&after(QUICKLY)), &[]);
     drop(limits);
     let tables = doctor.json["tables"].as_array().expect("it is a list");
     let advice = &tables[0]["advice"];

@@ -36,6 +36,10 @@ fn is_complete(metrics: &Metrics, fulls: u64, pods: &[[(&str, &str); 2]]) -> Res
     })
 }
 
+fn resets(metrics: &Metrics) -> u64 {
+    metrics.sum("tracer_state_resets_total", &[]) as u64
+}
+
 fn links(state: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(state.join("schema-1/links")).expect("there are links");
     folders
@@ -128,7 +132,7 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
         names.iter().all(|name| full(&metrics, *name) >= 100),
         "{names:?}"
     );
-    assert_eq!(metrics.sum("tracer_state_resets_total", &[]), 0.0);
+    assert_eq!(resets(&metrics), 0);
 
     // An agent that ends in order leaves the same behind, and the third has it.
     second.stop_cleanly();
@@ -163,8 +167,8 @@ fn lookups_that_are_under_way_are_counted_as_they_end() {
         });
         let asking = client.spawn(&pod, lookups.collect());
         eventually(SOON, || {
-            let pending = agent.metrics().sum("tracer_node_dns_pending", &[]);
-            ensure(pending == 40.0, || format!("{pending} pending"))
+            let pending = agent.metrics().sum("tracer_node_dns_pending", &[]) as u64;
+            ensure(pending == 40, || format!("{pending} pending"))
         });
         agent.stop(end);
         let tally = asking.join().expect("the client ends");
@@ -235,7 +239,7 @@ fn state_of_another_shape_is_left_and_said() {
         said.contains("begin anew") && said.contains("NEIGH"),
         "{said}"
     );
-    assert_eq!(agent.metrics().sum("tracer_state_resets_total", &[]), 1.0);
+    assert_eq!(resets(&agent.metrics()), 1);
     assert!(!state.join("schema-0").exists());
     agent.stop_cleanly();
     // What cannot be read is no reason not to start either.
@@ -245,7 +249,7 @@ fn state_of_another_shape_is_left_and_said() {
     let agent = Agent::start(&flags);
     let said = agent.stderr();
     assert!(said.contains("memory"), "{said}");
-    assert_eq!(agent.metrics().sum("tracer_state_resets_total", &[]), 0.0);
+    assert_eq!(resets(&agent.metrics()), 0);
     agent.stop_cleanly();
 }
 

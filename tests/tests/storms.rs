@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tests::dns::Server;
 use tests::dns::load::Load;
+use tests::entries::{know, mac};
 use tests::events::Event;
 use tests::memory::{most_resident, resident};
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
-use tests::netns::Pod;
+use tests::netns::{DEVICE, Pod};
 use tests::storm::{CLOSED, FULL, LIMITS, NODE_CREATES, POD_CREATES, details, of_pod, refused};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
@@ -59,6 +60,15 @@ fn an_agent_stopped_for_ten_seconds_in_a_storm_loses_no_count() {
     let _silent = lab
         .hub
         .run(|| UdpSocket::bind((silent, 53)).expect("the port is free"));
+    // What connects to the hub meanwhile is refused there, not for want of a neighbour.
+    let one = &storming[0];
+    know(&one.netns, DEVICE, one.hub(V4), &mac(&lab.hub, &one.link()));
+    know(
+        &lab.hub,
+        &one.link(),
+        one.address(V4),
+        &mac(&one.netns, DEVICE),
+    );
     let agent = Agent::start(&["--dns-timeout", "3s", "--event-rate", "1000000"]);
     let mut events = agent.events();
     let mut slow = follow_without_reading(&agent);

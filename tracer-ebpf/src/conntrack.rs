@@ -24,7 +24,7 @@ use tracer_common::{
 use crate::{
     layout::*,
     maps::{CONNTRACK_REFUSALS, THIS_CPU},
-    util::read,
+    util::{net_cookie, read},
 };
 
 /// `IP_CT_ESTABLISHED_REPLY`: from here on it is the reply direction (nf_conntrack_common.h).
@@ -175,7 +175,7 @@ pub fn why_refused(net: u64) -> Option<Detail> {
 #[inline(always)]
 fn refusals_key(net: u64) -> Option<RefusalsKey> {
     Some(RefusalsKey {
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
         // SAFETY: the helper has no precondition.
         cpu: u64::from(unsafe { bpf_get_smp_processor_id() }),
     })

@@ -5,11 +5,13 @@
 //! by no tap on a device. All counting is done here; user space only runs `dns_age` now and then.
 
 mod end;
+pub mod endpoints;
 mod lookups;
 mod message;
 pub mod packets;
 mod refused;
 mod served;
+mod unsent;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -25,7 +27,7 @@ use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
 pub use self::{
     end::take_back,
     message::Words,
-    refused::{Refused, cgroup_id, refused},
+    refused::{FROM_PACKET, Refused, cgroup_id, refused},
 };
 use self::{
     end::{client, count_arrived, end_answered, node},
@@ -35,9 +37,9 @@ use self::{
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, ENDPOINTS, EXPIRED, PENDING},
+    maps::{ANSWERED, EXPIRED, PENDING},
     packet::{self, Udp},
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -154,7 +156,7 @@ impl Socket {
             key: Key {
                 // SAFETY: the helper takes the context.
                 cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
-                net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+                net_cookie: net_cookie(net)?,
             },
             netns: read(net, OFF_NET_NS_INUM.load())?,
             // SAFETY: the helper takes the context.
@@ -171,7 +173,8 @@ fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
     let Some(socket) = Socket::of(ctx) else {
         return 0;
     };
-    let key = lookups::follow::<true>(&socket, query, |question| {
+    let endpoint = endpoint(ctx, udp, query.id, socket.key.net_cookie);
+    let key = lookups::follow::<true>(&socket, query, endpoint, |question| {
         let start = udp.payload() + HEADER;
         let len = bounded_len(start, ctx.len());
         if len > 0 {
@@ -183,20 +186,22 @@ fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
         len
     });
     if let Some(key) = key {
-        mark(ctx, udp, &key, socket.key.net_cookie);
+        packets::note(packets::address(ctx), &key, false);
+        if endpoint != 0 {
+            endpoints::note(endpoint, &key);
+        }
     }
     0
 }
 
-/// Makes the query's packet known, so that its drop finds the lookup. Out of line: its stack is its
+/// Stands for what the query's packet says of the client; 0 where it says nothing. Out of line: its stack is its
 /// own.
 #[inline(never)]
-fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64 {
-    packets::note(packets::address(ctx), key, false);
+fn endpoint(ctx: &SkBuffContext, udp: &Udp, id: u16, net_cookie: u64) -> u64 {
     let Some(address) = udp.address(ctx, false) else {
         return 0;
     };
-    let endpoint = Endpoint {
+    Endpoint {
         net_cookie: if Endpoint::is_loopback(udp.family, &address) {
             net_cookie
         } else {
@@ -204,11 +209,9 @@ fn mark(ctx: &SkBuffContext, udp: &Udp, key: &LookupKey, net_cookie: u64) -> u64
         },
         address,
         port: udp.source_port,
-        id: key.id,
-        _pad: 0,
-    };
-    let _ = ENDPOINTS.insert(endpoint, key, 0);
-    0
+        id,
+    }
+    .hash()
 }
 
 /// An answer reaches a socket.

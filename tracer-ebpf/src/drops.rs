@@ -4,7 +4,8 @@
 //! Raw tracepoint `kfree_skb`, with a reason since 5.17 (include/trace/events/skb.h):
 //! `TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason)`, and since 6.11 one
 //! more `struct sock *rx_sk`, which may be NULL and is not used. User space takes the reason's
-//! index from the prototype in BTF and the meaning of its numbers from the enum: both move.
+//! index from the prototype in BTF and the meaning of its numbers from the enum: both move. Before
+//! 5.17 who freed the packet (`location`) and the refusal that waits on this CPU must do.
 
 mod count;
 mod datagram;
@@ -28,7 +29,7 @@ use crate::{
     maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
-    util::{add, read},
+    util::{add, forget, net_cookie, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -54,9 +55,14 @@ pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let skb: u64 = ctx.arg(0);
-    // Through memory: the verifier wants fixed offsets into the arguments, and LLVM makes a
-    // computed one of any choice between two.
-    let reason = read::<u32>(ctx.as_ptr() as u64, ARG_DROP_REASON.load() * 8)?;
+    let has_reason = ARG_DROP_REASON.load() != ABSENT;
+    let reason = if has_reason {
+        // Through memory: the verifier wants fixed offsets into the arguments, and LLVM makes a
+        // computed one of any choice between two.
+        read::<u32>(ctx.as_ptr() as u64, ARG_DROP_REASON.load() * 8)?
+    } else {
+        MAX_REASONS
+    };
     let index = if reason < MAX_REASONS {
         reason
     } else {
@@ -64,16 +70,22 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     };
     // SAFETY: array values; REASONS is written before the hook is attached.
     let meaning = unsafe { &*REASONS.get_ptr(index)? };
+    let mut was_refused = false;
     if meaning.ends_refusal != 0
         && let Some(family) = neigh::waiting()
         && let Some(wanted) = wanted(skb, family)
     {
         neigh::settle(wanted);
+        was_refused = true;
     }
     let mut drop = Drop {
         reason: reason as u16,
         cause: meaning.cause,
-        detail: Detail::None as u8,
+        detail: if has_reason {
+            Detail::None
+        } else {
+            Detail::NoReason
+        } as u8,
     };
     if meaning.is_failure != 0 {
         if meaning.cause == Cause::Netfilter as u8
@@ -82,8 +94,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             drop.detail = detail as u8;
         }
     } else if meaning.is_unspecified != 0 {
-        drop.cause = if was_neighbour(ctx.arg(1)) {
+        // A BPF datapath frees without a reason too.
+        drop.cause = if was_refused {
+            Cause::NeighbourTableFull
+        } else if was_neighbour(ctx.arg(1)) {
             Cause::NeighbourUnresolved
+        } else if !has_reason && was_netfilter(ctx.arg(1)) {
+            Cause::Netfilter
         } else if dns::packets::is_known(skb) {
             unspecified(skb)
         } else {
@@ -93,7 +110,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         return None;
     }
 
-    let datagram = Datagram::of(skb)?;
+    // All ways to here are one from here on.
+    drop.reason = forget(drop.reason as u64, skb) as u16;
+    drop.cause = forget(drop.cause as u64, skb) as u8;
+    drop.detail = forget(drop.detail as u64, skb) as u8;
+    let mut datagram = Datagram::of(skb)?;
+    datagram.family = forget(datagram.family as u64, skb) as u16;
+    datagram.is_answer = forget(datagram.is_answer as u64, skb) != 0;
     if datagram.is_answer && dns::take_back(skb, datagram.id, drop) {
         return None;
     }
@@ -106,6 +129,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     } else if drop.cause == Cause::NeighbourUnresolved as u8 && was_unsolicited(skb, &datagram) {
         drop.cause = Cause::NeighbourTableFull as u8;
     }
+    drop.cause = forget(drop.cause as u64, skb) as u8;
     let (mut key, found) = match datagram.by_packet(skb) {
         Some(key) => (key, Found::ByPacket),
         None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
@@ -159,7 +183,7 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
     let mut key = ReceiverKey {
         cgroup_id: dns::cgroup_id(sk),
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
         port: 0,
         _pad: [0; 3],
     };
@@ -209,6 +233,12 @@ fn was_neighbour(location: u64) -> bool {
     let within = |start: u64, end: u64| location >= start && location < end;
     within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
         || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
+}
+
+/// Was the packet freed because netfilter refused it? For kernels that do not say so in the reason.
+#[inline(always)]
+fn was_netfilter(location: u64) -> bool {
+    location >= NF_HOOK_SLOW_START.load() && location < NF_HOOK_SLOW_END.load()
 }
 
 /// What a packet freed without a reason died of.
@@ -276,7 +306,7 @@ fn route(skb: u64) -> Option<u64> {
 fn device_net_cookie(skb: u64) -> Option<u64> {
     let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
-    read(net, OFF_NET_NET_COOKIE.load())
+    net_cookie(net)
 }
 
 /// Remembers that the solicitation of `address` found the table full.

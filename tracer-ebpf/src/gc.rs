@@ -22,7 +22,7 @@ use crate::{
     layout::*,
     maps::{EVICTED, FORCED, NEIGH_NODE, PERIODIC_TASKS, TABLES},
     neigh::{address, client},
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 const FRAMES: usize = 12;
@@ -42,7 +42,7 @@ fn try_neigh_cleanup(ctx: &RawTracePointContext) -> Option<()> {
     let index = family_index(family)?;
     let device = read::<u64>(neighbour, OFF_NEIGHBOUR_DEV.load())?;
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
-    let net_cookie = read::<u64>(net, OFF_NET_NET_COOKIE.load())?;
+    let net_cookie = net_cookie(net)?;
     let value = client(
         Key {
             net_cookie,

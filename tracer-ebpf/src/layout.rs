@@ -43,6 +43,7 @@ offsets! {
     OFF_IN_DEVICE_ARP_PARMS
     OFF_INET6_DEV_ND_PARMS
     OFF_NET_NET_COOKIE
+    OFF_NET_HASH_MIX
     OFF_NET_NS_INUM
     OFF_NET_LOOPBACK_DEV
     OFF_TASK_NSPROXY
@@ -103,10 +104,28 @@ offsets! {
     OFF_CONNTRACK_STAT_DROP
     OFF_CONNTRACK_STAT_INSERT_FAILED
     OFF_BPF_ARRAY_PPTRS
+    OFF_MSGHDR_NAME
+    OFF_MSGHDR_ITER
+    OFF_IOV_ITER_TYPE
+    OFF_IOV_ITER_OFFSET
+    OFF_IOV_ITER_COUNT
+    OFF_IOV_ITER_UBUF
+    OFF_IOV_ITER_IOV
+    OFF_IOV_ITER_NR_SEGS
 }
 
 /// What counts as "not in this kernel".
 pub const ABSENT: u32 = u32::MAX;
+
+/// `ITER_UBUF` of `enum iter_type`, which came with 6.0.
+#[unsafe(no_mangle)]
+pub static ITER_UBUF: Global<u32> = Global::new(ABSENT);
+/// `ITER_IOVEC` of `enum iter_type`.
+#[unsafe(no_mangle)]
+pub static ITER_IOVEC: Global<u32> = Global::new(ABSENT);
+/// The bits of the type of an `iov_iter` that say it: before 5.14 one of the others is the direction.
+#[unsafe(no_mangle)]
+pub static IOV_ITER_TYPE_MASK: Global<u32> = Global::new(0xff);
 
 /// Index of the drop reason among `kfree_skb`'s raw arguments.
 #[unsafe(no_mangle)]
@@ -146,6 +165,13 @@ pub static NDISC_ERROR_START: Global<u64> = Global::new(0);
 /// Where it ends.
 #[unsafe(no_mangle)]
 pub static NDISC_ERROR_END: Global<u64> = Global::new(0);
+
+/// Address of nf_hook_slow(), 0 where it is not known: frees what netfilter refuses.
+#[unsafe(no_mangle)]
+pub static NF_HOOK_SLOW_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static NF_HOOK_SLOW_END: Global<u64> = Global::new(0);
 
 /// Not 0: the hook `drops` is at work, so a refusal waits for the packet that dies of it.
 #[unsafe(no_mangle)]

@@ -1,7 +1,8 @@
 //! tracer's eBPF programs: one module for each hook.
 //!
 //! A hook counts first, in maps that lose nothing, and tells second, through a ring that may lose
-//! and counts what it loses. Only stable attach points are used: raw tracepoints and cgroup_skb.
+//! and counts what it loses. Raw tracepoints and cgroup_skb carry every hook; fexit adds what only it sees,
+//! where the kernel takes it.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

@@ -85,9 +85,10 @@ pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);
 pub static EXPIRED: LruHashMap<dns::LookupKey, dns::Ended> =
     LruHashMap::with_max_entries(16_384, 0);
 
-/// Lookups that were answered, so that the same question again is told from a new one.
+/// Lookups that were answered, so that the same question again is told from a new one: each at its place, which
+/// costs a tenth of an entry in a map that forgets the least recently used.
 #[map]
-pub static ENDED: LruHashMap<dns::LookupKey, dns::Ended> = LruHashMap::with_max_entries(65_536, 0);
+pub static ANSWERS: Array<dns::AnsweredLookup> = Array::with_max_entries(dns::ANSWERS_LEN, 0);
 
 /// The answer that reached a socket's filter last on this CPU.
 #[map]
@@ -97,10 +98,10 @@ pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(
 #[map]
 pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LEN, 0);
 
-/// Lookups by what their packets say of the client.
+/// Lookups that wait, by what their packets say of the client.
 #[map]
-pub static ENDPOINTS: LruHashMap<dns::Endpoint, dns::LookupKey> =
-    LruHashMap::with_max_entries(65_536, 0);
+pub static ENDPOINTS: Array<[dns::Way; dns::ENDPOINT_WAYS]> =
+    Array::with_max_entries(dns::ENDPOINT_SETS, 0);
 
 /// Queries that wait for a server's answer. Allocated as needed: full, keys and values take 6 MB.
 #[map]
@@ -111,9 +112,17 @@ pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
 #[map]
 pub static REFUSED_QUERY: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The question of the query that the hook `drops` is looking at.
+/// The question of the query that never left, by the program that looks at it.
 #[map]
-pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(1, 0);
+pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(3, 0);
+
+/// Not 0: the programs at the end of sends are at work.
+#[map]
+pub static SENDS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Sends under way whose query is counted.
+#[map]
+pub static SENT: LruHashMap<dns::Sent, u32> = LruHashMap::with_max_entries(8192, 0);
 
 /// Targets whose solicitation found the neighbour table full, and when, `CLOCK_MONOTONIC`
 /// nanoseconds.

@@ -31,7 +31,7 @@ use crate::{
         EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE, NEIGH_PEAK, REFUSED,
     },
     ring,
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -77,7 +77,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     note_peak(index, now_ns, entries);
 
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
-    let net_cookie = read::<u64>(net, OFF_NET_NET_COOKIE.load())?;
+    let net_cookie = net_cookie(net)?;
     let netns = read::<u32>(net, OFF_NET_NS_INUM.load())?;
     let ifindex = read::<u32>(device, OFF_NET_DEVICE_IFINDEX.load())?;
     let destination = address(family, primary_key);

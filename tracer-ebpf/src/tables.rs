@@ -20,7 +20,7 @@ use crate::{
     layout::*,
     maps::{TABLES, WALK},
     neigh::{client, note_peak},
-    util::read,
+    util::{net_cookie, read},
 };
 
 /// Reads the tables' heads. It reaches them from the caller's namespace: lo -> ip_ptr -> arp_parms
@@ -64,7 +64,7 @@ fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> O
     let fresh = Table {
         address: table,
         periodic_work: read(table, OFF_NEIGH_TABLE_GC_WORK_FUNC.load())?,
-        init_net_cookie: read(init_net, OFF_NET_NET_COOKIE.load())?,
+        init_net_cookie: net_cookie(init_net)?,
         init_netns: read(init_net, OFF_NET_NS_INUM.load())?,
         gc_entries: read(table, OFF_NEIGH_TABLE_GC_ENTRIES.load())?,
         entries: read(table, OFF_NEIGH_TABLE_ENTRIES.load())?,
@@ -84,7 +84,8 @@ fn store_table(index: u32, device: u64, family_ptr: u32, parms_offset: u32) -> O
 /// Buckets and entries that one walk may look at: a table of half a million.
 const MAX_STEPS: u32 = 1 << 20;
 
-/// Walks both tables and counts the entries of each namespace, however old. Needs 5.17 (bpf_loop).
+/// Walks both tables and counts the entries of each namespace, however old. Needs 5.17 (bpf_loop);
+/// before, user space runs [`walk_round`].
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn walk(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
@@ -93,13 +94,14 @@ pub fn walk(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// A new walk of a table, and the place of its last one.
 #[inline(always)]
-fn walk_table(index: u32, family: u16) -> Option<()> {
+fn begin(index: u32, family: u16) -> Option<(Walk, &'static mut Walk)> {
     // SAFETY: array values; only these programs write them.
     let (table, last) = unsafe { (&*TABLES.get_ptr(index)?, &mut *WALK.get_ptr_mut(index)?) };
     let hash = read::<u64>(table.address, OFF_NEIGH_TABLE_NHT.load())?;
     let shift = read::<u32>(hash, OFF_NEIGH_HASH_TABLE_SHIFT.load())?;
-    let mut state = Walk {
+    let walk = Walk {
         buckets: read(hash, OFF_NEIGH_HASH_TABLE_BUCKETS.load())?,
         entry: 0,
         len: 1 << (shift & 31),
@@ -109,6 +111,12 @@ fn walk_table(index: u32, family: u16) -> Option<()> {
         complete: 0,
         family: family as u32,
     };
+    Some((walk, last))
+}
+
+#[inline(always)]
+fn walk_table(index: u32, family: u16) -> Option<()> {
+    let (mut state, last) = begin(index, family)?;
     let callback: unsafe extern "C" fn(u32, *mut Walk) -> i64 = step;
     // SAFETY: the helper calls back with an index and the pointer it was given.
     unsafe {
@@ -151,7 +159,7 @@ fn count(neighbour: u64, family: u32, generation: u32) -> Option<()> {
     let device = read::<u64>(neighbour, OFF_NEIGHBOUR_DEV.load())?;
     let net = read::<u64>(device, OFF_NET_DEVICE_ND_NET.load())?;
     let key = Key {
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
         family,
         _pad: 0,
     };
@@ -164,4 +172,41 @@ fn count(neighbour: u64, family: u32, generation: u32) -> Option<()> {
         value.live_generation = generation;
     }
     Some(())
+}
+
+/// Steps of one round.
+const ROUND_STEPS: u32 = 64;
+/// No bucket is begun with fewer steps left: a round ends between two of them, for an entry may be
+/// gone when the next begins. The kernel doubles a table that has more entries than buckets.
+const BUCKET_STEPS: u32 = 24;
+
+/// The same walk where the kernel has no bpf_loop: user space runs it until both walks are complete.
+/// Its first argument is not 0 where a walk begins. Gives 1 when both are complete.
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn walk_round(ctx: RawTracePointContext) -> i32 {
+    let fresh = ctx.arg::<u64>(0) != 0;
+    // A table that cannot be reached has no walk.
+    let ipv4 = walk_some(0, AF_INET, fresh).unwrap_or(1);
+    let ipv6 = walk_some(1, AF_INET6, fresh).unwrap_or(1);
+    (ipv4 != 0 && ipv6 != 0) as i32
+}
+
+#[inline(always)]
+fn walk_some(index: u32, family: u16, fresh: bool) -> Option<u32> {
+    let (new, walk) = begin(index, family)?;
+    if fresh || walk.buckets != new.buckets {
+        // A table that has grown since the last round has moved its entries.
+        *walk = new;
+    }
+    let mut left = ROUND_STEPS;
+    while left > 0 {
+        if walk.complete != 0 || (walk.entry == 0 && left < BUCKET_STEPS) {
+            break;
+        }
+        // SAFETY: as bpf_loop would call it.
+        unsafe { step(0, walk) };
+        left -= 1;
+    }
+    walk.entry = 0;
+    Some(walk.complete)
 }

@@ -31,7 +31,7 @@ use crate::{
     layout::*,
     maps::{CONNECTING, TALKING, TURNS},
     peer, ring,
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -371,7 +371,7 @@ fn owner(sk: u64) -> Option<(Key, u32)> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
     let key = Key {
         cgroup_id: cgroup_id(sk),
-        net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+        net_cookie: net_cookie(net)?,
     };
     Some((key, read(net, OFF_NET_NS_INUM.load())?))
 }
@@ -388,6 +388,14 @@ pub fn is_whole(sk: u64) -> bool {
 pub fn tcp_age(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
     silence::age();
+    0
+}
+
+/// Not attached: the same for one connection, where the kernel has no bpf_for_each_map_elem. Its
+/// argument is the address of the `struct sock`.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn tcp_age_one(ctx: RawTracePointContext) -> i32 {
+    silence::age_one(ctx.arg(0));
     0
 }
 

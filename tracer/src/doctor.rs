@@ -64,8 +64,8 @@ pub struct Report {
     pub sources: Vec<sources::SourceReport>,
     /// Connection tracking; `None` where the kernel has none.
     pub conntrack: Option<conntrack::Report>,
-    /// What tracer does not see, wherever it runs.
-    pub not_seen: &'static [&'static str],
+    /// What tracer does not see, wherever it runs, and on this kernel.
+    pub not_seen: Vec<String>,
 }
 
 /// One thing that is there or is not.
@@ -96,8 +96,9 @@ const NOT_SEEN: &[&str] = &[
     "lookups over TCP, TLS (DoT), HTTPS (DoH) and QUIC (DoQ)",
     "what raw and packet sockets send and receive",
     "datagrams behind IPv6 extension headers",
-    "sends that fail before IP output, such as without a route in the pod: the application has the \
-     error (ENETUNREACH)",
+    "connect() of UDP sockets that fails, such as without a route in the pod: nothing is asked then, \
+     and the application has the error (ENETUNREACH)",
+    "queries in several pieces (writev) that fail before IP output",
 ];
 
 /// Looks at the node. `agent` is what the agent on it says, if one answers: what was before.
@@ -108,8 +109,13 @@ pub fn examine(
 ) -> Report {
     let btf = Btf::open(btf::VMLINUX);
     let known = btf.as_ref().map_err(|why| format!("{why:#}"));
-    let (hooks, entries) = hooks::examine(known);
+    let lockdown = system::lockdown();
+    let (hooks, entries) = hooks::examine(known, &lockdown);
     let main_job = [Hook::Neigh, Hook::Dns];
+    let of_hooks = hooks.iter().map(|hook| hook.not_seen.as_str());
+    let not_seen = NOT_SEEN.iter().copied().chain(of_hooks);
+    let not_seen = not_seen.filter(|thing| !thing.is_empty());
+    let not_seen = not_seen.map(str::to_owned).collect();
     let mut report = Report {
         main_job_can_run: capabilities::missing().is_empty()
             && main_job
@@ -119,7 +125,7 @@ pub fn examine(
         version: env!("CARGO_PKG_VERSION"),
         kernel: kernel::release(),
         architecture: system::architecture(),
-        lockdown: system::lockdown(),
+        lockdown,
         seccomp_filter: system::seccomp_filter(),
         cgroup2: system::check(cgroup::mount_point().map(|path| path.display().to_string())),
         cgroups: cgroups::examine(btf.as_ref().ok()),
@@ -140,7 +146,7 @@ pub fn examine(
         tables: tables::examine(entries, agent),
         sources,
         conntrack: conntrack::examine(),
-        not_seen: NOT_SEEN,
+        not_seen,
     };
     report.next = next::steps(&report, agent.is_some());
     report

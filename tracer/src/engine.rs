@@ -347,15 +347,15 @@ impl Engine {
         let waiting = lock(&self.maps).dns_waiting();
         match waiting {
             Ok(false) => {}
-            Ok(true) => self.run("dns_age", Hook::Dns),
+            Ok(true) => self.run(Hook::Dns, Loaded::age_lookups),
             Err(error) => self.failed(&error),
         }
     }
 
-    fn run(&self, program: &str, hook: Hook) {
+    fn run(&self, hook: Hook, run: impl Fn(&Loaded) -> Result<()>) {
         let loaded = lock(&self.loaded);
         if loaded.is_attached(hook)
-            && let Err(error) = loaded.run(program)
+            && let Err(error) = run(&loaded)
         {
             self.failed(&error);
         }
@@ -418,9 +418,9 @@ impl Engine {
         collected.tables = neighbour_tables::read()?;
         self.age_lookups();
         self.settle_refusals();
-        self.run("tables", Hook::Neigh);
-        self.run("walk", Hook::Neigh);
-        self.run("tcp_age", Hook::Tcp);
+        self.run(Hook::Neigh, |loaded| loaded.run("tables"));
+        self.run(Hook::Neigh, Loaded::walk);
+        self.run(Hook::Tcp, Loaded::age_connections);
         let now = Instant::now();
         let second = now.duration_since(self.epoch).as_secs();
         let mut maps = lock(&self.maps);

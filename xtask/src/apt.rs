@@ -70,17 +70,38 @@ pub fn install(packages: &[String]) -> Result<()> {
 
 /// Downloads a package into a folder, without installing it: the archive's path.
 pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
+    download_all(&[package.to_owned()], folder)?
+        .pop()
+        .with_context(|| format!("apt-get download {package} left no archive"))
+}
+
+/// The same of many at once.
+pub fn download_all(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
     sh::quietly(
         apt_get()
             // The folder may be one that apt's own user cannot enter.
-            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+            .args(packages)
             .current_dir(folder),
     )
-    .with_context(|| format!("the package {package} could not be downloaded"))?;
-    fs::read_dir(folder)?
+    .with_context(|| format!("{} could not be downloaded", packages.join(", ")))?;
+    Ok(fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no archive"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect())
+}
+
+/// What an installation of these packages would add, themselves included.
+pub fn closure(packages: &[&str]) -> Result<Vec<String>> {
+    let simulated = sh::output(
+        apt_get()
+            .args(["-s", "-o", "Debug::NoLocking=1", "--no-install-recommends"])
+            .arg("install")
+            .args(packages)
+            .env("LC_ALL", "C"),
+    )
+    .with_context(|| format!("what {} need could not be found", packages.join(", ")))?;
+    Ok(parse_simulation(&simulated))
 }
 
 /// What somebody without the right to install should type.
@@ -118,9 +139,30 @@ fn parse_policy(text: &str) -> Vec<Candidate> {
     found
 }
 
+/// `Inst NAME (VERSION …)`, one a package.
+fn parse_simulation(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("Inst "))
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_simulated_installation_adds() {
+        let text = "Reading package lists...
+The following NEW packages will be installed:
+  kmod libkmod2
+Inst libkmod2 (30+20221128-1 Debian:12.11/oldstable [amd64])
+Inst kmod (30+20221128-1 Debian:12.11/oldstable [amd64])
+Conf libkmod2 (30+20221128-1 Debian:12.11/oldstable [amd64])
+";
+        assert_eq!(parse_simulation(text), ["libkmod2", "kmod"]);
+    }
 
     #[test]
     fn policy_without_a_candidate_is_left_out() {

@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod btf;
 mod build;
 mod cluster;
 mod dashboard;
@@ -13,6 +14,7 @@ mod run;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -37,11 +39,12 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Format check, lints, unit tests and end-to-end tests; the latter need root
-    Test {
-        /// Run only the tests whose name contains one of these, without format check and lints
-        filters: Vec<String>,
-    },
+    /// Format check, lints, unit tests, end-to-end tests on this kernel, and the core of them in virtual
+    /// machines; without root the machines run them alone
+    Test(test::Options),
+    /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
+    /// tests another binary
+    Vm(vm::Options),
     /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
     Cluster,
     /// What the cluster's pods run
@@ -64,6 +67,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Make a fixture of a kernel's type information, for tracer/tests/kernels.rs
+    Btf(btf::Wanted),
     /// Turn a terminal's screen, as `tmux capture-pane -p -e` writes it, into a picture
     Picture {
         /// The screen; the tests of `top` write theirs where TRACER_PANES names a folder
@@ -85,12 +90,14 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
         Verb::Run { args } => run::run(args),
-        Verb::Test { filters } => test::run(&filters),
+        Verb::Test(options) => test::run(&options),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),
         Verb::Manifests { check } => manifests::run(check),
         Verb::Dashboard { check } => dashboard::run(check),
+        Verb::Btf(wanted) => btf::run(&wanted),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };

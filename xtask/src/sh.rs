@@ -40,6 +40,14 @@ pub fn cargo() -> Command {
         // The build of the product must not see the switch that opens nightly features: build
         // scripts of common crates probe for them.
         .env_remove("RUSTC_BOOTSTRAP");
+    // The cargo that started xtask sets these of xtask's own package; ring's build script looks at
+    // them, and would make everything above it anew whenever cargo is called now here, now there.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
     cargo
 }
 

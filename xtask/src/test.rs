@@ -1,20 +1,25 @@
 //! `cargo xtask test`: all that must hold before a change goes in. Stops at the first stage that
 //! fails and says how far it came.
+//!
+//! The end-to-end tests run on this kernel where it lets them, and the core of them in virtual
+//! machines with other kernels; where this one does not, the machines alone prove the product.
 
 use std::{
-    env, fmt,
+    env, fmt, fs,
     io::{BufRead as _, BufReader},
     ops::AddAssign,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Args;
 
 use crate::{
     build, dist,
     setup::{self, Tool},
-    sh,
+    sh, vm,
 };
 
 /// What the end-to-end tests make their labs with.
@@ -81,15 +86,42 @@ const UNPACKED: &[Tool] = &[
     },
 ];
 
-pub fn run(filters: &[String]) -> Result<()> {
+/// What `cargo xtask test` takes.
+#[derive(Args)]
+pub struct Options {
+    /// Leave out the virtual machines with other kernels
+    #[arg(long)]
+    no_vm: bool,
+    /// Run only the tests whose name contains one of these, without format check, lints and virtual
+    /// machines (`cargo xtask vm -- FILTER` runs them there)
+    filters: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
     let mut stages = Stages::default();
-    let done = run_stages(&mut stages, filters);
+    let done = run_stages(&mut stages, options);
     stages.print();
     done
 }
 
-fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
+fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
+    let filters = &options.filters;
+    let unfit = unfit_host()?;
+    if let Some(why) = &unfit {
+        ensure!(
+            !options.no_vm,
+            "end-to-end tests cannot run on this kernel ({why}); leave --no-vm away, and virtual \
+             machines run them"
+        );
+        sh::step(format!(
+            "end-to-end tests cannot run on this kernel ({why}): virtual machines run them"
+        ));
+    }
     let toolchain = stages.run("setup", || {
+        if unfit.is_some() {
+            // The machines fetch what they need; nothing of it is installed.
+            return setup::ensure(&[]);
+        }
         setup::unpacked::ensure(UNPACKED)?;
         let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
         let toolchain = setup::ensure(&tools)?;
@@ -110,18 +142,63 @@ fn run_stages(stages: &mut Stages, filters: &[String]) -> Result<()> {
         stages.run("clippy eBPF", || sh::run(&mut clippy_ebpf()))?;
     }
     let mut tally = Tally::default();
-    let tested = run_tests(stages, &mut tally, filters);
+    let tested = run_tests(stages, &mut tally, filters, unfit.is_none());
     stages.tally = Some(tally);
     tested?;
+    if unfit.is_some() {
+        // The tests that a filter names run there, or the core ones.
+        return stages.run("end-to-end tests in virtual machines", || {
+            vm::test(&[], filters)
+        });
+    }
     ensure!(
         tally.passed > 0,
         "no test has such a name: {}",
         filters.join(", ")
     );
+    if !options.no_vm && filters.is_empty() {
+        stages.run("core tests in virtual machines", || vm::test(&[], &[]))?;
+    }
     Ok(())
 }
 
-fn run_tests(stages: &mut Stages, tally: &mut Tally, filters: &[String]) -> Result<()> {
+/// Why the end-to-end tests cannot run on this kernel, if they cannot.
+fn unfit_host() -> Result<Option<String>> {
+    if !sh::is_root()? {
+        return Ok(Some("they need root".to_owned()));
+    }
+    let status = fs::read_to_string("/proc/self/status").context("failed to read /proc")?;
+    if !has_sys_admin(&status) {
+        return Ok(Some("this root lacks CAP_SYS_ADMIN".to_owned()));
+    }
+    let needed = [
+        "/sys/kernel/btf/vmlinux",
+        // There in the host's network namespace only.
+        "/proc/sys/net/ipv4/neigh/default/gc_thresh3",
+    ];
+    Ok(needed
+        .into_iter()
+        .find(|path| !Path::new(path).exists())
+        .map(|path| format!("there is no {path}")))
+}
+
+/// By the effective set in `/proc/self/status`.
+fn has_sys_admin(status: &str) -> bool {
+    /// `CAP_SYS_ADMIN` of `include/uapi/linux/capability.h`.
+    const SYS_ADMIN: u64 = 1 << 21;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & SYS_ADMIN != 0)
+}
+
+fn run_tests(
+    stages: &mut Stages,
+    tally: &mut Tally,
+    filters: &[String],
+    on_host: bool,
+) -> Result<()> {
     stages.run("unit tests", || {
         let others = [
             "--workspace",
@@ -132,12 +209,10 @@ fn run_tests(stages: &mut Stages, tally: &mut Tally, filters: &[String]) -> Resu
         ];
         cargo_test(&others, filters, tally)
     })?;
+    if !on_host {
+        return Ok(());
+    }
     stages.run("end-to-end tests", || {
-        ensure!(
-            sh::is_root()?,
-            "they load eBPF programs and need root; run `sudo env \"PATH=$PATH\" \"HOME=$HOME\" \
-             cargo xtask test`"
-        );
         // They change host-wide settings, so one at a time.
         let arguments: Vec<String> = ["--test-threads=1".to_owned()]
             .into_iter()
@@ -294,6 +369,14 @@ impl fmt::Display for Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_effective_set_tells_whether_programs_can_be_loaded() {
+        assert!(has_sys_admin("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        // What a container's root has, as Docker gives it.
+        assert!(!has_sys_admin("CapEff:\t00000000a80425fb\n"));
+        assert!(!has_sys_admin("Name:\tx\n"));
+    }
 
     #[test]
     fn results_are_added_up() {

@@ -12,7 +12,7 @@ use crate::events::{Event, Events};
 use crate::neigh::Family;
 use crate::netns::{DEVICE, Lab, Netns, Pod};
 use crate::router::{Node, Wiring};
-use crate::wait::eventually;
+use crate::wait::{eventually, patient};
 
 /// As long as the agent's, so that both judge alike.
 pub const CLIENT: Client = Client {
@@ -123,7 +123,7 @@ impl Scene {
     /// Notes a fault where there is no event for each of these with this cause and one of these
     /// reasons.
     pub fn expect(&mut self, what: &str, lookups: &[Lookup], cause: &str, reasons: &[&str]) {
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + patient(Duration::from_secs(2));
         for lookup in lookups {
             let left = end.saturating_duration_since(Instant::now());
             let found = self.events.find(left, |event| {
@@ -151,7 +151,7 @@ impl Scene {
     /// The client's failures told in events so far, by cause and drop reason; waits for as many as it
     /// had, for two seconds.
     pub fn told(&mut self, pod: &Pod, failures: u64) -> BTreeMap<(String, String), u64> {
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + patient(Duration::from_secs(2));
         loop {
             let of_pod = |event: &&Event| event.is("dns_failure", pod.netns.name());
             let mut told = BTreeMap::new();

@@ -15,7 +15,7 @@ use crate::netns::{Netns, Pod};
 use crate::nft::Rules;
 use crate::router::{Node, Wiring};
 use crate::unseen::Unseen;
-use crate::wait::eventually;
+use crate::wait::{eventually, patient};
 
 /// Long enough for the kernel to send a SYN again and to give its verdict, where it has one.
 pub const PATIENCE: Duration = Duration::from_millis(2500);
@@ -135,7 +135,7 @@ impl Scene {
     /// Notes a fault where there is no event for each of these that failed, with its addresses and
     /// result; waits for two seconds.
     pub fn expect_events(&mut self, pod: &Pod, ended: &[Ended]) {
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + patient(Duration::from_secs(2));
         for one in ended.iter().filter(|one| one.result != "established") {
             let left = end.saturating_duration_since(Instant::now());
             let found = self.events.find(left, |event| {

@@ -5,8 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Key;
 use crate::event::Header;
 
-/// A lookup that waits: key of the map `PENDING`, and of `ENDED` and
-/// `EXPIRED` with slot 0.
+/// A lookup that waits: key of the map `PENDING`, and of `EXPIRED` with slot 0.
 ///
 /// Two slots let a new lookup start under the same socket and id while the program that ages has
 /// not taken the expired one away yet. Only that program deletes expired entries and only the
@@ -59,6 +58,8 @@ pub struct Lookup {
     pub answered_ns: u64,
     /// Hash of the question, letter case folded; 0 without one.
     pub question_hash: u64,
+    /// [`Endpoint::hash`] of the client's end; 0 where no packet has left.
+    pub endpoint: u64,
     /// Process (thread group) that asked.
     pub pid: u32,
     /// Inode of the socket's namespace.
@@ -152,8 +153,7 @@ impl Server {
     }
 }
 
-/// Value of the maps `ENDED` (answered) and `EXPIRED`, by key with slot 0: the lookup that ended so
-/// last.
+/// Value of the map `EXPIRED`, by key with slot 0: the lookup that ended so last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ended {
@@ -162,6 +162,35 @@ pub struct Ended {
     /// As [`Lookup::question_hash`].
     pub question_hash: u64,
 }
+
+/// Places in the map `ANSWERS`.
+pub const ANSWERS_LEN: u32 = 1 << 16;
+
+/// A lookup that was answered: value of the map `ANSWERS`, where it has one place, which the latest takes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AnsweredLookup {
+    /// As [`LookupKey::socket`].
+    pub socket: u64,
+    /// Transaction id.
+    pub id: u64,
+    /// The deadline, `CLOCK_MONOTONIC` nanoseconds.
+    pub deadline_ns: u64,
+    /// As [`Lookup::question_hash`].
+    pub question_hash: u64,
+}
+
+impl LookupKey {
+    /// Place in the map `ANSWERS`, the same for both slots.
+    #[inline(always)]
+    pub const fn place(&self) -> u32 {
+        let mixed = (self.socket ^ ((self.id as u64) << 48)).wrapping_mul(MIX);
+        (mixed >> 48) as u32 % ANSWERS_LEN
+    }
+}
+
+/// 2^64 divided by the golden ratio: multiplied by it, all bits count in the upper ones.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
 /// that CPU may be its drop for a full receive buffer. Value of the per-CPU map `ANSWERED`.
@@ -234,19 +263,56 @@ pub enum Detail {
     /// `NETFILTER_DROP`: another packet of the same connection was faster (its figure
     /// `insert_failed`).
     ConntrackInsertFailed = 2,
+    /// No drop: the send failed before there was a packet. [`Drop::reason`] is the error.
+    SendError = 3,
+    /// The kernel gives no reasons (before 5.17).
+    NoReason = 4,
 }
 
 impl Detail {
     /// What events say instead of the reason's name.
-    pub const fn name(number: u8) -> Option<&'static str> {
+    pub fn name(number: u8, reason: u16) -> Option<&'static str> {
         const TABLE_FULL: u8 = Detail::ConntrackTableFull as u8;
         const INSERT_FAILED: u8 = Detail::ConntrackInsertFailed as u8;
+        const SEND_ERROR: u8 = Detail::SendError as u8;
         match number {
             TABLE_FULL => Some("conntrack_table_full"),
             INSERT_FAILED => Some("conntrack_insert_failed"),
+            SEND_ERROR => SEND_ERRORS
+                .iter()
+                .find(|(error, _)| *error == reason)
+                .map(|(_, name)| *name)
+                .or(Some("send_error")),
             _ => None,
         }
     }
+}
+
+/// Errors of sends that are counted (include/uapi/asm-generic/errno.h), and what events say instead of
+/// a reason's name.
+const SEND_ERRORS: [(u16, &str); 12] = [
+    (1, "eperm"),
+    (12, "enomem"),
+    (13, "eacces"),
+    (19, "enodev"),
+    (22, "einval"),
+    (99, "eaddrnotavail"),
+    (100, "enetdown"),
+    (101, "enetunreach"),
+    (105, "enobufs"),
+    (111, "econnrefused"),
+    (112, "ehostdown"),
+    (113, "ehostunreach"),
+];
+
+/// A send under way: key of the map `SENT`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sent {
+    /// Address of the task that sends.
+    pub task: u64,
+    /// Address of its `struct sock`.
+    pub sk: u64,
 }
 
 /// Places in the map `PACKETS`.
@@ -264,10 +330,9 @@ pub struct Packet {
     pub is_answer: u64,
 }
 
-/// What the packets of a lookup say of the client: key of the map `ENDPOINTS`. Finds the lookup of
-/// a packet that was copied on its way, or that comes from a server elsewhere.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+/// What the packets of a lookup say of the client. By its hash the map `ENDPOINTS` finds the lookup of a packet
+/// that was copied on its way, or that comes from a server elsewhere.
+#[derive(Clone, Copy, Debug)]
 pub struct Endpoint {
     /// Network byte order; IPv4 in the first word.
     pub address: [u32; 4],
@@ -277,11 +342,38 @@ pub struct Endpoint {
     pub port: u16,
     /// Transaction id, host byte order.
     pub id: u16,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
+}
+
+/// Sets in the map `ENDPOINTS`.
+pub const ENDPOINT_SETS: u32 = 1 << 14;
+/// Lookups in one.
+pub const ENDPOINT_WAYS: usize = 4;
+
+/// A lookup that waits, by the hash of its endpoint, the low bits of which say in which set. Value of the map
+/// `ENDPOINTS`: so many. It is taken away when the lookup ends; where more wait in one set than it has
+/// room for, a later one takes an earlier one's place, whose packets are found by address only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Way {
+    /// [`Endpoint::hash`]; 0: free.
+    pub endpoint: u64,
+    /// The lookup.
+    pub lookup: LookupKey,
 }
 
 impl Endpoint {
+    /// All of it; never 0.
+    #[inline(always)]
+    pub const fn hash(&self) -> u64 {
+        let [a, b, c, d] = self.address;
+        let mut hash = (a as u64 | (b as u64) << 32).wrapping_mul(MIX);
+        hash = (hash ^ (hash >> 32) ^ (c as u64 | (d as u64) << 32)).wrapping_mul(MIX);
+        hash = (hash ^ (hash >> 32) ^ self.net_cookie).wrapping_mul(MIX);
+        hash =
+            (hash ^ (hash >> 32) ^ (self.port as u64 | (self.id as u64) << 16)).wrapping_mul(MIX);
+        hash ^ (hash >> 32) | 1 << 63
+    }
+
     /// Is the address in 127.0.0.0/8, or ::1?
     #[inline(always)]
     pub const fn is_loopback(family: u16, address: &[u32; 4]) -> bool {
@@ -326,4 +418,14 @@ pub struct Served {
     pub waiting: u64,
     /// The client's lookup, if the client is on this node; else all 0.
     pub lookup: LookupKey,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `#[repr(C)]`, no padding (zerocopy's IntoBytes proves it), every bit pattern valid.
+    unsafe impl aya::Pod for super::Lookup {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Served {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sent {}
 }

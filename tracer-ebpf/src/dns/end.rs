@@ -19,10 +19,10 @@ use tracer_common::{
     event, peers,
 };
 
-use super::served;
+use super::{endpoints, served};
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, DNS, DNS_NODE, DNS_ZERO, ENDED, EXPIRED, PENDING, SERVED},
+    maps::{ANSWERED, ANSWERS, DNS, DNS_NODE, DNS_ZERO, EXPIRED, PENDING, SERVED},
     peer, ring,
     util::{add, sub},
 };
@@ -91,8 +91,16 @@ pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
 /// Remembers a lookup that was answered. Out of line: its stack is its own.
 #[inline(never)]
 fn remember(key: &LookupKey, lookup: &Lookup) -> u64 {
-    // Full: the least recently used goes; the same question again is a new lookup then.
-    let _ = ENDED.insert(LookupKey { slot: 0, ..*key }, ended(lookup), 0);
+    if let Some(place) = ANSWERS.get_ptr_mut(key.place()) {
+        // Whoever was there before goes; the same question again is a new lookup then.
+        // SAFETY: an array's value.
+        unsafe {
+            (*place).socket = key.socket;
+            (*place).id = key.id as u64;
+            (*place).deadline_ns = lookup.started_ns + DNS_TIMEOUT_NS.load();
+            (*place).question_hash = lookup.question_hash;
+        }
+    }
     0
 }
 
@@ -146,15 +154,9 @@ pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
 #[inline(always)]
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
+    endpoints::forget(lookup.endpoint, &key);
     let timeout = outcome == Outcome::Timeout as u8;
-    let deadline_ns = lookup.started_ns + DNS_TIMEOUT_NS.load();
-    // A timeout is over at its deadline, however late user space comes to look.
-    let ended_ns = if timeout && now_ns > deadline_ns {
-        deadline_ns
-    } else {
-        now_ns
-    };
-    let waited_ns = ended_ns - lookup.started_ns;
+    let waited_ns = now_ns - lookup.started_ns;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
     let cause = if !timeout {
         Cause::Server as u8
@@ -172,7 +174,10 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
 
     if failed {
-        let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
+        // The rate goes by the time of telling.
+        // SAFETY: the helper has no precondition.
+        let told_ns = unsafe { bpf_ktime_get_ns() };
+        let record = ring::reserve::<Failure>(Hook::Dns, told_ns, &mut value.event_second);
         if let Some(mut record) = record {
             // Written before the removal: the entry's memory may be another's right after.
             fill(
@@ -182,7 +187,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
                 outcome,
                 cause,
                 waited_ns,
-                ended_ns,
+                now_ns,
             );
             if PENDING.remove(key).is_err() {
                 record.discard(0);
@@ -306,6 +311,37 @@ pub fn dns_age(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Not attached: the same for one lookup, or one query at a server, where the kernel has no
+/// bpf_for_each_map_elem. Arguments: not 0 for a query at a server; then the words of the key.
+#[raw_tracepoint(tracepoint = "neigh_create")]
+pub fn dns_age_one(ctx: RawTracePointContext) -> i32 {
+    let words = [
+        ctx.arg::<u64>(1),
+        ctx.arg::<u64>(2),
+        ctx.arg::<u64>(3),
+        ctx.arg::<u64>(4),
+        ctx.arg::<u64>(5),
+        ctx.arg::<u64>(6),
+    ];
+    let key = words.as_ptr();
+    if ctx.arg::<u64>(0) != 0 {
+        let key: *const ServedKey = key.cast();
+        // SAFETY: six words are such a key.
+        if let Some(served) = SERVED.get_ptr_mut(unsafe { &*key }) {
+            // SAFETY: as bpf_for_each_map_elem would call it.
+            unsafe { age_served(core::ptr::null_mut(), key, served, core::ptr::null_mut()) };
+        }
+    } else {
+        let key: *const LookupKey = key.cast();
+        // SAFETY: the first two words are such a key.
+        if let Some(lookup) = PENDING.get_ptr_mut(unsafe { &*key }) {
+            // SAFETY: as bpf_for_each_map_elem would call it.
+            unsafe { age(core::ptr::null_mut(), key, lookup, core::ptr::null_mut()) };
+        }
+    }
+    0
+}
+
 unsafe extern "C" fn age_served(
     _map: *mut c_void,
     key: *const ServedKey,
@@ -342,6 +378,8 @@ unsafe extern "C" fn age(
         // Full: the least recently used goes; a late answer to that one counts as unmatched.
         let _ = EXPIRED.insert(LookupKey { slot: 0, ..key }, ended(lookup), 0);
     }
-    end(&key, lookup, Outcome::Timeout as u8, now_ns);
+    // It was over at its deadline, however late user space comes to look.
+    let deadline_ns = lookup.started_ns + timeout_ns;
+    end(&key, lookup, Outcome::Timeout as u8, deadline_ns);
     0
 }

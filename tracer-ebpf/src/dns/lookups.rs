@@ -12,11 +12,11 @@ use tracer_common::{
 use super::{
     Socket,
     end::{client, end, node},
-    message,
+    message, unsent,
 };
 use crate::{
     layout::*,
-    maps::{ENDED, LOOKUP_ZERO, PENDING, REFUSED_QUERY},
+    maps::{ANSWERS, LOOKUP_ZERO, PENDING, REFUSED_QUERY},
     ring,
     util::{add, read},
 };
@@ -44,8 +44,10 @@ pub struct Query {
 pub fn follow<const MAY_END: bool>(
     socket: &Socket,
     query: &Query,
+    endpoint: u64,
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
 ) -> Option<LookupKey> {
+    unsent::note(socket.sk);
     let value = client(socket.key, socket.netns)?;
     let node = node()?;
     if query.segments > 1 {
@@ -116,7 +118,9 @@ pub fn follow<const MAY_END: bool>(
     if asked_again(&key, query.question, now_ns) {
         return None;
     }
-    if socket.cookie != 0 && refused_lately(now_ns) && moved(socket.address(), query, &key, now_ns)
+    if socket.cookie != 0
+        && refused_lately(now_ns)
+        && moved(socket.address(), query, &key, now_ns, endpoint)
     {
         return Some(key);
     }
@@ -139,6 +143,7 @@ pub fn follow<const MAY_END: bool>(
     let lookup = unsafe { &mut *lookup };
     lookup.key = socket.key;
     lookup.question_hash = query.question;
+    lookup.endpoint = endpoint;
     if query.question != 0 {
         let len = copy(&mut lookup.question);
         message::note_length(lookup, len);
@@ -171,12 +176,15 @@ fn untracked(value: &mut Value) -> Option<LookupKey> {
 /// of line: its stack is its own.
 #[inline(never)]
 fn asked_again(key: &LookupKey, question: u64, now_ns: u64) -> bool {
-    let Some(ended) = ENDED.get_ptr(LookupKey { slot: 0, ..*key }) else {
+    let Some(answered) = ANSWERS.get_ptr(key.place()) else {
         return false;
     };
-    // SAFETY: a map's value; torn reads of an evicted entry would make one lookup too many.
-    let ended = unsafe { *ended };
-    ended.question_hash == question && now_ns <= ended.deadline_ns
+    // SAFETY: an array's value; torn reads, as a place that another has taken, make one lookup too many.
+    let answered = unsafe { &*answered };
+    answered.socket == key.socket
+        && answered.id == key.id as u64
+        && answered.question_hash == question
+        && now_ns <= answered.deadline_ns
 }
 
 /// Has netfilter refused any query that may still wait?
@@ -194,7 +202,7 @@ fn refused_lately(now_ns: u64) -> bool {
 /// waits under the socket's address. Now that it is asked again, it moves to `to`. Out of line: its
 /// stack is its own.
 #[inline(never)]
-fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64) -> bool {
+fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64, endpoint: u64) -> bool {
     let mut from = LookupKey {
         socket: address,
         ..*to
@@ -210,6 +218,7 @@ fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64) -> bool {
                 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
             {
                 lookup.asked(query.server);
+                lookup.endpoint = endpoint;
                 return PENDING.insert(*to, &*lookup, BPF_NOEXIST as u64).is_ok()
                     && PENDING.remove(from).is_ok();
             }

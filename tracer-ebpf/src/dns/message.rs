@@ -169,11 +169,12 @@ pub fn bounded_len(start: u32, packet_len: u32) -> u32 {
         return 0;
     }
     // black_box: LLVM knows that the length is in range and drops the check that the verifier needs
-    // to see.
-    let len = black_box(packet_len - start);
-    if len > QUESTION_LEN as u32 {
+    // to see. One less than it: verifiers before 6.8 learn nothing from "not 0"
+    // (kernel/bpf/verifier.c, reg_set_min_max), and would see a read of no bytes.
+    let beyond_first = black_box(packet_len - start - 1);
+    if beyond_first >= QUESTION_LEN as u32 {
         QUESTION_LEN as u32
     } else {
-        len
+        beyond_first + 1
     }
 }

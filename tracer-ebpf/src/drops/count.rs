@@ -21,7 +21,7 @@ use crate::{
     maps::{BEHIND, DROPS, DROPS_NODE, REASONS},
     packet::is_dns_port,
     ring, tcp,
-    util::{add, read},
+    util::{add, net_cookie, read},
 };
 
 const IPPROTO_TCP: u8 = 6;
@@ -199,7 +199,7 @@ fn try_owner(skb: u64, socket: u64, packet: &Packet, key: &mut Key) -> Option<u3
         let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
         read(device, OFF_NET_DEVICE_ND_NET.load())?
     };
-    key.net_cookie = read(net, OFF_NET_NET_COOKIE.load())?;
+    key.net_cookie = net_cookie(net)?;
     read(net, OFF_NET_NS_INUM.load())
 }
 

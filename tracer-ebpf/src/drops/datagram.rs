@@ -8,11 +8,11 @@ use tracer_common::{
 use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
 use crate::{
     conntrack,
-    dns::{self, Refused},
+    dns::{self, FROM_PACKET, Refused},
     layout::*,
-    maps::{ENDPOINTS, SERVED},
+    maps::SERVED,
     packet::is_dns_port,
-    util::read,
+    util::{net_cookie, read},
 };
 
 const IPPROTO_UDP: u8 = 17;
@@ -154,10 +154,9 @@ impl Datagram {
                 self.source_port
             },
             id: self.id,
-            _pad: 0,
         };
-        // SAFETY: a map's value; a torn read names a lookup that does not fit.
-        ENDPOINTS.get_ptr(endpoint).map(|key| unsafe { *key })
+        let key = dns::endpoints::find(endpoint.hash())?;
+        (key.id == self.id).then_some(key)
     }
 
     /// Does its question begin as the lookup's? Two namespaces may have the same address.
@@ -198,8 +197,7 @@ impl Datagram {
             return false;
         }
         // In OUTPUT the packet may have no device yet.
-        let own = read::<u64>(sk, OFF_SOCK_NET.load())
-            .and_then(|net| read::<u64>(net, OFF_NET_NET_COOKIE.load()));
+        let own = read::<u64>(sk, OFF_SOCK_NET.load()).and_then(net_cookie);
         match device_net_cookie(skb) {
             Some(device) => own == Some(device),
             None => own.is_some(),
@@ -212,7 +210,7 @@ impl Datagram {
         let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         let key = ServedKey {
-            net_cookie: read(net, OFF_NET_NET_COOKIE.load())?,
+            net_cookie: net_cookie(net)?,
             client: self.address(true)?,
             server: Server {
                 address: self.address(false)?,
@@ -251,7 +249,7 @@ impl Datagram {
         if length < UDP_HEADER + DNS_HEADER || u16::from_be(flags) & 0x7800 != 0 {
             return None;
         }
-        dns::refused(&Refused {
+        dns::refused::<FROM_PACKET>(&Refused {
             sk: read(skb, OFF_SK_BUFF_SK.load())?,
             id: self.id,
             server,

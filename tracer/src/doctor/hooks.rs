@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 use serde::Serialize;
 use tracer_common::Hook;
 
-use super::system;
+use super::system::{self, Lockdown};
 use crate::kernel::{
     self,
     btf::Btf,
@@ -29,12 +29,17 @@ pub struct HookReport {
     pub mechanism: &'static str,
     /// Why it does not run, or only in part; empty if it does.
     pub reason: String,
+    /// What it does not see on this kernel, although it runs as it should, and why.
+    pub not_seen: String,
     /// Instructions that the verifier walked through, by program; the kernel tells since 5.16.
     pub verified_instructions: BTreeMap<String, u32>,
 }
 
 /// Tries all hooks, and reads `gc_entries` of both neighbour tables with them.
-pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2]) {
+pub fn examine(
+    btf: Result<&Btf, String>,
+    lockdown: &Lockdown,
+) -> (Vec<HookReport>, [Option<u32>; 2]) {
     let mut entries = [None, None];
     let statuses = match btf {
         Err(why) => cannot(|_| why.clone()),
@@ -47,7 +52,16 @@ pub fn examine(btf: Result<&Btf, String>) -> (Vec<HookReport>, [Option<u32>; 2])
             ok: status.state.counts(),
             state: status.state.name(),
             mechanism: status.mechanism,
-            reason: status.reason,
+            reason: if lockdown.ok == Some(false) && !status.state.counts() {
+                // The verifier only says that it knows no such function.
+                format!(
+                    "the kernel is locked down ({}); {}",
+                    lockdown.mode, status.reason
+                )
+            } else {
+                status.reason
+            },
+            not_seen: status.not_seen,
             verified_instructions: status.verified.into_iter().collect(),
         })
         .collect();
@@ -128,6 +142,7 @@ fn cannot(why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
             state: State::Unavailable,
             mechanism: kernel::load::mechanism(hook),
             reason: why(hook),
+            not_seen: String::new(),
             verified: Vec::new(),
         })
         .collect()

@@ -77,8 +77,8 @@ impl Display for Report {
             )?;
         }
         writeln!(f, "not seen")?;
-        for thing in self.not_seen {
-            writeln!(f, "      {thing}")?;
+        for thing in &self.not_seen {
+            writeln!(f, "      {}", printable(thing))?;
         }
         self.verdict(f)
     }

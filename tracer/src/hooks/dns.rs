@@ -22,10 +22,15 @@ pub fn details(record: &Failure, reasons: &Reasons) -> Details {
         cause: Cause::ALL
             .get(usize::from(record.cause))
             .map_or("dropped", |cause| cause.name()),
-        drop_reason: (record.drop_reason != 0).then(|| {
-            Detail::name(record.drop_detail)
-                .map_or_else(|| reasons.name(record.drop_reason.into()), str::to_owned)
-        }),
+        drop_reason: drop_reason(record, reasons),
         waited_seconds: record.waited_ns as f64 / 1e9,
     }
+}
+
+fn drop_reason(record: &Failure, reasons: &Reasons) -> Option<String> {
+    if record.drop_reason == 0 || record.drop_detail == Detail::NoReason as u8 {
+        return None;
+    }
+    let name = Detail::name(record.drop_detail, record.drop_reason);
+    Some(name.map_or_else(|| reasons.name(record.drop_reason.into()), str::to_owned))
 }

@@ -72,6 +72,26 @@ impl Btf {
         Ok(bits / 8)
     }
 
+    /// Is a member a plain number? `atomic64_t` and the like are structures.
+    pub fn is_integer(&self, structure: &str, member: &str) -> bool {
+        self.structure(structure)
+            .ok()
+            .and_then(|of| self.member(&of, member))
+            .is_some_and(|(_, kind)| match kind {
+                Type::Int(_) => true,
+                other => other
+                    .as_btf_type()
+                    .and_then(|t| self.follow(t).ok())
+                    .is_some_and(|t| matches!(t, Type::Int(_))),
+            })
+    }
+
+    /// Is there a function of that name that a program can attach to?
+    pub fn has_function(&self, name: &str) -> bool {
+        self.types(name)
+            .is_ok_and(|types| types.iter().any(|t| matches!(t, Type::Func(_))))
+    }
+
     /// Size of a structure, bytes.
     pub fn size(&self, structure: &str) -> Result<u32> {
         Ok(self.structure(structure)?.size() as u32)

@@ -15,29 +15,38 @@ use aya::{
     maps::{Array, MapData, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
-        RawTracePointRunOptions, TestRun as _,
         links::{FdLink, PinnedLink},
     },
     util::online_cpus,
 };
-use tracer_common::{Hook, dns::MAX_PORTS, drops::Reason, tcp::MAX_SILENT_PORTS};
+use tracer_common::{
+    Hook,
+    dns::{Cause, MAX_PORTS},
+    drops::{MAX_REASONS, Reason},
+    tcp::MAX_SILENT_PORTS,
+};
 
 use super::{
     cgroup, kallsyms,
     maps::Maps,
+    mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
     offsets::Offsets,
     reasons::Reasons,
+    sends,
     state::{Pins, StateDir},
+    without,
 };
 
 mod pinning;
+
+pub use super::mechanisms::mechanism;
 
 /// The eBPF object, built by `cargo xtask build`.
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
 
 /// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
-const FUNCTIONS: [(&str, &str, &str); 4] = [
+const FUNCTIONS: [(&str, &str, &str); 5] = [
     ("___neigh_create", "NEIGH_CREATE_START", "NEIGH_CREATE_END"),
     (
         "neigh_periodic_work",
@@ -50,12 +59,7 @@ const FUNCTIONS: [(&str, &str, &str); 4] = [
         "NEIGH_INVALIDATE_END",
     ),
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
-];
-
-/// Programs that mark the kernel threads at the periodic collection, and their tracepoints.
-const PERIODIC_WORK: [(&str, &str); 2] = [
-    ("work_start", "workqueue_execute_start"),
-    ("work_end", "workqueue_execute_end"),
+    ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
 
 /// What the programs are told before they are loaded.
@@ -115,56 +119,18 @@ pub struct HookStatus {
     pub state: State,
     /// What it attaches to.
     pub mechanism: &'static str,
-    /// Why it is not attached; empty if it is.
+    /// Why it is not attached, or only in part; empty if it is.
     pub reason: String,
+    /// What it does not see here, although it runs as it should, and why. Empty: all that it sees
+    /// anywhere.
+    pub not_seen: String,
     /// Instructions that the verifier walked through, by program.
     pub verified: Vec<(String, u32)>,
 }
 
-/// What a hook attaches to.
-pub const fn mechanism(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Neigh => "raw_tracepoint neigh_create",
-        Hook::Dns => "cgroup_skb ingress and egress at the root of cgroup2",
-        Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
-        Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
-        Hook::Tcp => {
-            "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
-             inet_sk_error_report"
-        }
-        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
-    }
-}
-
-const fn programs(hook: Hook) -> &'static [&'static str] {
-    match hook {
-        Hook::Neigh => &["neigh_create", "neigh_settle", "tables", "walk"],
-        Hook::Dns => &["dns_ingress", "dns_egress", "dns_age"],
-        Hook::Drops => &[
-            "kfree_skb",
-            "count_drops",
-            "udp_fail_queue",
-            "conntrack_begin",
-        ],
-        Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
-        Hook::Tcp => &[
-            "tcp_state",
-            "tcp_state_again",
-            "tcp_retransmit",
-            "tcp_retransmit_again",
-            "tcp_reset",
-            "tcp_reset_again",
-            "tcp_error",
-            "tcp_error_again",
-            "tcp_age",
-        ],
-        Hook::Cgroups => &["cgroup_mkdir"],
-    }
-}
-
 /// The programs in the kernel. Dropping it detaches and unloads them, unless they are pinned.
 pub struct Loaded {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     /// One for each hook, by index.
     pub hooks: Vec<HookStatus>,
     // The logger holds the map of aya-log's records: taken before the programs are loaded.
@@ -232,7 +198,7 @@ impl Loaded {
         let told = (
             (parameters.event_rate, ports, timeout_ns),
             (silent_ports, silent_after_ns, refusals_wait),
-            (&bounds, &offsets.globals),
+            (&bounds, &offsets.globals, without::names()),
         );
         let pins = state
             .map(|state| state.pins(pinning::fingerprint(told)))
@@ -248,6 +214,18 @@ impl Loaded {
         for (number, reason) in reasons.meanings() {
             meanings
                 .set(number, reason, 0)
+                .context("cannot fill the map REASONS")?;
+        }
+        if !offsets.features.drop_reasons {
+            // The last stands for all beyond: here for every packet.
+            let unknown = Reason {
+                is_failure: 0,
+                cause: Cause::Dropped as u8,
+                is_unspecified: 1,
+                ends_refusal: 1,
+            };
+            meanings
+                .set(MAX_REASONS - 1, unknown, 0)
                 .context("cannot fill the map REASONS")?;
         }
         let maps = Maps::take(&mut ebpf, reasons)?;
@@ -276,6 +254,7 @@ impl Loaded {
         if let Err(why) = functions {
             programs.watch_periodic_work(attach, &why);
         }
+        programs.watch_sends(offsets);
         if let Some(pins) = &programs.pins {
             pins.relieve_all()?;
         }
@@ -288,18 +267,29 @@ impl Loaded {
             state: State::Attached,
             mechanism: mechanism(hook),
             reason: String::new(),
+            not_seen: String::new(),
             verified: Vec::new(),
         };
         let result = match offsets.why_not(hook) {
             Some(why) => Err(anyhow!("{why}")),
-            None => self.try_start(hook, attach, &mut status.verified),
+            None => Plan::of(hook, &offsets.features).and_then(|plan| {
+                self.try_start(hook, &plan, attach, &mut status.verified)?;
+                Ok(plan.lost)
+            }),
         };
-        if let Err(why) = result {
-            for name in programs(hook) {
-                self.unload(name);
+        match result {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(lost) => {
+                status.state = State::Degraded;
+                status.reason = lost.join("; ");
             }
-            status.state = State::Unavailable;
-            status.reason = format!("{why:#}").replace('\n', " ");
+            Err(why) => {
+                for name in programs(hook) {
+                    self.unload(name);
+                }
+                status.state = State::Unavailable;
+                status.reason = format!("{why:#}").replace('\n', " ");
+            }
         }
         status
     }
@@ -332,6 +322,27 @@ impl Loaded {
         self.degrade(Hook::Gc, &format!("{lost}: {why:#}"));
     }
 
+    /// Where the kernel can: the queries that never become a packet. Attached by `doctor` too, for some
+    /// kernels take the programs and cannot attach them.
+    fn watch_sends(&mut self, offsets: &Offsets) {
+        if !self.is_attached(Hook::Dns) {
+            return;
+        }
+        let result = match &offsets.no_sends {
+            _ if without::is_without("fexit") => Err(anyhow!("TRACER_WITHOUT says so")),
+            Some(why) => Err(anyhow!("{why}")),
+            None => sends::watch(self),
+        };
+        let status = &mut self.hooks[Hook::Dns as usize];
+        match result {
+            Ok(verified) => status.verified.extend(verified),
+            Err(why) => {
+                status.mechanism = "cgroup_skb ingress and egress at the root of cgroup2";
+                status.not_seen = format!("{}; no fexit here: {why:#}", sends::NOT_SEEN);
+            }
+        }
+    }
+
     /// The hook runs, but not as well as it should.
     fn degrade(&mut self, hook: Hook, why: &str) {
         let status = &mut self.hooks[hook as usize];
@@ -344,6 +355,7 @@ impl Loaded {
     fn try_start(
         &mut self,
         hook: Hook,
+        plan: &Plan,
         attach: bool,
         verified: &mut Vec<(String, u32)>,
     ) -> Result<()> {
@@ -351,13 +363,7 @@ impl Loaded {
             Hook::Dns => Some(cgroup::mount_point()?),
             _ => None,
         };
-        for name in programs(hook) {
-            if PERIODIC_WORK
-                .iter()
-                .any(|(second_best, _)| second_best == name)
-            {
-                continue; // only where it is needed
-            }
+        for name in &plan.load {
             // The kernel tells since 5.16.
             if let Some(instructions) = self.load_program(name)? {
                 verified.push(((*name).to_owned(), instructions));
@@ -366,61 +372,41 @@ impl Loaded {
         if !attach {
             return Ok(());
         }
-        match hook {
-            Hook::Neigh => self.attach_tracepoint("neigh_create", "neigh_create"),
-            Hook::Drops => {
-                if !self.is_pinned("kfree_skb") {
-                    for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
-                        self.run_on("conntrack_begin", Some(cpu))?;
-                    }
-                }
-                self.attach_tracepoint("kfree_skb", "kfree_skb")?;
-                self.attach_tracepoint("count_drops", "kfree_skb")?;
-                self.attach_tracepoint("udp_fail_queue", "udp_fail_queue_rcv_skb")
-            }
-            Hook::Gc => self.attach_tracepoint("neigh_cleanup", "neigh_cleanup_and_release"),
-            Hook::Tcp => {
-                // Ends before begins: nothing is begun whose end could go unseen.
-                // The kernel runs them in this order: the second of a pair after the first.
-                self.attach_tracepoint("tcp_error", "inet_sk_error_report")?;
-                self.attach_tracepoint("tcp_error_again", "inet_sk_error_report")?;
-                self.attach_tracepoint("tcp_reset", "tcp_receive_reset")?;
-                self.attach_tracepoint("tcp_reset_again", "tcp_receive_reset")?;
-                self.attach_tracepoint("tcp_retransmit", "tcp_retransmit_skb")?;
-                self.attach_tracepoint("tcp_retransmit_again", "tcp_retransmit_skb")?;
-                self.attach_tracepoint("tcp_state", "inet_sock_set_state")?;
-                self.attach_tracepoint("tcp_state_again", "inet_sock_set_state")
-            }
-            Hook::Cgroups => self.attach_tracepoint("cgroup_mkdir", "cgroup_mkdir"),
-            Hook::Dns => {
-                let path = cgroup.ok_or_else(|| anyhow!("no cgroup2"))?;
-                self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
-                self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)
+        if plan.has("conntrack_begin") && !self.is_pinned("kfree_skb") {
+            for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
+                self.run_on("conntrack_begin", Some(cpu))?;
             }
         }
+        for (name, tracepoint) in TRACEPOINTS.iter().filter(|(name, _)| plan.has(name)) {
+            self.attach_tracepoint(name, tracepoint)?;
+        }
+        if let Some(path) = cgroup {
+            self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
+            self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)?;
+        }
+        Ok(())
     }
 
-    /// Loads a program, or takes over the one that is pinned. The instructions that the verifier walked
-    /// through.
+    /// Loads a program, or takes over the one that is pinned. Gives the instructions that the verifier walked
+    /// through, where the kernel tells.
     fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
         let adopted = self.adopt(name)?;
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
-        if !adopted {
-            match program {
-                Program::RawTracePoint(program) => program.load(),
-                Program::CgroupSkb(program) => program.load(),
-                _ => Err(ProgramError::UnexpectedProgramType),
+        let (result, info) = match self.ebpf.program_mut(name) {
+            Some(Program::RawTracePoint(program)) => {
+                let result = if adopted { Ok(()) } else { program.load() };
+                (result, program.info())
             }
-            .map_err(|e| explain(name, e))?;
-        }
-        let instructions = program.info()?.verified_instruction_count();
+            Some(Program::CgroupSkb(program)) => {
+                let result = if adopted { Ok(()) } else { program.load() };
+                (result, program.info())
+            }
+            _ => return Err(anyhow!("the eBPF object has no program {name}")),
+        };
+        result.map_err(|error| explain(name, error))?;
         if !adopted {
             self.pin(name)?;
         }
-        Ok(instructions)
+        Ok(info?.verified_instruction_count())
     }
 
     fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
@@ -458,7 +444,7 @@ impl Loaded {
         Ok(())
     }
 
-    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
+    pub(super) fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
@@ -469,11 +455,12 @@ impl Loaded {
         Ok(program.try_into()?)
     }
 
-    fn unload(&mut self, name: &str) {
+    pub(super) fn unload(&mut self, name: &str) {
         self.unpin(name);
         let result = match self.ebpf.program_mut(name) {
             Some(Program::RawTracePoint(program)) => program.unload(),
             Some(Program::CgroupSkb(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
             _ => Ok(()),
         };
         if let Err(error) = result {
@@ -527,6 +514,7 @@ impl Loaded {
         let fd = match self.ebpf.program(name)? {
             Program::RawTracePoint(p) => p.fd().ok()?.as_fd().as_raw_fd(),
             Program::CgroupSkb(p) => p.fd().ok()?.as_fd().as_raw_fd(),
+            Program::FExit(p) => p.fd().ok()?.as_fd().as_raw_fd(),
             _ => return None,
         };
         std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
@@ -537,31 +525,10 @@ impl Loaded {
             .parse()
             .ok()
     }
-
-    /// Runs a program that is attached to nothing.
-    pub fn run(&self, name: &str) -> Result<()> {
-        self.run_on(name, None)
-    }
-
-    /// Runs such a program on a certain CPU.
-    pub fn run_on(&self, name: &str, cpu: Option<u32>) -> Result<()> {
-        let program: &RawTracePoint = self
-            .ebpf
-            .program(name)
-            .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
-            .try_into()?;
-        program
-            .test_run(RawTracePointRunOptions {
-                cpu,
-                ..RawTracePointRunOptions::new()
-            })
-            .with_context(|| format!("cannot run the eBPF program {name}"))?;
-        Ok(())
-    }
 }
 
 /// The last words of the verifier, and the rest of them into a file.
-fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+pub(super) fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     let ProgramError::LoadError {
         io_error,
         verifier_log,

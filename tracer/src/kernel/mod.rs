@@ -4,14 +4,19 @@ pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod conntrack;
+pub mod features;
 pub mod kallsyms;
 pub mod load;
 pub mod maps;
+pub mod mechanisms;
 pub mod neighbour_tables;
 pub mod offsets;
 pub mod reasons;
+mod run;
+pub mod sends;
 pub mod state;
 pub mod sys;
+pub mod without;
 
 use std::time::Duration;
 

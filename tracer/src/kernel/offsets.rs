@@ -3,7 +3,7 @@
 
 use tracer_common::Hook;
 
-use super::btf::Btf;
+use super::{btf::Btf, features::Features, sends};
 
 /// What a global that names no field is set to: "not in this kernel".
 pub const ABSENT: u32 = u32::MAX;
@@ -154,6 +154,7 @@ const OPTIONAL: &[Field] = &[
     ),
     ("OFF_RT6_INFO_GATEWAY", "rt6_info", "rt6i_gateway"),
     ("OFF_SK_BUFF_NFCT", "sk_buff", "_nfct"),
+    ("OFF_NET_HASH_MIX", "net", "hash_mix"),
     ("OFF_NET_LIST", "net", "list"),
     ("OFF_BPF_ARRAY_PPTRS", "bpf_array", "pptrs"),
 ];
@@ -181,12 +182,24 @@ pub struct Offsets {
     pub globals: Vec<(&'static str, u32)>,
     /// Hooks that cannot run, with the reason.
     pub missing: Vec<(Hook, String)>,
+    /// What the kernel has besides fields.
+    pub features: Features,
+    /// Why the ends of sends cannot be watched, if so.
+    pub no_sends: Option<String>,
 }
 
 impl Offsets {
     /// Looks every field up. A missing one switches its hook off; that is no error.
     pub fn resolve(btf: &Btf) -> Self {
-        let mut offsets = Self::default();
+        let mut offsets = Self {
+            features: Features::resolve(btf),
+            ..Self::default()
+        };
+        if !offsets.features.net_cookie {
+            // The member is there, but most namespaces have none: `net_cookie()` in the programs
+            // makes one of what every namespace has.
+            offsets.set("OFF_NET_NET_COOKIE", ABSENT);
+        }
         for (hook, fields) in [
             (Hook::Neigh, NEIGH),
             (Hook::Dns, DNS),
@@ -205,6 +218,12 @@ impl Offsets {
                 }
             }
         }
+        if let Err(_no_pointer) = btf.offset("sock", "sk_cgrp_data.cgroup")
+            && let Ok(word) = btf.offset("sock", "sk_cgrp_data.val")
+        {
+            // Before 5.15 the pointer shares a word with the data of cgroup1's controllers.
+            offsets.set("OFF_SOCK_CGROUP", word);
+        }
         for (global, structure, path) in OPTIONAL {
             offsets.set(global, btf.offset(structure, path).unwrap_or(ABSENT));
         }
@@ -222,23 +241,24 @@ impl Offsets {
         if let Err(why) = offsets.hash_layout(btf) {
             offsets.missing.push((Hook::Neigh, format!("{why:#}")));
         }
-        match btf.tracepoint_argument("kfree_skb", "skb_drop_reason") {
-            Ok(index) => {
-                offsets.set("ARG_DROP_REASON", index);
-                let has_socket = btf.tracepoint_arguments("kfree_skb").ok() > Some(index + 1);
-                offsets.set(
-                    "ARG_DROP_SOCKET",
-                    if has_socket { index + 1 } else { ABSENT },
-                );
+        let (mut reason, mut socket) = (ABSENT, ABSENT);
+        if offsets.features.drop_reasons
+            && let Ok(index) = btf.tracepoint_argument("kfree_skb", "skb_drop_reason")
+        {
+            reason = index;
+            if btf.tracepoint_arguments("kfree_skb").ok() > Some(index + 1) {
+                socket = index + 1;
             }
-            Err(why) => {
-                offsets.set("ARG_DROP_REASON", ABSENT);
-                offsets.set("ARG_DROP_SOCKET", ABSENT);
-                offsets.missing.push((
-                    Hook::Drops,
-                    format!("{why:#}: this kernel gives no drop reasons (they came with 5.17)"),
-                ));
+        }
+        offsets.set("ARG_DROP_REASON", reason);
+        offsets.set("ARG_DROP_SOCKET", socket);
+        match sends::globals(btf) {
+            Ok(globals) => {
+                for (global, value) in globals {
+                    offsets.set(global, value);
+                }
             }
+            Err(why) => offsets.no_sends = Some(format!("{why:#}")),
         }
         // Behind the socket and the packet.
         let has_error = btf.tracepoint_arguments("tcp_retransmit_skb").ok() == Some(3);

@@ -52,6 +52,7 @@ const FAILURES: &[(&str, Cause)] = &[
     ("TCP_LISTEN_OVERFLOW", Cause::Dropped),
     ("SECURITY_HOOK", Cause::Dropped),
     ("QDISC_CONGESTED", Cause::Dropped),
+    ("QDISC_BURST_DROP", Cause::Dropped),
     ("CAKE_FLOOD", Cause::Dropped),
     ("FQ_BAND_LIMIT", Cause::Dropped),
     ("FQ_HORIZON_LIMIT", Cause::Dropped),
@@ -67,6 +68,9 @@ const FAILURES: &[(&str, Cause)] = &[
     ("SKB_UCOPY_FAULT", Cause::Dropped),
     ("IP_INVALID_SOURCE", Cause::Dropped),
     ("IP_LOCALNET", Cause::Dropped),
+    ("RECURSION_LIMIT", Cause::Dropped),
+    ("MACVLAN_BROADCAST_BACKLOG", Cause::Dropped),
+    ("IPVLAN_MULTICAST_BACKLOG", Cause::Dropped),
 ];
 
 /// No drops at all.

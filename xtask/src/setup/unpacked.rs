@@ -42,13 +42,12 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
 /// What is in the final place is always complete.
 fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
     let partial = folder.with_added_extension("partial");
-    for old in [&partial, folder] {
-        if old.exists() {
-            fs::remove_dir_all(old)?;
-        }
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
     }
     let files = partial.join("files");
-    fs::create_dir_all(&files).with_context(|| format!("failed to make {}", files.display()))?;
+    fresh(&partial)?;
+    fresh(&files)?;
     let archive = apt::download(tool.package, &partial)?;
     sh::quietly(Command::new("dpkg").arg("-x").arg(&archive).arg(&files))?;
     ensure!(
@@ -62,12 +61,25 @@ fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// An empty folder, whatever a download that was cut short left there.
+pub fn fresh(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("failed to make {}", folder.display()))
+}
+
 /// Where such packages are kept.
 pub fn cache() -> Result<PathBuf> {
+    Ok(base()?.join("packages"))
+}
+
+/// The user's cache of what xtask fetches.
+pub fn base() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME is set; set one, to keep packages in")?;
-    Ok(base.join("tracer/packages"))
+    Ok(base.join("tracer"))
 }

@@ -42,6 +42,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
         hook,
         state: State::Attached,
         mechanism: mechanism(hook),
+        not_seen: String::new(),
         reason: String::new(),
         verified: Vec::new(),
     });

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{
-    CgroupSkb, CgroupSkbAttachType, Program, RawTracePoint,
+    CgroupSkb, CgroupSkbAttachType, FExit, Program, RawTracePoint,
     links::{FdLink, PinnedLink},
 };
 
@@ -26,7 +26,7 @@ pub(super) fn fingerprint(told: impl Hash) -> u64 {
 
 impl Loaded {
     /// Takes a program over that is pinned. `false`: there is none.
-    pub(super) fn adopt(&mut self, name: &str) -> Result<bool> {
+    pub(in crate::kernel) fn adopt(&mut self, name: &str) -> Result<bool> {
         let Some(path) = self.pins.as_ref().map(|pins| pins.program(name)) else {
             return Ok(false);
         };
@@ -49,13 +49,14 @@ impl Loaded {
             Program::RawTracePoint(_) => {
                 Program::RawTracePoint(RawTracePoint::from_pin(&path).with_context(context)?)
             }
+            Program::FExit(_) => Program::FExit(FExit::from_pin(&path).with_context(context)?),
             _ => return Ok(false),
         };
         Ok(true)
     }
 
     /// Lets a program outlive the agent.
-    pub(super) fn pin(&mut self, name: &str) -> Result<()> {
+    pub(in crate::kernel) fn pin(&mut self, name: &str) -> Result<()> {
         let Some(pins) = &self.pins else {
             return Ok(());
         };
@@ -70,7 +71,7 @@ impl Loaded {
     }
 
     /// Is the program attached already, by an agent that was killed?
-    pub(super) fn is_pinned(&self, name: &str) -> bool {
+    pub(in crate::kernel) fn is_pinned(&self, name: &str) -> bool {
         let pins = self.pins.as_ref();
         pins.is_some_and(|pins| pins.link(name).exists())
     }
@@ -100,6 +101,21 @@ impl Loaded {
             .pin(&path)
             .with_context(|| format!("cannot pin an attachment at {}", path.display()))?;
         self.links.push(link);
+        Ok(())
+    }
+
+    /// Attaches a program to the end of the function that it was loaded for.
+    pub(in crate::kernel) fn attach_fexit(&mut self, name: &str) -> Result<()> {
+        if self.adopt_link(name)? {
+            return Ok(());
+        }
+        let program: &mut FExit = self.program(name)?;
+        let id = program.attach()?;
+        if self.pins.is_some() {
+            let program: &mut FExit = self.program(name)?;
+            let link = program.take_link(id)?;
+            self.pin_link(name, FdLink::from(link))?;
+        }
         Ok(())
     }
 

@@ -81,6 +81,7 @@ mod tests {
     fn what_the_maps_hold_changes_with_the_schema_only() {
         let sources = [
             include_str!("../../../../tracer-common/src/dns.rs"),
+            include_str!("../../../../tracer-common/src/dns/lookup.rs"),
             include_str!("../../../../tracer-common/src/drops.rs"),
             include_str!("../../../../tracer-common/src/event.rs"),
             include_str!("../../../../tracer-common/src/neigh.rs"),

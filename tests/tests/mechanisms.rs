@@ -1,0 +1,303 @@
+//! Mechanisms that are chosen at run time: each is used where the kernel has it, the doctor says which,
+//! and either way the figures are the same.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use tests::dns::packet::{QUERY, query};
+use tests::dns::scene::lookups;
+use tests::dns::truth::{check_node, compare};
+use tests::dns::{A, Client, Lookup, Scene, Server};
+use tests::doctor::Doctor;
+use tests::neigh::{FIRST_SILENT, burst, table_fulls};
+use tests::netns::Pod;
+use tests::nft::Rules;
+use tests::point::POD_ENTRIES;
+use tests::router::Wiring;
+use tests::wait::ensure;
+use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
+
+/// As long as the agent's, so that both judge alike.
+const CLIENT: Client = Client {
+    timeout: Duration::from_secs(1),
+    linger: Duration::ZERO,
+};
+
+/// What came after 5.10 and has a stand-in that is as exact.
+const OLD: &str = "TRACER_WITHOUT=bpf_loop,bpf_for_each_map_elem";
+
+/// An agent that does without what `TRACER_WITHOUT` names.
+fn agent_without(without: &str, arguments: &[&str]) -> Agent {
+    let arguments = [&["--node", "lab", "--dns-timeout", "1s"], arguments].concat();
+    let mut agent = Agent::launch(&["env", without], &arguments);
+    agent.wait_ready();
+    agent
+}
+
+/// Does tracer see sends that fail before there is a packet here? The doctor says it either way:
+/// the mechanism, or what is not seen and why.
+fn sees_sends(wrapper: &[&str]) -> bool {
+    let doctor = Doctor::ask(wrapper, &[]);
+    let dns = doctor.named("hooks", "dns");
+    let text = |field: &str| dns[field].as_str().expect("it is text");
+    assert_eq!(text("state"), "attached", "{dns}");
+    let sees = text("mechanism").contains("fexit udp_sendmsg");
+    let why = text("not_seen");
+    assert_eq!(sees, why.is_empty(), "{dns}");
+    let all = doctor.json["not_seen"].as_array().expect("it is a list");
+    assert_eq!(sees, !all.iter().any(|thing| thing == why), "{all:?}");
+    if !sees {
+        let reason = why.split_once("no fexit here: ").expect("a reason").1;
+        assert!(!reason.is_empty(), "{why}");
+        eprintln!("not seen here: {reason}");
+    }
+    sees
+}
+
+/// Routes to nowhere in the client's pod, by kind; and the error that a sender gets, IPv4 and IPv6.
+const NOWHERE: [(&str, [&str; 2]); 4] = [
+    ("throw", ["enetunreach", "enetunreach"]),
+    ("unreachable", ["ehostunreach", "ehostunreach"]),
+    ("prohibit", ["eacces", "eacces"]),
+    ("blackhole", ["einval", "einval"]),
+];
+
+#[test]
+fn queries_without_a_route_are_lookups_where_the_kernel_tells_of_them() {
+    let sees = sees_sends(&[]);
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    for (kind, errors) in NOWHERE {
+        for (family, error) in Family::ALL.into_iter().zip(errors) {
+            let address = scene.nth(family, 3);
+            let length = if family == Family::V4 { 32 } else { 128 };
+            let route = format!("{kind} {address}/{length}");
+            scene.client.netns.ip(&format!("route add {route}"));
+            if kind == "throw" {
+                // What is thrown back finds no other table, and there is no default route.
+                let hub = scene.client.hub(family);
+                scene
+                    .client
+                    .netns
+                    .ip(&format!("route del default via {hub}"));
+            }
+            let asked: Vec<Lookup> = (0..3)
+                .map(|n| Lookup::new(format!("ok-{kind}-{n}.test"), A, address))
+                .collect();
+            if sees {
+                scene.fail(kind, &asked, "no_route", &[error]);
+            } else {
+                let tally = CLIENT.run(&scene.client, asked);
+                assert_eq!(tally.outcome("timeout"), 3, "the lab failed: {tally:?}");
+            }
+            if kind == "throw" {
+                let hub = scene.client.hub(family);
+                scene
+                    .client
+                    .netns
+                    .ip(&format!("route add default via {hub}"));
+            }
+            scene.client.netns.ip(&format!("route del {route}"));
+        }
+    }
+    assert_eq!(scene.answered(&["ok-after"]), 4, "the lab failed");
+    // Fewer or more than there were would show here.
+    scene.settle();
+}
+
+/// Sends a query, and gives the error's number.
+fn send(socket: &UdpSocket, id: u16, to: Option<SocketAddr>) -> Option<i32> {
+    let bytes = query(id, QUERY, "drop-me.test", A);
+    let sent = match to {
+        Some(to) => socket.send_to(&bytes, to),
+        None => socket.send(&bytes),
+    };
+    sent.err()
+        .map(|error| error.raw_os_error().expect("the kernel's"))
+}
+
+#[test]
+fn each_failed_send_is_one_query_of_its_lookup() {
+    let sees = sees_sends(&[]);
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let server = scene.address(Family::V4);
+    let IpAddr::V4(plain) = server else {
+        panic!("an IPv4 address")
+    };
+    let mapped = IpAddr::V6(plain.to_ipv6_mapped());
+    let netns = scene.client.netns.clone();
+    let (queries, lookups) = netns.run(|| {
+        let [connected, free, dual] = ["0.0.0.0:0", "0.0.0.0:0", "[::]:0"]
+            .map(|any| UdpSocket::bind(any).expect("a port is free"));
+        connected.connect((server, 53)).expect("there is a route");
+        // The first query of this lookup goes out; it is never answered.
+        assert_eq!(send(&connected, 7001, None), None);
+        netns.ip(&format!("route add unreachable {server}/32"));
+        let unreachable = Some(rustix::io::Errno::HOSTUNREACH.raw_os_error());
+        let to = Some(SocketAddr::new(server, 53));
+        // Twice more the same, by the socket that is connected; then three that begin a lookup each,
+        // one of them twice; and by an IPv6 socket that speaks IPv4.
+        for (socket, id, to) in [
+            (&connected, 7001, None),
+            (&connected, 7001, None),
+            (&free, 7002, to),
+            (&free, 7003, to),
+            (&free, 7003, to),
+            (&dual, 7004, Some(SocketAddr::new(mapped, 53))),
+        ] {
+            assert_eq!(send(socket, id, to), unreachable, "the lab failed");
+        }
+        // No query: an answer, another port.
+        let mut answer = query(7005, QUERY, "drop-me.test", A);
+        answer[2] |= 0x80;
+        let no_dns = SocketAddr::new(server, 5353);
+        for (bytes, to) in [
+            (&answer[..], SocketAddr::new(server, 53)),
+            (&query(7006, QUERY, "drop-me.test", A), no_dns),
+            (&answer[..11], SocketAddr::new(server, 53)),
+        ] {
+            free.send_to(bytes, to).expect_err("there is no route");
+        }
+        netns.ip(&format!("route del unreachable {server}/32"));
+        if sees { (7, 4) } else { (1, 1) }
+    });
+    scene.tally.queries += queries;
+    *scene.tally.outcomes.entry("timeout").or_default() += lookups;
+    if sees {
+        scene.causes.insert("no_route", lookups);
+    } else {
+        scene.causes.insert("no_answer", lookups);
+    }
+    scene.settle();
+}
+
+#[test]
+fn what_fails_behind_ip_output_is_counted_once_all_the_same() {
+    let (_lab, mut scene) = Scene::new(Wiring::Routed);
+    let to = Family::ALL.map(|family| scene.address(family));
+    let rules = Rules::drop(&scene.client.netns, "output", "udp dport 53");
+    let asked = lookups(&["ok-refused"], &to);
+    // The sender gets EPERM, and netfilter's drop has counted it.
+    scene.fail("OUTPUT", &asked, "netfilter", &["netfilter_drop"]);
+    drop(rules);
+    assert_eq!(scene.answered(&["ok-free"]), 4, "the lab failed");
+    scene.settle();
+}
+
+/// A pod's lookups of several kinds of end, and entries in its namespace and its hub's.
+fn mixed(pod: &Pod) -> Vec<Lookup> {
+    let mut all = Vec::new();
+    for family in Family::ALL {
+        for script in ["ok", "nx", "servfail", "drop"] {
+            for n in 0..5 {
+                let name = format!("{script}-{n}.test");
+                all.push(Lookup::new(name, A, pod.hub(family)));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn old_and_new_mechanisms_count_the_same() {
+    let lab = Lab::new();
+    let [one, two] = [("one", 1), ("two", 2)].map(|(name, index)| lab.pod(name, index, 2));
+    let addresses: Vec<IpAddr> = [&one, &two]
+        .into_iter()
+        .flat_map(|pod| Family::ALL.map(|family| pod.hub(family)))
+        .collect();
+    let _server = Server::start(&lab.hub, &addresses);
+    let new = Agent::start(&["--dns-timeout", "1s"]);
+    let old = agent_without(OLD, &[]);
+    assert!(!sees_sends(&["env", "TRACER_WITHOUT=fexit"]));
+    let tallies = [&one, &two].map(|pod| {
+        let tally = CLIENT.run(pod, mixed(pod));
+        assert_eq!(tally.outcome("timeout"), 10, "the lab failed: {tally:?}");
+        tally
+    });
+    for (pod, many) in [(&one, 700), (&two, 35)] {
+        for family in Family::ALL {
+            // More than the table's buckets, so that it grows.
+            burst(pod, family, FIRST_SILENT, many);
+        }
+    }
+    for (name, agent) in [("new", &new), ("old", &old)] {
+        eventually(Duration::from_secs(5), || {
+            let metrics = agent.metrics();
+            for (pod, tally) in [&one, &two].into_iter().zip(&tallies) {
+                compare(&metrics, pod, tally, &[("server", 10), ("no_answer", 10)])
+                    .map_err(|why| format!("{name}: {why}"))?;
+            }
+            check_node(&metrics)
+        });
+    }
+    let namespaces = [&*one.netns, &two.netns, &lab.hub];
+    eventually(Duration::from_secs(5), || {
+        let truth = |family| namespaces.map(|netns| tests::entries::entries(netns, family).len());
+        let before = Family::ALL.map(truth);
+        let shown = [&new, &old].map(|agent| {
+            let metrics = agent.metrics();
+            Family::ALL.map(|family| namespaces.map(|n| live(&metrics, &n.labels(), family)))
+        });
+        ensure(before == Family::ALL.map(truth), || {
+            "entries come and go".to_owned()
+        })?;
+        ensure(shown == [before, before], || {
+            format!("new and old: {shown:?}, not {before:?}")
+        })
+    });
+    old.stop_cleanly();
+    new.stop_cleanly();
+}
+
+fn live(metrics: &Metrics, labels: &[(&str, &str)], family: Family) -> usize {
+    let family = ("family", family.label());
+    metrics.count(POD_ENTRIES, &[labels, &[family]].concat()) as usize
+}
+
+#[test]
+fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
+    let mut lab = Lab::new();
+    let pod = lab.pod("full", 1, 40);
+    let servers: Vec<IpAddr> = (1..=41)
+        .filter(|n| *n != 2)
+        .map(|n| pod.neighbour(Family::V4, n))
+        .collect();
+    let _server = Server::start(&lab.hub, &servers);
+    let agent = agent_without("TRACER_WITHOUT=drop_reasons", &[]);
+    let drops = &agent.snapshot()["hooks"];
+    let drops = drops.as_array().expect("hooks").iter();
+    let drops = drops.clone().find(|hook| hook["name"] == "drops");
+    let drops = drops.expect("the hook is told");
+    assert_eq!(drops["state"], "degraded", "{drops}");
+    let reason = drops["reason"].as_str().expect("it is text");
+    assert!(reason.contains("no drop reasons"), "{drops}");
+
+    let mut tally = CLIENT.run(&pod, vec![Lookup::new("ok-first.test", A, servers[0])]);
+    assert_eq!(tally.outcome("noerror"), 1, "{tally:?}");
+    let fulls = table_fulls(Family::V4);
+    let limits = Thresholds::set(lab.lock(), [32, 64, 64]);
+    burst(&pod, Family::V4, FIRST_SILENT, 150);
+    let cold = servers.iter().skip(1).enumerate();
+    let cold = cold.map(|(n, server)| Lookup::new(format!("ok-cold-{n}.test"), A, *server));
+    let during = CLIENT.run(&pod, cold.collect());
+    drop(limits);
+    let (grown, lost) = (table_fulls(Family::V4) - fulls, during.outcome("timeout"));
+    assert!(grown > 0 && lost > 0, "the lab failed: {grown}, {lost}");
+    tally.add(&during);
+    let causes = [("neighbour_table_full", lost)];
+    let [namespace, name] = pod.labels();
+    eventually(Duration::from_secs(5), || {
+        let metrics = agent.metrics();
+        compare(&metrics, &pod, &tally, &causes)?;
+        let labels = [
+            namespace,
+            name,
+            ("family", "ipv4"),
+            ("result", "table_full"),
+        ];
+        let told = metrics.count("tracer_pod_neighbour_creates_total", &labels);
+        ensure(told == grown, || format!("{told} refusals, not {grown}"))?;
+        check_node(&metrics)
+    });
+    agent.stop_cleanly();
+}

@@ -1,0 +1,186 @@
+//! What each hook attaches to: its programs, and what takes their place where the kernel has not got what
+//! they need. Chosen by [`Features`], never by the kernel's version.
+
+use anyhow::{Result, bail};
+use tracer_common::Hook;
+
+use super::{features::Features, sends};
+
+/// What a hook attaches to.
+pub const fn mechanism(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Neigh => "raw_tracepoint neigh_create",
+        Hook::Dns => {
+            "cgroup_skb ingress and egress at the root of cgroup2, fexit udp_sendmsg, udpv6_sendmsg"
+        }
+        Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
+        Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
+        Hook::Tcp => {
+            "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
+             inet_sk_error_report"
+        }
+        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
+    }
+}
+
+/// All programs of a hook.
+pub const fn programs(hook: Hook) -> &'static [&'static str] {
+    match hook {
+        Hook::Neigh => &[
+            "neigh_create",
+            "neigh_settle",
+            "tables",
+            "walk",
+            "walk_round",
+        ],
+        // In the order in which they are unloaded.
+        Hook::Dns => &[
+            "udp_sent",
+            "udpv6_sent",
+            "dns_ingress",
+            "dns_egress",
+            "dns_age",
+            "dns_age_one",
+        ],
+        Hook::Drops => &[
+            "kfree_skb",
+            "count_drops",
+            "udp_fail_queue",
+            "conntrack_begin",
+        ],
+        Hook::Gc => &["neigh_cleanup", "work_start", "work_end"],
+        Hook::Tcp => &[
+            "tcp_state",
+            "tcp_state_again",
+            "tcp_retransmit",
+            "tcp_retransmit_again",
+            "tcp_reset",
+            "tcp_reset_again",
+            "tcp_error",
+            "tcp_error_again",
+            "tcp_age",
+            "tcp_age_one",
+        ],
+        Hook::Cgroups => &["cgroup_mkdir"],
+    }
+}
+
+/// Programs and their tracepoints, in the order in which those of a hook are attached. Ends before
+/// begins: nothing is begun whose end could go unseen. The kernel runs those of one tracepoint in this
+/// order: the second of a pair after the first.
+pub const TRACEPOINTS: [(&str, &str); 14] = [
+    ("neigh_create", "neigh_create"),
+    ("kfree_skb", "kfree_skb"),
+    ("count_drops", "kfree_skb"),
+    ("udp_fail_queue", "udp_fail_queue_rcv_skb"),
+    ("neigh_cleanup", "neigh_cleanup_and_release"),
+    ("tcp_error", "inet_sk_error_report"),
+    ("tcp_error_again", "inet_sk_error_report"),
+    ("tcp_reset", "tcp_receive_reset"),
+    ("tcp_reset_again", "tcp_receive_reset"),
+    ("tcp_retransmit", "tcp_retransmit_skb"),
+    ("tcp_retransmit_again", "tcp_retransmit_skb"),
+    ("tcp_state", "inet_sock_set_state"),
+    ("tcp_state_again", "inet_sock_set_state"),
+    ("cgroup_mkdir", "cgroup_mkdir"),
+];
+
+/// Programs that mark the kernel threads at the periodic collection, and their tracepoints.
+pub const PERIODIC_WORK: [(&str, &str); 2] = [
+    ("work_start", "workqueue_execute_start"),
+    ("work_end", "workqueue_execute_end"),
+];
+
+/// Programs, and those that take their place: as exact, but user space runs them more often.
+const INSTEAD: [(&str, &str); 3] = [
+    ("walk", "walk_round"),
+    ("dns_age", "dns_age_one"),
+    ("tcp_age", "tcp_age_one"),
+];
+
+/// Programs that a hook does without, and what is lost then.
+const DISPENSABLE: &[(&str, &str)] = &[
+    (
+        "conntrack_begin",
+        "what conntrack refuses is not told from what rules do",
+    ),
+    (
+        "udp_fail_queue",
+        "datagrams lost in full receive buffers are not counted",
+    ),
+    (
+        "tcp_error",
+        "attempts that an ICMP error ends early count as result=\"other\" or \"timeout\"",
+    ),
+    ("tcp_error_again", ""),
+];
+
+/// What is lost where the kernel gives no reasons with `kfree_skb`.
+const NO_REASONS: &str = "packets dropped are not counted by reason, and causes of lookups are told as far as \
+     neighbours, netfilter and routes go: this kernel gives no drop reasons (they came with 5.17)";
+
+/// What of a hook is loaded, and what is lost.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Programs.
+    pub load: Vec<&'static str>,
+    /// For people; empty where nothing is.
+    pub lost: Vec<String>,
+}
+
+impl Plan {
+    /// Fails where the hook cannot do without what the kernel lacks.
+    pub fn of(hook: Hook, features: &Features) -> Result<Self> {
+        let mut plan = Self::default();
+        for name in programs(hook) {
+            if is_extra(name) {
+                continue;
+            }
+            if *name == "count_drops" && !features.drop_reasons {
+                plan.lost.push(NO_REASONS.to_owned());
+                continue;
+            }
+            let Some(why) = features.why_not(name) else {
+                plan.load.push(name);
+                continue;
+            };
+            if let Some((_, other)) = INSTEAD.iter().find(|(program, _)| program == name) {
+                plan.load.push(other);
+            } else if let Some((_, lost)) = DISPENSABLE.iter().find(|(program, _)| program == name)
+            {
+                if !lost.is_empty() {
+                    plan.lost.push(format!("{lost}: {why}"));
+                }
+            } else {
+                bail!(why);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Is the program to be loaded?
+    pub fn has(&self, program: &str) -> bool {
+        self.load.contains(&program)
+    }
+}
+
+/// Is a program not loaded with the others of its hook, but only where it is needed, or possible?
+fn is_extra(name: &str) -> bool {
+    let mut extra = PERIODIC_WORK.iter().chain(&sends::PROGRAMS);
+    extra.any(|(program, _)| *program == name) || INSTEAD.iter().any(|(_, other)| *other == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_gives_way_to_another_or_is_missed() {
+        let nothing = Features::default();
+        assert!(Plan::of(Hook::Neigh, &nothing).is_err(), "no neigh_create");
+        assert!(Plan::of(Hook::Cgroups, &nothing).is_err());
+        let plan = Plan::of(Hook::Dns, &nothing).unwrap();
+        assert_eq!(plan.load, ["dns_ingress", "dns_egress", "dns_age_one"]);
+        assert_eq!(plan.lost, [""; 0]);
+    }
+}

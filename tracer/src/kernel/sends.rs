@@ -1,0 +1,134 @@
+//! The ends of sends: fexit at `udp_sendmsg()` and `udpv6_sendmsg()`, for the hook `dns`. The other half
+//! is `tracer-ebpf/src/dns/unsent.rs`.
+//!
+//! Chosen at run time: where the kernel takes no such programs (no BPF trampolines, no function
+//! tracer, a security module that forbids them), queries that never became a packet are not seen.
+//! Kprobes could do the same, but take two breakpoints at each UDP send of the node, and CAP_SYS_ADMIN
+//! where `kernel.perf_event_paranoid` is 3.
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Btf as AyaBtf, Ebpf,
+    maps::{Array, HashMap},
+    programs::FExit,
+};
+use tracer_common::dns::Sent;
+
+use super::{
+    btf::Btf,
+    load::{Loaded, explain},
+};
+
+/// Programs and the functions that they end with.
+pub const PROGRAMS: [(&str, &str); 2] =
+    [("udp_sent", "udp_sendmsg"), ("udpv6_sent", "udpv6_sendmsg")];
+
+/// What is not seen without them, as `tracer doctor` says it.
+pub const NOT_SEEN: &str = "sends that fail before IP output, such as without a route in the pod: the application has the \
+     error (ENETUNREACH)";
+
+/// `struct iov_iter.type` of kernels before 5.14 holds the direction too (include/linux/uio.h).
+const TYPE_WITHOUT_DIRECTION: u32 = 0xfe;
+
+/// Global and value of what the programs read, from the kernel's BTF.
+pub fn globals(btf: &Btf) -> Result<Vec<(&'static str, u32)>> {
+    let (kind, mask) = match btf.offset("iov_iter", "iter_type") {
+        Ok(offset) => (offset, 0xff),
+        Err(_) => (btf.offset("iov_iter", "type")?, TYPE_WITHOUT_DIRECTION),
+    };
+    let kinds = btf.enumeration("iter_type")?;
+    let of_kind = |name: &str| kinds.get(name).copied().unwrap_or(super::offsets::ABSENT);
+    Ok(vec![
+        ("OFF_MSGHDR_NAME", btf.offset("msghdr", "msg_name")?),
+        ("OFF_MSGHDR_ITER", btf.offset("msghdr", "msg_iter")?),
+        ("OFF_IOV_ITER_TYPE", kind),
+        ("IOV_ITER_TYPE_MASK", mask),
+        ("ITER_UBUF", of_kind("ITER_UBUF")),
+        ("ITER_IOVEC", of_kind("ITER_IOVEC")),
+        ("OFF_IOV_ITER_OFFSET", btf.offset("iov_iter", "iov_offset")?),
+        ("OFF_IOV_ITER_COUNT", btf.offset("iov_iter", "count")?),
+        // Since 6.0.
+        (
+            "OFF_IOV_ITER_UBUF",
+            btf.offset("iov_iter", "ubuf").unwrap_or_default(),
+        ),
+        // Called so since 6.4.
+        (
+            "OFF_IOV_ITER_IOV",
+            btf.offset("iov_iter", "__iov")
+                .or_else(|_| btf.offset("iov_iter", "iov"))?,
+        ),
+        ("OFF_IOV_ITER_NR_SEGS", btf.offset("iov_iter", "nr_segs")?),
+    ])
+}
+
+/// Loads and attaches both; gives the instructions that the verifier walked through, by program. Where
+/// one cannot be, the kernel holds none of them.
+pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
+    let result = try_watch(loaded);
+    if result.is_err() {
+        tell_programs(&mut loaded.ebpf, false)?;
+        for (name, _) in PROGRAMS {
+            loaded.unload(name);
+        }
+    }
+    result
+}
+
+fn try_watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
+    let mut btf = None;
+    let mut verified = Vec::new();
+    for (name, function) in PROGRAMS {
+        let adopted = loaded.adopt(name)?;
+        if !adopted {
+            // The library's own, for the ids of functions: read again, and dropped at once.
+            let btf = match &btf {
+                Some(btf) => btf,
+                None => btf.insert(AyaBtf::from_sys_fs().context("cannot read the kernel's BTF")?),
+            };
+            let program: &mut FExit = loaded.program(name)?;
+            program
+                .load(function, btf)
+                .map_err(|error| explain(name, error))?;
+            loaded.pin(name)?;
+        }
+        let program: &mut FExit = loaded.program(name)?;
+        let instructions = program.info()?.verified_instruction_count();
+        verified.extend(instructions.map(|count| (name.to_owned(), count)));
+    }
+    if !PROGRAMS.iter().all(|(name, _)| loaded.is_pinned(name)) {
+        forget_sends(&mut loaded.ebpf)?;
+    }
+    // Before they begin: no query is counted twice.
+    tell_programs(&mut loaded.ebpf, true)?;
+    for (name, function) in PROGRAMS {
+        loaded
+            .attach_fexit(name)
+            .with_context(|| format!("cannot attach to the end of {function}()"))?;
+    }
+    Ok(verified)
+}
+
+/// What other programs left in the state folder is over: nobody has seen the end of it.
+fn forget_sends(ebpf: &mut Ebpf) -> Result<()> {
+    tell_programs(ebpf, false)?;
+    let sent = ebpf
+        .map_mut("SENT")
+        .ok_or_else(|| anyhow!("the eBPF object has no map SENT"))?;
+    let mut sent: HashMap<_, Sent, u32> = HashMap::try_from(sent)?;
+    let over: Vec<Sent> = sent.keys().collect::<Result<_, _>>()?;
+    for key in over {
+        // It may have made room for another meanwhile.
+        let _ = sent.remove(&key);
+    }
+    Ok(())
+}
+
+fn tell_programs(ebpf: &mut Ebpf, watched: bool) -> Result<()> {
+    let map = ebpf
+        .map_mut("SENDS_WATCHED")
+        .ok_or_else(|| anyhow!("the eBPF object has no map SENDS_WATCHED"))?;
+    let mut flag: Array<_, u32> = Array::try_from(map)?;
+    flag.set(0, u32::from(watched), 0)
+        .context("cannot write the map SENDS_WATCHED")
+}

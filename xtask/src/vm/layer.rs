@@ -1,0 +1,213 @@
+//! Programs that the machines need and the host lacks: QEMU, kmod, what the tests call. Their
+//! packages and all that these depend on are unpacked into one folder of the user's cache and never
+//! installed, so that no root is needed. The guests see that folder merged into the host's files.
+
+use std::{
+    fs,
+    os::unix::{fs::symlink, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    apt,
+    setup::{Tool, unpacked},
+    sh,
+};
+
+/// QEMU, what makes and loads module lists, and what unpacks them.
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+    },
+    Tool {
+        program: "kmod",
+        package: "kmod",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+    },
+    Tool {
+        program: "zstd",
+        package: "zstd",
+    },
+];
+
+/// The folder, and what is in it.
+#[derive(Debug)]
+pub struct Layer {
+    root: PathBuf,
+}
+
+impl Layer {
+    /// Finds the programs of the machines, and those named; fetches what is neither on the host nor
+    /// in the folder.
+    pub fn ensure(more: &[Tool]) -> Result<Self> {
+        let layer = Self {
+            root: super::cache()?.join("layer"),
+        };
+        let missing: Vec<&str> = TOOLS
+            .iter()
+            .chain(more)
+            .filter(|tool| layer.find(tool.program).is_none())
+            .map(|tool| tool.package)
+            .collect();
+        if !missing.is_empty() {
+            layer.add(&missing)?;
+        }
+        Ok(layer)
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A program: the host's own first.
+    pub fn find(&self, program: &str) -> Option<PathBuf> {
+        sh::which(program).or_else(|| {
+            ["usr/bin", "usr/sbin"]
+                .map(|folder| self.root.join(folder).join(program))
+                .into_iter()
+                .find(|path| path.is_file())
+        })
+    }
+
+    /// A command that finds its libraries in the folder.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let path = self
+            .find(program)
+            .with_context(|| format!("there is no {program}, although its package is unpacked"))?;
+        let mut command = Command::new(&path);
+        if path.starts_with(&self.root) {
+            let libraries = self.libraries()?;
+            command
+                .env("LD_LIBRARY_PATH", &libraries)
+                .env("QEMU_MODULE_DIR", libraries.join("qemu"));
+        }
+        Ok(command)
+    }
+
+    /// `depmod`, `modprobe`, …: one program, which goes by the name it is called by.
+    pub fn kmod(&self, name: &str) -> Result<Command> {
+        let mut command = self.command("kmod")?;
+        command.arg0(name);
+        Ok(command)
+    }
+
+    /// Where QEMU finds the machine's firmware, in the order in which it is to look.
+    pub fn firmware(&self) -> impl Iterator<Item = PathBuf> {
+        ["usr/share/seabios", "usr/share/qemu"]
+            .map(|folder| self.root.join(folder))
+            .into_iter()
+            .filter(|folder| folder.is_dir())
+    }
+
+    /// Debian's folder of the machine's libraries, `usr/lib/x86_64-linux-gnu`.
+    fn libraries(&self) -> Result<PathBuf> {
+        let folder = self.root.join("usr/lib");
+        fs::read_dir(&folder)
+            .with_context(|| format!("failed to read {}", folder.display()))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+            .with_context(|| format!("{} has no libraries", folder.display()))
+    }
+
+    fn add(&self, packages: &[&str]) -> Result<()> {
+        let names = packages.join(", ");
+        if !apt::exists() {
+            bail!("programs are missing; install {names}");
+        }
+        if sh::is_root()? {
+            apt::update()?;
+        }
+        let wanted = apt::closure(packages)?;
+        ensure!(
+            !wanted.is_empty(),
+            "{names}: installed, but a program is missing"
+        );
+        sh::step(format!(
+            "unpacking {} packages ({names} and what they need) into {}",
+            wanted.len(),
+            self.root.display()
+        ));
+        let partial = self.root.with_extension("partial");
+        unpacked::fresh(&partial)?;
+        for archive in apt::download_all(&wanted, &partial)? {
+            self.unpack(&archive)?;
+        }
+        fs::remove_dir_all(&partial)?;
+        Ok(())
+    }
+
+    /// With `/bin` and the like as links into `/usr`, as the host has them: else the guest would see
+    /// this folder's `/bin` in place of the host's.
+    fn unpack(&self, archive: &Path) -> Result<()> {
+        for name in ["bin", "sbin", "lib"] {
+            fs::create_dir_all(self.root.join("usr").join(name))?;
+            let link = self.root.join(name);
+            if !link.is_symlink() {
+                symlink(Path::new("usr").join(name), link)?;
+            }
+        }
+        let patterns: [&str; 0] = [];
+        unpack(
+            archive,
+            &self.root,
+            &["--keep-directory-symlink"],
+            &patterns,
+        )
+    }
+}
+
+/// What a package holds.
+pub fn names(archive: &Path) -> Result<Vec<String>> {
+    let mut dpkg = Command::new("dpkg-deb");
+    dpkg.arg("--contents").arg(archive);
+    // `drwxr-xr-x root/root 0 2026-11-16 10:17 ./boot/`
+    let listing = sh::output(&mut dpkg)?;
+    Ok(listing
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Unpacks a package's files into a folder: all, or those that match one of tar's patterns.
+pub fn unpack(
+    archive: &Path,
+    folder: &Path,
+    options: &[&str],
+    patterns: &[impl AsRef<str>],
+) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("failed to make {}", folder.display()))?;
+    let mut dpkg = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(archive)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("failed to start dpkg-deb")?;
+    let files = dpkg.stdout.take().context("dpkg-deb has no output")?;
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "--no-same-owner", "-C"])
+        .arg(folder)
+        .args(options)
+        .args(patterns.iter().map(AsRef::as_ref))
+        .stdin(files);
+    let unpacked = sh::run(&mut tar);
+    let status = dpkg.wait()?;
+    unpacked
+        .and_then(|()| {
+            ensure!(status.success(), "dpkg-deb failed ({status})");
+            Ok(())
+        })
+        .with_context(|| format!("failed to unpack {}", archive.display()))
+}

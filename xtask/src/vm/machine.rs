@@ -1,0 +1,122 @@
+//! One virtual machine: without privileges, network or disk. It sees the host's files, read-only,
+//! by 9P; what it writes stays in its memory.
+
+use std::{
+    io::Read as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{accel::Accel, kernel::Kernel, layer::Layer};
+use crate::sh;
+
+/// A guest that fills its memory is what we want to see fail, not the host.
+const MEMORY: &str = "2500";
+
+/// A running machine; killed on drop.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    output: Receiver<Vec<u8>>,
+    started: Instant,
+}
+
+/// QEMU's command but for its serial lines and shared files; more may be put on the kernel's
+/// command line.
+pub fn qemu(
+    layer: &Layer,
+    accel: Accel,
+    kernel: &Kernel,
+    initrd: &Path,
+    more: &str,
+) -> Result<Command> {
+    let mut qemu = layer.command("qemu-system-x86_64")?;
+    for folder in layer.firmware() {
+        qemu.arg("-L").arg(folder);
+    }
+    // Two processors, so that what goes wrong between two goes wrong here too.
+    qemu.args(accel.arguments())
+        .args(["-smp", "2", "-m", MEMORY])
+        .args(["-nodefaults", "-no-user-config", "-nic", "none"])
+        .args(["-display", "none", "-monitor", "none"])
+        // With `panic=-1` a panic ends the machine.
+        .arg("-no-reboot")
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initrd)
+        .arg("-append")
+        // An emulated machine, or one whose host is busy, is slow: what looks for processors that
+        // stand still would find them, and what looks for broken timers at boot stops there.
+        .arg(format!(
+            "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check nowatchdog \
+             rcupdate.rcu_cpu_stall_suppress=1 sysrq_always_enabled=1 loglevel=5 {more}"
+        ));
+    Ok(qemu)
+}
+
+/// A folder that the guest sees under this name.
+pub fn share(qemu: &mut Command, name: &str, folder: &Path) -> Result<()> {
+    let path = folder
+        .to_str()
+        .filter(|path| !path.contains(','))
+        .with_context(|| format!("{}: QEMU takes no such path", folder.display()))?;
+    qemu.arg("-virtfs").arg(format!(
+        "local,path={path},mount_tag={name},security_model=none,readonly=on,multidevs=remap"
+    ));
+    Ok(())
+}
+
+/// Starts it; what it says is what QEMU writes on stdout.
+pub fn start(qemu: &mut Command) -> Result<Machine> {
+    let mut child = qemu
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("failed to start `{}`", sh::shown(qemu)))?;
+    let mut output = child.stdout.take().context("QEMU has no output")?;
+    let (sender, receiver) = channel();
+    // Ends with the machine.
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = output.read(&mut bytes) {
+            if sender.send(bytes[..read].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(Machine {
+        child,
+        output: receiver,
+        started: Instant::now(),
+    })
+}
+
+impl Machine {
+    /// What it says next; nothing once it has ended, an error where it is silent for too long.
+    pub fn more(&mut self, limit: Duration) -> Result<Option<String>> {
+        match self.output.recv_timeout(limit) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).replace('\r', ""))),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("silent for {limit:?}"),
+        }
+    }
+
+    /// How long ago it was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

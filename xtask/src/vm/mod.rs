@@ -1,0 +1,298 @@
+//! `cargo xtask vm`: boots the kernels that users have in virtual machines and runs the end-to-end
+//! tests in them, the same binaries as on the host.
+//!
+//! A guest's root is the host's, shared read-only, under a layer in memory: programs, tests and
+//! tools are where they are on the host, and there is no image to keep. It has no network device.
+
+mod accel;
+mod guest;
+mod initrd;
+mod kernel;
+mod layer;
+mod machine;
+mod modules;
+mod results;
+mod suite;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use clap::Args;
+
+pub use self::kernel::Wanted;
+use self::{
+    accel::Accel,
+    kernel::Kernel,
+    layer::Layer,
+    results::{Outcome, Results},
+    suite::Binary,
+};
+use crate::{
+    build,
+    setup::{self, Tool},
+    sh,
+};
+
+/// Debian's kernels that are booted where none is named: the oldest that its users run, and the
+/// newest that its stable release offers.
+const KERNELS: &[&str] = &["6.1", "6.12"];
+
+/// How many times longer than on hardware a test may wait for something in an emulated machine
+/// (`tests/src/wait.rs`).
+const PATIENCE: u32 = 10;
+
+/// A machine that says nothing for this long hangs. Emulated, an agent's start takes half a minute,
+/// and a test may make four.
+const SILENCE: Duration = Duration::from_mins(5);
+
+/// One that has not begun with the tests by then hangs in its boot, which takes ten seconds of a
+/// processor's time.
+const BOOT: Duration = Duration::from_mins(2);
+
+/// What the tests call; of the other programs only those on [`suite`]'s list have need.
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+    },
+    Tool {
+        program: "dig",
+        package: "bind9-dnsutils",
+    },
+    Tool {
+        program: "dnsmasq",
+        package: "dnsmasq-base",
+    },
+    Tool {
+        program: "dnsperf",
+        package: "dnsperf",
+    },
+    Tool {
+        program: "tmux",
+        package: "tmux",
+    },
+];
+
+/// What `cargo xtask vm` takes.
+#[derive(Args)]
+pub struct Options {
+    /// A series of Debian's (6.1), or a file: a kernel's package, a folder it is unpacked in, a
+    /// vmlinuz in one; may be repeated [default: 6.1 and 6.12]
+    #[arg(long = "kernel", value_name = "SERIES|FILE")]
+    kernels: Vec<Wanted>,
+    /// Run the tests of these files, and those whose name contains one of these, instead of the
+    /// core tests; an empty one runs all
+    #[arg(last = true, value_name = "TEST FILTER")]
+    filters: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    if env::var_os("TRACER_BIN").is_none() {
+        let toolchain = setup::ensure(&[])?;
+        build::build_for_tests(&toolchain)?;
+    }
+    test(&options.kernels, &options.filters)
+}
+
+/// Runs the tests on kernels, two machines at a time. What they run must be built.
+pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
+    let default: Vec<Wanted> = KERNELS
+        .iter()
+        .map(|series| Wanted::Series((*series).to_owned()))
+        .collect();
+    let kernels = if kernels.is_empty() {
+        &default
+    } else {
+        kernels
+    };
+    let layer = Layer::ensure(TOOLS)?;
+    let suite = suite::pick(filters)?;
+    let mut plans = Vec::new();
+    for wanted in kernels {
+        plans.push(Plan::prepare(wanted, &suite, &layer)?);
+    }
+    let Some(first) = plans.first() else {
+        bail!("no kernel is named");
+    };
+    let accel = Accel::find(&first.kernel, &first.initrd(), &layer)?;
+    let mut reports = Vec::new();
+    // The tests of one are one after the other, so each has need of little more than a processor.
+    let together = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(2);
+    for plans in plans.chunks(together) {
+        thread::scope(|scope| {
+            let running: Vec<_> = plans
+                .iter()
+                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layer)))
+                .collect();
+            for (plan, thread) in plans.iter().zip(running) {
+                let report = thread
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("its thread panicked")));
+                reports.push((plan, report));
+            }
+        });
+    }
+    let mut failed = Vec::new();
+    for (plan, report) in &reports {
+        eprintln!("\n{}", plan.kernel);
+        let sound = match report {
+            Ok(report) => report.print(),
+            Err(error) => {
+                eprintln!("  {error:#}");
+                false
+            }
+        };
+        if !sound {
+            failed.push(format!(
+                "{} (its logs: {})",
+                plan.kernel,
+                plan.folder.display()
+            ));
+        }
+    }
+    ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
+    Ok(())
+}
+
+/// One kernel's run, and its folder.
+struct Plan {
+    kernel: Kernel,
+    folder: PathBuf,
+}
+
+/// How it went.
+struct Report {
+    results: Results,
+    took: Duration,
+    /// Why it was ended before its end.
+    cut: Option<String>,
+    console: String,
+}
+
+impl Plan {
+    fn prepare(wanted: &Wanted, suite: &[Binary], layer: &Layer) -> Result<Self> {
+        let kernel = Kernel::ensure(wanted, layer)?;
+        let folder = sh::target().join("vm").join(&kernel.release);
+        setup::unpacked::fresh(&folder)?;
+        let plan = Self { kernel, folder };
+        initrd::write(&plan.initrd(), &plan.kernel, layer)
+            .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
+        fs::write(plan.folder.join("guest.sh"), guest::script(suite)?)?;
+        Ok(plan)
+    }
+
+    fn initrd(&self) -> PathBuf {
+        self.folder.join("initrd")
+    }
+
+    fn boot(&self, accel: Accel, suite: &[Binary], layer: &Layer) -> Result<Report> {
+        let console = self.folder.join("console.log");
+        let mut qemu = machine::qemu(layer, accel, &self.kernel, &self.initrd(), "")?;
+        machine::share(&mut qemu, "host", Path::new("/"))?;
+        machine::share(&mut qemu, "layer", layer.root())?;
+        machine::share(&mut qemu, "modules", &self.kernel.modules)?;
+        machine::share(&mut qemu, "work", &self.folder)?;
+        // A line of its own for the tests: the kernel's messages would stand in the middle of theirs.
+        qemu.arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-chardev", "stdio,id=tests,signal=off"])
+            .args(["-serial", "chardev:tests"]);
+        sh::step(format!("booting {} ({accel:?})", self.kernel));
+        let expected = suite.iter().flat_map(|binary| {
+            let tests = binary.tests.iter();
+            tests.map(|test| (binary.file.clone(), test.clone()))
+        });
+        let mut results = Results::expecting(expected);
+        let start = Instant::now();
+        let mut machine = machine::start(&mut qemu)?;
+        let mut boots = 1;
+        let mut said = String::new();
+        let mut line = String::new();
+        let cut = loop {
+            let limit = if said.is_empty() { BOOT } else { SILENCE };
+            match machine.more(limit) {
+                // On a busy host an emulated machine may find its timers broken.
+                Err(error) if said.is_empty() && boots == 1 => {
+                    sh::step(format!("{}: {error}; booting once more", self.kernel));
+                    boots += 1;
+                    drop(machine);
+                    machine = machine::start(&mut qemu)?;
+                }
+                Ok(Some(text)) => {
+                    said += &text;
+                    line += &text;
+                    while let Some((whole, rest)) = line.split_once('\n') {
+                        eprintln!("{:10.10}| {whole}", self.kernel.release);
+                        results.line(whole);
+                        line = rest.to_owned();
+                    }
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        drop(machine);
+        results.line(&line);
+        fs::write(self.folder.join("tests.log"), &said)?;
+        Ok(Report {
+            results,
+            took: start.elapsed(),
+            cut,
+            console: fs::read(&console)
+                .map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""))?,
+        })
+    }
+}
+
+impl Report {
+    /// Results by name; whether all is well.
+    fn print(&self) -> bool {
+        let results = &self.results;
+        for (file, test, outcome) in &results.tests {
+            eprintln!("  {:11} {file}::{test}", outcome.to_string());
+        }
+        let passed = results.count(Outcome::Passed);
+        eprintln!(
+            "  {passed} of {} passed in {:.0} s",
+            results.tests.len(),
+            self.took.as_secs_f64()
+        );
+        let complaints = results::complaints(&self.console);
+        for complaint in &complaints {
+            eprintln!("  the kernel said: {complaint}");
+        }
+        if let Some(why) = &self.cut {
+            eprintln!("  ended by force: {why}");
+        }
+        if let Some(test) = results.running() {
+            eprintln!("  it was in {test}");
+        }
+        if !results.finished {
+            eprintln!("  it did not come to its end; the console's last lines:");
+            let lines: Vec<&str> = self.console.lines().collect();
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                eprintln!("    {line}");
+            }
+        }
+        let ignored = results.count(Outcome::Ignored);
+        passed + ignored == results.tests.len() && results.finished && complaints.is_empty()
+    }
+}
+
+/// Where kernels and programs are kept.
+fn cache() -> Result<PathBuf> {
+    let folder = setup::unpacked::base()?.join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
+    Ok(folder)
+}

@@ -1,0 +1,182 @@
+//! What a guest said on its serial lines: results by test, and the kernel's own complaints.
+
+use std::fmt;
+
+/// Marks the guest script's own lines.
+pub const MARK: &str = "tracer-vm: ";
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Passed,
+    Failed,
+    Ignored,
+    /// It began, and the guest ended or hung in it.
+    Unfinished,
+    /// It was to run and never began.
+    Missing,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passed => "ok",
+            Self::Failed => "FAILED",
+            Self::Ignored => "ignored",
+            Self::Unfinished => "DID NOT END",
+            Self::Missing => "DID NOT RUN",
+        })
+    }
+}
+
+/// Results as they come, line by line.
+#[derive(Debug)]
+pub struct Results {
+    /// File, test, and how it ended so far.
+    pub tests: Vec<(String, String, Outcome)>,
+    file: String,
+    current: Option<usize>,
+    /// The guest's script came to its end.
+    pub finished: bool,
+}
+
+impl Results {
+    /// What is to run.
+    pub fn expecting(tests: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self {
+            tests: tests
+                .into_iter()
+                .map(|(file, test)| (file, test, Outcome::Missing))
+                .collect(),
+            file: String::new(),
+            current: None,
+            finished: false,
+        }
+    }
+
+    /// Reads one line of the tests' serial line, without its end; also a line that has only begun,
+    /// for libtest writes a test's name before it runs.
+    pub fn line(&mut self, line: &str) {
+        if let Some(words) = line.strip_prefix(MARK) {
+            if let Some(file) = words.strip_prefix("file ") {
+                file.clone_into(&mut self.file);
+                self.current = None;
+            } else if words == "end" {
+                self.finished = true;
+            }
+            return;
+        }
+        if let Some(rest) = line.strip_prefix("test ")
+            && let Some((name, end)) = rest.split_once(" ... ")
+            && let Some(index) = self.find(name.split(" - ").next().unwrap_or(name))
+        {
+            self.current = Some(index);
+            self.tests[index].2 = outcome(end).unwrap_or(Outcome::Unfinished);
+        } else if let Some(index) = self.current
+            && self.tests[index].2 == Outcome::Unfinished
+            // What a test writes past libtest's capture stands between its name and its end.
+            && let Some(ended) = outcome(line)
+        {
+            self.tests[index].2 = ended;
+        }
+    }
+
+    /// The test that is running.
+    pub fn running(&self) -> Option<&str> {
+        let (_, name, outcome) = &self.tests[self.current?];
+        (*outcome == Outcome::Unfinished).then_some(name)
+    }
+
+    /// How many ended so.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.tests.iter().filter(|test| test.2 == outcome).count()
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.tests
+            .iter()
+            .position(|(file, test, _)| *file == self.file && test == name)
+    }
+}
+
+fn outcome(end: &str) -> Option<Outcome> {
+    match end.trim().split(',').next()?.split(" <").next()? {
+        "ok" => Some(Outcome::Passed),
+        "FAILED" => Some(Outcome::Failed),
+        "ignored" => Some(Outcome::Ignored),
+        _ => None,
+    }
+}
+
+/// The lines of the kernel's console that mean that something is wrong with the kernel, whoever did
+/// it: a panic, or a check of its own that failed.
+pub fn complaints(console: &str) -> Vec<&str> {
+    const SIGNS: &[&str] = &[
+        "Kernel panic",
+        "BUG:",
+        "WARNING:",
+        "Oops",
+        "general protection fault",
+        "Call Trace:",
+        "tracer-vm: cannot",
+    ];
+    console
+        .lines()
+        .filter(|line| SIGNS.iter().any(|sign| line.contains(sign)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(output: &str) -> Results {
+        let wanted = [("neigh", "a"), ("neigh", "b"), ("gc", "a"), ("gc", "c")];
+        let mut results =
+            Results::expecting(wanted.map(|(file, test)| (file.to_owned(), test.to_owned())));
+        for line in output.lines() {
+            results.line(line);
+        }
+        results
+    }
+
+    fn outcomes(results: &Results) -> Vec<Outcome> {
+        results.tests.iter().map(|test| test.2).collect()
+    }
+
+    #[test]
+    fn results_are_kept_by_file_and_name() {
+        use Outcome::{Failed, Ignored, Passed};
+        let results = results(
+            "tracer-vm: file neigh
+test a ... ok
+test b - should panic ... FAILED
+test result: FAILED. 1 passed; 1 failed
+tracer-vm: file gc
+test a ... ignored, not here
+test c ... a line past the capture
+ok
+tracer-vm: end",
+        );
+        assert_eq!(outcomes(&results), [Passed, Failed, Ignored, Passed]);
+        assert!(results.finished);
+    }
+
+    #[test]
+    fn a_guest_that_stops_leaves_tests_unfinished() {
+        use Outcome::{Missing, Passed, Unfinished};
+        let results = results("tracer-vm: file neigh\ntest a ... ok\ntest b ... ");
+        assert_eq!(outcomes(&results), [Passed, Unfinished, Missing, Missing]);
+        assert_eq!(results.running(), Some("b"));
+        assert!(!results.finished);
+    }
+
+    #[test]
+    fn the_kernels_complaints_are_found() {
+        let console = "[    1.0] Linux version 6.1
+[    2.0] WARNING: CPU: 0 PID: 7 at net/core/neighbour.c:100 neigh_x
+[    3.0] Kernel panic - not syncing: Fatal exception";
+        assert_eq!(complaints(console).len(), 2);
+        assert!(complaints("[    1.0] all is well").is_empty());
+    }
+}

@@ -1,0 +1,214 @@
+//! Which tests run in the machines: the same binaries as on the host, picked by name.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::sh;
+
+/// What proves the main job on a kernel: files, or single tests of one as `FILE::TEST`. A machine
+/// without hardware virtualisation needs some twenty seconds for an agent's start alone, so each of
+/// them covers a hook by the fewest agents.
+const CORE: &[&str] = &[
+    "programs",
+    "connects::every_result_of_a_routed_pod_is_what_the_client_saw",
+    "dns::outcomes_are_what_the_clients_saw",
+    "dns_causes::lookups_lost_to_a_full_ipv4_table_say_so",
+    "drops::datagrams_of_a_routed_pod_to_nobody_are_its_drops",
+    "gc::a_forced_collection_has_victims_and_a_culprit",
+    "neigh::ipv4_overflows_of_two_pods_are_counted_exactly",
+];
+
+/// What needs programs or services that have nothing to do with the kernel, and so runs on the host
+/// only, unless its file is named: Prometheus, containerd, the chart, the image.
+const HOST_ONLY: &[&str] = &[
+    "dashboard",
+    "image",
+    "manifests",
+    "node_problem_detector",
+    "pods_runtime",
+    "prometheus",
+    "rules",
+    "top_prometheus",
+    "top_prometheus_access",
+];
+
+/// A test binary, and what to run of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// Its file in `tests/tests`, without ending.
+    pub file: String,
+    /// The binary.
+    pub path: PathBuf,
+    /// The tests, by name.
+    pub tests: Vec<String>,
+}
+
+/// Builds the tests and picks: those of the core list, or those that a filter fits.
+pub fn pick(filters: &[String]) -> Result<Vec<Binary>> {
+    let mut suite = Vec::new();
+    for (file, path) in build()? {
+        let tests = list(&path)?;
+        suite.push(Binary { file, path, tests });
+    }
+    let picked = choose(suite, filters);
+    ensure!(
+        !picked.is_empty(),
+        "no test file or test has such a name: {}",
+        filters.join(", ")
+    );
+    Ok(picked)
+}
+
+/// Builds the end-to-end tests: their binaries by file.
+fn build() -> Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = sh::cargo();
+    cargo
+        .args(["test", "--package", "tests", "--tests", "--no-run"])
+        .arg("--message-format=json-render-diagnostics")
+        // What the compiler says goes to the user.
+        .stderr(Stdio::inherit());
+    let output = cargo
+        .output()
+        .with_context(|| format!("failed to start `{}`", sh::shown(&cargo)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed ({})",
+        sh::shown(&cargo),
+        output.status
+    );
+    Ok(binaries(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Test binaries in cargo's messages (The Cargo Book, "External tools").
+fn binaries(messages: &str) -> BTreeMap<String, PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| {
+            message["reason"] == "compiler-artifact"
+                && message["target"]["kind"][0] == "test"
+                && message["profile"]["test"] == true
+        })
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?;
+            let path = message["executable"].as_str()?;
+            Some((name.to_owned(), PathBuf::from(path)))
+        })
+        .collect()
+}
+
+fn list(binary: &Path) -> Result<Vec<String>> {
+    let listed = sh::output(Command::new(binary).args(["--list", "--format", "terse"]))?;
+    Ok(listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect())
+}
+
+fn choose(suite: Vec<Binary>, filters: &[String]) -> Vec<Binary> {
+    let fits = |file: &str, test: &str| {
+        if filters.is_empty() {
+            CORE.iter().any(|core| match core.split_once("::") {
+                Some((of, name)) => of == file && name == test,
+                None => *core == file,
+            })
+        } else {
+            let other = !HOST_ONLY.contains(&file);
+            filters
+                .iter()
+                .any(|filter| filter == file || other && test.contains(filter.as_str()))
+        }
+    };
+    suite
+        .into_iter()
+        .map(|mut binary| {
+            binary.tests.retain(|test| fits(&binary.file, test));
+            binary
+        })
+        .filter(|binary| !binary.tests.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn suite() -> Vec<Binary> {
+        [
+            ("neigh", &["ipv4_overflows", "ipv6_overflows"][..]),
+            ("gc", &["forced"]),
+            ("image", &["an_image_overflows"]),
+        ]
+        .map(|(file, tests)| Binary {
+            file: file.to_owned(),
+            path: PathBuf::from(file),
+            tests: tests.iter().map(|test| (*test).to_owned()).collect(),
+        })
+        .into()
+    }
+
+    fn chosen(filters: &[&str]) -> Vec<String> {
+        let filters: Vec<String> = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        choose(suite(), &filters)
+            .into_iter()
+            .flat_map(|binary| binary.tests)
+            .collect()
+    }
+
+    #[test]
+    fn a_filter_is_a_file_or_part_of_a_test() {
+        assert_eq!(chosen(&["gc"]), ["forced"]);
+        assert_eq!(chosen(&["overflows"]), ["ipv4_overflows", "ipv6_overflows"]);
+        assert_eq!(
+            chosen(&["ipv4", "gc"]),
+            ["forced", "ipv4_overflows"]
+                .map(String::from)
+                .iter()
+                .rev()
+                .cloned()
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(chosen(&["image"]), ["an_image_overflows"]);
+        assert!(chosen(&["nothing"]).is_empty());
+    }
+
+    #[test]
+    fn what_is_listed_here_exists() {
+        let folder = sh::root().join("tests/tests");
+        let core = CORE.iter().map(|core| core.split_once("::"));
+        for (core, entry) in core.zip(CORE) {
+            let (file, test) = core.map_or((*entry, None), |(file, test)| (file, Some(test)));
+            let path = folder.join(format!("{file}.rs"));
+            let source =
+                fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            if let Some(test) = test {
+                assert!(source.contains(&format!("fn {test}(")), "{entry}");
+            }
+        }
+        for file in HOST_ONLY {
+            assert!(folder.join(format!("{file}.rs")).is_file(), "{file}");
+        }
+    }
+
+    #[test]
+    fn test_binaries_of_cargos_messages() {
+        let messages = r#"
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"tests"},"profile":{"test":true},"executable":"/t/tests-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"neigh"},"profile":{"test":true},"executable":"/t/neigh-2"}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"tracer"},"profile":{"test":false},"executable":null}
+{"reason":"build-finished","success":true}"#;
+        let found = binaries(messages);
+        assert_eq!(
+            found,
+            BTreeMap::from([("neigh".to_owned(), PathBuf::from("/t/neigh-2"))])
+        );
+    }
+}
