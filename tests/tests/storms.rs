@@ -60,15 +60,13 @@ fn an_agent_stopped_for_ten_seconds_in_a_storm_loses_no_count() {
     let _silent = lab
         .hub
         .run(|| UdpSocket::bind((silent, 53)).expect("the port is free"));
-    // What connects to the hub meanwhile is refused there, not for want of a neighbour.
-    let one = &storming[0];
-    know(&one.netns, DEVICE, one.hub(V4), &mac(&lab.hub, &one.link()));
-    know(
-        &lab.hub,
-        &one.link(),
-        one.address(V4),
-        &mac(&one.netns, DEVICE),
-    );
+    // What they ask the hub meanwhile does not die for want of a neighbour.
+    for (one, n) in [(&storming[0], 1), (&calm, 1), (&asking, 1), (&asking, 3)] {
+        let far = mac(&lab.hub, &one.link());
+        know(&one.netns, DEVICE, one.neighbour(V4, n), &far);
+        let own = mac(&one.netns, DEVICE);
+        know(&lab.hub, &one.link(), one.address(V4), &own);
+    }
     let agent = Agent::start(&["--dns-timeout", "3s", "--event-rate", "1000000"]);
     let mut events = agent.events();
     let mut slow = follow_without_reading(&agent);
