@@ -70,6 +70,11 @@ impl Terminal {
         self.ask(&["capture-pane", "-p", "-e"])
     }
 
+    /// What programs have called the terminal.
+    pub fn title(&self) -> String {
+        self.ask(&["display-message", "-p", "#{pane_title}"])
+    }
+
     /// Another size.
     pub fn resize(&self, width: u16, height: u16) {
         let size = [width.to_string(), height.to_string()];

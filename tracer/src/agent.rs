@@ -47,25 +47,14 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
         None => None,
     };
     let metrics = http::bind_metrics(config.listen).await?;
-    let listen = match &metrics {
-        http::Listener::Tcp(listener) => listener.local_addr()?,
-        http::Listener::Unix(..) => config.listen,
-    };
+    let listen = metrics.local_addr().unwrap_or(config.listen);
     let api = http::bind_api(&config.api).await?;
     let engine = Engine::start(&config, state)?;
 
     let mut services = JoinSet::new();
-    services.spawn(http::serve(
-        metrics,
-        http::metrics_router(Arc::clone(&engine)),
-        engine.stopping(),
-    ));
+    services.spawn(http::serve_metrics(metrics, Arc::clone(&engine)));
     if let Some(api) = api {
-        services.spawn(http::serve(
-            api,
-            http::api_router(Arc::clone(&engine)),
-            engine.stopping(),
-        ));
+        services.spawn(http::serve_api(api, Arc::clone(&engine)));
     }
     say_ready(&config, listen, &engine, log_format);
 
@@ -73,8 +62,8 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
     tokio::select! {
         () = signals.recv() => tracing::info!("ending"),
         Some(ended) = services.join_next() => {
-            // A service ends by itself only if it failed.
-            result = ended.map_err(Into::into).and_then(|r| r);
+            // A service ends by itself only if it panicked.
+            result = ended.map_err(Into::into);
         }
     }
     engine.stopping().cancel();

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tokio::{sync::broadcast, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracer_common::{AF_INET, AF_INET6, Hook};
 
@@ -28,7 +28,7 @@ use crate::{
     },
     config::Config,
     export::{
-        events::{Details, Event, Hub, Pod},
+        events::{Details, Event, Follower, Hub, Pod},
         exposition::Latest,
     },
     hooks::{FAMILY_NAMES, cgroups::Names},
@@ -74,7 +74,7 @@ pub struct Engine {
     peers: Mutex<Peers>,
     aggregate: Mutex<Aggregate>,
     collected: Mutex<Collected>,
-    hub: Hub,
+    hub: Arc<Hub>,
     exposition: Latest,
     /// When the counters were last read in full.
     read_at: Mutex<Option<Instant>>,
@@ -224,7 +224,7 @@ impl Engine {
             peers: Mutex::new(peers),
             aggregate: Mutex::new(aggregate),
             collected: Mutex::new(collected),
-            hub: Hub::default(),
+            hub: Arc::default(),
             exposition: Latest::default(),
             read_at: Mutex::default(),
             read_errors: AtomicU64::new(0),
@@ -309,12 +309,9 @@ impl Engine {
         Some(format!("pod source {}: {}", first.name, first.reason))
     }
 
-    /// Events of the last `since` that are still held, and all new ones.
-    pub fn subscribe(
-        &self,
-        since: Option<Duration>,
-    ) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
-        self.hub.subscribe(since)
+    /// A reader of the events of the last `since` that are still held, and of all new ones.
+    pub fn follow(&self, since: Option<Duration>) -> Follower {
+        self.hub.follow(since)
     }
 
     /// Ages lookups often, reads the counters now and then, until stopped.
@@ -602,7 +599,7 @@ impl Engine {
                 state: state.name(),
             },
         };
-        self.hub.publish(now, &event);
+        self.hub.publish(Instant::now(), &event);
     }
 
     /// The figures, at most [`COLLECT_INTERVAL`] old.

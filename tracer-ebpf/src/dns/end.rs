@@ -155,8 +155,8 @@ pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
     endpoints::forget(lookup.endpoint, &key);
-    let waited_ns = now_ns - lookup.started_ns;
     let timeout = outcome == Outcome::Timeout as u8;
+    let waited_ns = now_ns - lookup.started_ns;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
     let cause = if !timeout {
         Cause::Server as u8
@@ -174,7 +174,10 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
 
     if failed {
-        let record = ring::reserve::<Failure>(Hook::Dns, now_ns, &mut value.event_second);
+        // The rate goes by the time of telling.
+        // SAFETY: the helper has no precondition.
+        let told_ns = unsafe { bpf_ktime_get_ns() };
+        let record = ring::reserve::<Failure>(Hook::Dns, told_ns, &mut value.event_second);
         if let Some(mut record) = record {
             // Written before the removal: the entry's memory may be another's right after.
             fill(
@@ -375,6 +378,8 @@ unsafe extern "C" fn age(
         // Full: the least recently used goes; a late answer to that one counts as unmatched.
         let _ = EXPIRED.insert(LookupKey { slot: 0, ..key }, ended(lookup), 0);
     }
-    end(&key, lookup, Outcome::Timeout as u8, now_ns);
+    // It was over at its deadline, however late user space comes to look.
+    let deadline_ns = lookup.started_ns + timeout_ns;
+    end(&key, lookup, Outcome::Timeout as u8, deadline_ns);
     0
 }

@@ -22,6 +22,11 @@ pub const HOLD: Duration = Duration::from_secs(30);
 /// How long an owner that is gone keeps its series, and a key that is idle its place in the kernel.
 pub const GRACE: Duration = Duration::from_mins(5);
 
+/// The same for a key, whoever's it is, where the kernel is short of room: one pod may make keys by the
+/// thousand (network namespaces of its own), and the next pod needs one too. Longer than a lookup may wait,
+/// for the kernel counts those that wait under the key.
+pub const CROWDED_GRACE: Duration = Duration::from_mins(2);
+
 /// Counters that add up.
 pub trait Tally: Copy + Default + PartialEq {
     /// Adds another's.
@@ -216,11 +221,13 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             .sum()
     }
 
-    /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for [`GRACE`]: they
-    /// may leave the kernel. Figures of owners that `has_ended` end.
+    /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for so long: they
+    /// may leave the kernel. One that comes back is counted anew, and its owner's figure goes on. Figures of
+    /// owners that `has_ended` end.
     pub fn retire(
         &mut self,
         now: Instant,
+        idle: Duration,
         mut is_over: impl FnMut(&K, &Owner) -> bool,
         has_ended: impl Fn(&Owner) -> bool,
     ) -> Vec<K> {
@@ -228,7 +235,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             .keys
             .iter()
             .filter(|(key, entry)| {
-                now.duration_since(entry.changed) >= GRACE
+                now.duration_since(entry.changed) >= idle
                     && entry
                         .owner
                         .as_ref()
@@ -365,14 +372,29 @@ mod tests {
         };
         ledger.update([(1, 5), (2, 3)], start, name, |o| o);
         let ended = |o: &Owner| !o.namespace.starts_with('(');
-        assert!(ledger.retire(start, |_, _| true, ended).is_empty());
-        let mut gone = ledger.retire(start + GRACE, |_, _| true, ended);
+        assert!(ledger.retire(start, GRACE, |_, _| true, ended).is_empty());
+        let mut gone = ledger.retire(start + GRACE, GRACE, |_, _| true, ended);
         gone.sort_unstable();
         assert_eq!(gone, [1, 2]);
         assert_eq!(
             (total(&ledger, "a"), total(&ledger, "(unknown)")),
             (None, Some(3))
         );
+    }
+
+    #[test]
+    fn a_key_that_left_for_want_of_room_comes_back() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+        ledger.update([(1, 5), (2, 1)], start, name, |o| o);
+        let later = start + CROWDED_GRACE;
+        ledger.update([(1, 5), (2, 2)], later, name, |o| o);
+        // The pod lives, and one of its keys is in use.
+        let left = ledger.retire(later, CROWDED_GRACE, |_, _| true, |_| false);
+        assert_eq!((left, total(&ledger, "a")), (vec![1], Some(7)));
+        ledger.update([(1, 1), (2, 2)], later, name, |o| o);
+        assert_eq!(total(&ledger, "a"), Some(8));
     }
 
     #[test]

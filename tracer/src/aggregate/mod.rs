@@ -7,6 +7,7 @@ pub mod forecast;
 pub mod history;
 pub mod ledger;
 pub mod pressure;
+pub mod retire;
 pub mod shares;
 pub mod window;
 
@@ -31,7 +32,7 @@ use self::{
 };
 use crate::{
     hooks::{self, address},
-    kernel::{self, maps::Reading},
+    kernel::maps::Reading,
     pods::{Identity, Owner, Resolver, When},
 };
 
@@ -39,25 +40,6 @@ pub use self::figures::{Figures, NeighCounts, Picture, ReceiveDrops};
 
 /// Ports with figures of their own.
 const NAMED_PORTS: usize = 20;
-
-/// Keys that may leave the kernel's maps.
-#[derive(Debug, Default)]
-pub struct Leaving {
-    /// Of the map `NEIGH`.
-    pub neigh: Vec<u64>,
-    /// Of the map `NEIGH_FORWARDED`.
-    pub forwarded: Vec<neigh::ForwardedKey>,
-    /// Of the map `DNS`.
-    pub dns: Vec<dns::Key>,
-    /// Of the maps `RECEIVE_DROPS` and `RECEIVE_PORTS`.
-    pub receivers: Vec<ReceiverKey>,
-    /// Of the map `DROPS`.
-    pub drops: Vec<drops::Key>,
-    /// Of the map `TCP`.
-    pub tcp: Vec<tcp::Key>,
-    /// Of the maps `ATTEMPTS` and `DESTINATIONS`.
-    pub dead: dead::Over,
-}
 
 /// The state between readings. What is written of it outlives the agent: whose the kernel's keys are, and
 /// what those that are gone had counted. The windows begin anew.
@@ -372,107 +354,6 @@ impl Aggregate {
         }
         self.reasons.settle(second);
     }
-
-    /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and
-    /// namespaces of nobody that have been idle for long. Figures of what is no pod stay.
-    pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
-        if !resolver.has_heard_all() {
-            return Leaving::default();
-        }
-        let reading = &self.picture.reading;
-        let gone = &mut self.gone;
-        for owner in &self.admitted {
-            if resolver.is_alive(owner) || is_lasting(owner) {
-                gone.remove(owner);
-            } else {
-                gone.entry(owner.clone()).or_insert(now);
-            }
-        }
-        let ended = |owner: &Owner| {
-            gone.iter()
-                .any(|(o, since)| **o == *owner && now.duration_since(*since) >= ledger::GRACE)
-        };
-        let mut leaving = Leaving {
-            neigh: self.neigh.retire(
-                now,
-                |&cookie, owner| cookie != 0 && (ended(owner) || is_unknown(owner)),
-                ended,
-            ),
-            forwarded: self.forwarded.retire(
-                now,
-                |_, owner| ended(owner) || is_unknown(owner),
-                ended,
-            ),
-            dns: self.dns.retire(
-                now,
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (ended(owner)
-                            || is_unknown(owner)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            receivers: self.receivers.retire(
-                now,
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (ended(owner)
-                            || is_unknown(owner)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            drops: self.drops.retire(
-                now,
-                |key, owner| {
-                    !is_rest(key)
-                        && (ended(owner)
-                            || is_unknown(owner)
-                            || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
-                },
-                ended,
-            ),
-            tcp: self.tcp.retire(
-                now,
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (ended(owner)
-                            || is_unknown(owner)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            dead: self.dead.over(reading, kernel::monotonic()),
-        };
-        self.ports.retain_owners(|owner| !ended(owner));
-        self.reasons.retain_owners(|owner| !ended(owner));
-        self.dead.retain_owners(|owner| !ended(owner));
-        // With each owner go its ports and its reasons.
-        let over: HashSet<ReceiverKey> = leaving.receivers.iter().copied().collect();
-        for (key, _) in &reading.receive_ports {
-            if over.contains(&ReceiverKey { port: 0, ..*key }) {
-                self.ports.forget_key(key);
-                leaving.receivers.push(*key);
-            }
-        }
-        let over: HashSet<drops::Key> = leaving.drops.drain(..).collect();
-        for (key, _) in &reading.drops {
-            if over.contains(&without_reason(key)) {
-                self.reasons.forget_key(key);
-                leaving.drops.push(*key);
-            }
-        }
-        let admitted = &mut self.admitted;
-        gone.retain(|owner, since| {
-            let over = now.duration_since(*since) >= 2 * ledger::GRACE;
-            if over {
-                admitted.remove(owner);
-            }
-            !over
-        });
-        leaving
-    }
 }
 
 fn without_reason(key: &drops::Key) -> drops::Key {
@@ -491,9 +372,4 @@ fn is_fixed(owner: &Owner) -> bool {
 
 fn is_unknown(owner: &Owner) -> bool {
     owner.namespace == "(unknown)" || owner.namespace == "(other)"
-}
-
-/// What is no pod keeps its figures: host units, the unknown, the rest.
-fn is_lasting(owner: &Owner) -> bool {
-    is_unknown(owner) || owner.namespace == "(host)"
 }

@@ -145,11 +145,10 @@ impl Reader {
 
     fn publish(&self, owner: &Owner, mut record: Record) {
         self.name_destination(&mut record.details);
-        let now = SystemTime::now();
-        let at = now.checked_sub(age(&record)).unwrap_or(now);
+        let age = age(&record);
         let in_context = record.pid != 0;
         let event = Event {
-            time: humantime::format_rfc3339_micros(at).to_string(),
+            time: humantime::format_rfc3339_micros(before(SystemTime::now(), age)).to_string(),
             node: self.engine.config.node.clone(),
             pod: Pod {
                 namespace: owner.namespace.clone(),
@@ -161,7 +160,10 @@ impl Reader {
             pid: in_context.then_some(record.pid),
             details: record.details,
         };
-        self.engine.hub.publish(at, &event);
+        let now = Instant::now();
+        self.engine
+            .hub
+            .publish(now.checked_sub(age).unwrap_or(now), &event);
     }
 }
 
@@ -190,9 +192,18 @@ impl Reader {
 
 /// A moment as the world tells it, RFC 3339.
 pub(super) fn time_of(moment: Instant) -> String {
-    let now = SystemTime::now();
-    let at = now.checked_sub(moment.elapsed()).unwrap_or(now);
+    let at = before(SystemTime::now(), moment.elapsed());
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// The time of day so long before `now`. The age is by the kernel's clock that nobody sets: whoever sets
+/// the time of day changes what an event's time is called, by the clock in force when it is told, never
+/// how old it is. Clocks may be set to before 1970 or after 9999, where no RFC 3339 reaches.
+fn before(now: SystemTime, age: Duration) -> SystemTime {
+    const END: Duration = Duration::from_secs(253_402_300_799);
+    let at = now.checked_sub(age).unwrap_or(now);
+    let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH);
+    SystemTime::UNIX_EPOCH + since_epoch.unwrap_or_default().min(END)
 }
 
 /// How long ago the kernel saw it.
@@ -203,4 +214,26 @@ fn age(record: &Record) -> Duration {
 fn moment(record: &Record) -> Instant {
     let now = Instant::now();
     now.checked_sub(age(record)).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_of_day_can_be_told() {
+        let told = |now: SystemTime, age| {
+            let at = before(now, Duration::from_secs(age));
+            humantime::format_rfc3339_micros(at).to_string()
+        };
+        let epoch = SystemTime::UNIX_EPOCH;
+        assert_eq!(
+            told(epoch + Duration::from_secs(10), 3),
+            "1970-01-01T00:00:07.000000Z"
+        );
+        // A machine without a battery starts there.
+        assert_eq!(told(epoch, 3), "1970-01-01T00:00:00.000000Z");
+        let far = epoch + Duration::from_secs(400_000_000_000);
+        assert_eq!(told(far, 0), "9999-12-31T23:59:59.000000Z");
+    }
 }

@@ -2,17 +2,17 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
-/// Events held for `--since`.
+/// Events held for `--since`, and for readers who are slow.
 const HELD: usize = 10_000;
-/// Events that a slow reader may lag behind.
-const LAG: usize = 4096;
+/// Bytes that a reader takes at once, about.
+const BATCH: usize = 64 << 10;
 
 /// One event, as the contract says.
 #[derive(Clone, Debug, Serialize)]
@@ -152,24 +152,43 @@ impl Details {
     }
 }
 
-/// Holds the last events and hands new ones to readers.
+/// Holds the last events. Readers have none of their own: each goes through those that are held, at its
+/// own pace, so that a slow one costs nothing but what it misses.
 pub struct Hub {
-    held: Mutex<VecDeque<(SystemTime, Arc<str>)>>,
-    sender: broadcast::Sender<Arc<str>>,
+    held: Mutex<Held>,
+    /// The number of the next event.
+    news: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// The number of the first.
+    first: u64,
+    events: VecDeque<(Instant, Arc<str>)>,
+}
+
+impl Held {
+    fn next(&self) -> u64 {
+        self.first + self.events.len() as u64
+    }
 }
 
 impl Default for Hub {
     fn default() -> Self {
         Self {
             held: Mutex::default(),
-            sender: broadcast::Sender::new(LAG),
+            news: watch::Sender::new(0),
         }
     }
 }
 
 impl Hub {
-    /// Publishes one event.
-    pub fn publish(&self, at: SystemTime, event: &Event) {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes one event, of this moment: not of a time of day, for the clock may be set.
+    pub fn publish(&self, at: Instant, event: &Event) {
         let line: Arc<str> = match serde_json::to_string(event) {
             Ok(line) => line.into(),
             Err(error) => {
@@ -177,30 +196,102 @@ impl Hub {
                 return;
             }
         };
-        // Under the lock, so that a reader who subscribes sees each event once.
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() == HELD {
-            held.pop_front();
+        let mut held = self.held();
+        if held.events.len() == HELD {
+            held.events.pop_front();
+            held.first += 1;
         }
-        held.push_back((at, line.clone()));
-        let _ = self.sender.send(line); // nobody listens: fine
+        held.events.push_back((at, line));
+        self.news.send_replace(held.next());
     }
 
-    /// The events of the last `since`, and all new ones from here on.
-    pub fn subscribe(
-        &self,
-        since: Option<Duration>,
-    ) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let past = match since.map(|since| SystemTime::now().checked_sub(since)) {
-            None => Vec::new(),
-            Some(from) => held
-                .iter()
-                .filter(|(at, _)| from.is_none_or(|from| *at >= from))
-                .map(|(_, line)| line.clone())
-                .collect(),
-        };
-        (past, self.sender.subscribe())
+    /// A reader of the events of the last `since` that are still held, and of all new ones from here on.
+    pub fn follow(self: &Arc<Self>, since: Option<Duration>) -> Follower {
+        let held = self.held();
+        let now = held.next();
+        let from = since.and_then(|since| Instant::now().checked_sub(since));
+        // Not quite in the order of their moments: some waited for a name.
+        let is_young = |(at, _): &(Instant, _)| from.is_none_or(|from| *at >= from);
+        let first = since.and_then(|_| held.events.iter().position(is_young));
+        Follower {
+            next: first.map_or(now, |first| held.first + first as u64),
+            from,
+            now,
+            news: self.news.subscribe(),
+            hub: Arc::clone(self),
+        }
+    }
+}
+
+/// One who reads events.
+pub struct Follower {
+    hub: Arc<Hub>,
+    /// The number of the next event.
+    next: u64,
+    /// Of those before `now`, what is older does not count.
+    from: Option<Instant>,
+    now: u64,
+    news: watch::Receiver<u64>,
+}
+
+/// What comes next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// So many were not read in time, before the lines.
+    pub missed: u64,
+    /// Events, one JSON object each.
+    pub lines: Vec<Arc<str>>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.missed == 0 && self.lines.is_empty()
+    }
+}
+
+impl Follower {
+    /// What there is already, about [`BATCH`] bytes of it at most; empty where there is nothing.
+    pub fn ready(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        let held = self.hub.held();
+        if self.next < held.first {
+            batch.missed = held.first - self.next;
+            self.next = held.first;
+        }
+        let from = (self.next - held.first) as usize;
+        for (at, line) in held.events.range(from..) {
+            let is_old = self.from.is_some_and(|from| *at < from);
+            let skipped = is_old && self.next < self.now;
+            self.next += 1;
+            if skipped {
+                continue;
+            }
+            bytes += line.len();
+            batch.lines.push(Arc::clone(line));
+            if bytes >= BATCH {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Has it read all that was there when it came?
+    pub fn is_through(&self) -> bool {
+        self.next >= self.now
+    }
+
+    /// What there is, as [`Self::ready`]; where there is nothing, waits for it. May be cancelled without loss.
+    pub async fn next(&mut self) -> Batch {
+        loop {
+            self.news.mark_unchanged();
+            let batch = self.ready();
+            if !batch.is_empty() {
+                return batch;
+            }
+            // The hub, and so the sender, is here as long as the follower.
+            let _ = self.news.changed().await;
+        }
     }
 }
 
@@ -241,14 +332,51 @@ mod tests {
         assert!(value.get("comm").is_none());
     }
 
+    fn read(follower: &mut Follower) -> (u64, usize) {
+        let (mut missed, mut lines) = (0, 0);
+        loop {
+            let batch = follower.ready();
+            if batch.is_empty() {
+                return (missed, lines);
+            }
+            missed += batch.missed;
+            lines += batch.lines.len();
+        }
+    }
+
     #[test]
     fn late_comers_get_what_is_held() {
-        let hub = Hub::default();
-        let now = SystemTime::now();
+        let hub = Arc::new(Hub::default());
+        let now = Instant::now();
+        hub.publish(now, &event());
+        // Waited for its pod's name.
         hub.publish(now.checked_sub(Duration::from_mins(1)).unwrap(), &event());
         hub.publish(now, &event());
-        assert_eq!(hub.subscribe(None).0.len(), 0);
-        assert_eq!(hub.subscribe(Some(Duration::from_secs(30))).0.len(), 1);
-        assert_eq!(hub.subscribe(Some(Duration::from_secs(90))).0.len(), 2);
+        let seen = |since| read(&mut hub.follow(since)).1;
+        assert_eq!(seen(None), 0);
+        assert_eq!(seen(Some(Duration::from_secs(30))), 2);
+        assert_eq!(seen(Some(Duration::from_secs(90))), 3);
+        assert_eq!(seen(Some(Duration::MAX)), 3);
+    }
+
+    #[tokio::test]
+    async fn slow_readers_learn_what_they_missed() {
+        let hub = Arc::new(Hub::default());
+        let now = Instant::now();
+        let mut slow = hub.follow(None);
+        let mut quick = hub.follow(None);
+        for _ in 0..HELD + 7 {
+            hub.publish(now, &event());
+            assert_eq!(quick.next().await.lines.len(), 1);
+        }
+        let first = slow.next().await;
+        assert_eq!(first.missed, 7);
+        assert!(first.lines.len() < HELD, "all at once");
+        let rest = read(&mut slow);
+        assert_eq!(rest, (0, HELD - first.lines.len()));
+        // Nothing was forgotten while it was busy, and nothing comes twice.
+        hub.publish(now, &event());
+        assert_eq!(slow.next().await.lines.len(), 1);
+        assert_eq!(slow.ready(), Batch::default());
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     fs,
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::{Query, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -21,23 +22,45 @@ use axum::{
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
-    sync::broadcast::error::RecvError,
+    sync::Semaphore,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::negotiate::{self, Format};
+use super::{
+    events::Batch,
+    negotiate::{self, Format},
+    serve::{self, Client, Socket},
+};
 use crate::{config::Api, engine::Engine};
 
+/// Answers that are made at the same time. The others wait in their order: what is asked for twice is made
+/// once, and who asks and leaves leaves no work behind.
+const MAKERS: usize = 4;
+
 /// A service that is bound but does not serve yet.
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A Unix socket, with its file.
-    Unix(UnixListener, SocketFile),
+pub struct Listener {
+    socket: Socket,
+    _file: Option<SocketFile>,
+}
+
+impl Listener {
+    fn tcp(listener: TcpListener) -> Self {
+        Self {
+            socket: Socket::Tcp(listener),
+            _file: None,
+        }
+    }
+
+    /// Where it is bound, if that is TCP.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
 }
 
 /// Removes the socket's file when the service ends.
-pub struct SocketFile(PathBuf);
+struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -48,11 +71,11 @@ impl Drop for SocketFile {
 }
 
 /// Binds the metrics and health service.
-pub async fn bind_metrics(address: std::net::SocketAddr) -> Result<Listener> {
+pub async fn bind_metrics(address: SocketAddr) -> Result<Listener> {
     let listener = TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address} for metrics: choose another address with --listen")
     })?;
-    Ok(Listener::Tcp(listener))
+    Ok(Listener::tcp(listener))
 }
 
 /// Binds the API.
@@ -63,7 +86,7 @@ pub async fn bind_api(api: &Api) -> Result<Option<Listener>> {
             let listener = TcpListener::bind(address).await.with_context(|| {
                 format!("cannot listen on {address} for the API: choose another address with --api")
             })?;
-            Ok(Some(Listener::Tcp(listener)))
+            Ok(Some(Listener::tcp(listener)))
         }
         Api::Unix(path) => Ok(Some(bind_unix(path).await?)),
     }
@@ -94,42 +117,73 @@ async fn bind_unix(path: &Path) -> Result<Listener> {
         .with_context(|| format!("cannot set the mode of {shown}"))?;
     fs::rename(&hidden, path).with_context(|| format!("cannot make the socket {shown}"))?;
     std::mem::forget(file);
-    Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Listener {
+        socket: Socket::Unix(listener),
+        _file: Some(SocketFile(path.to_owned())),
+    })
 }
 
-/// Serves until cancelled.
-pub async fn serve(listener: Listener, router: Router, stop: CancellationToken) -> Result<()> {
-    let stopped = stop.cancelled_owned();
-    let served = match listener {
-        Listener::Tcp(listener) => {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(stopped)
-                .await
-        }
-        Listener::Unix(listener, _file) => {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(stopped)
-                .await
-        }
-    };
-    Ok(served?)
+/// Serves metrics and health until cancelled.
+pub async fn serve_metrics(listener: Listener, engine: Arc<Engine>) {
+    let stop = engine.stopping();
+    serve::serve(
+        &listener.socket,
+        metrics_router(engine),
+        Some(serve::UNREAD),
+        stop,
+    )
+    .await;
+}
+
+/// Serves the API until cancelled.
+pub async fn serve_api(listener: Listener, engine: Arc<Engine>) {
+    let stop = engine.stopping();
+    serve::serve(&listener.socket, api_router(engine), None, stop).await;
+}
+
+/// What the handlers of one service share.
+#[derive(Clone)]
+struct Service {
+    engine: Arc<Engine>,
+    makers: Arc<Semaphore>,
+}
+
+impl Service {
+    fn new(engine: Arc<Engine>) -> Self {
+        let makers = Arc::new(Semaphore::new(MAKERS));
+        Self { engine, makers }
+    }
+
+    /// Makes an answer, which takes CPU, where it keeps nobody waiting but those who want one too.
+    async fn make<T: Send + 'static>(
+        self,
+        make: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let maker = self.makers.acquire_owned().await?;
+        tokio::task::spawn_blocking(move || {
+            let answer = make(&self.engine);
+            drop(maker); // not earlier: who asked may be gone meanwhile
+            answer
+        })
+        .await?
+    }
 }
 
 /// `/metrics`, `/healthz`, `/readyz`.
-pub fn metrics_router(engine: Arc<Engine>) -> Router {
+fn metrics_router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/metrics", get(metrics).head(refuse))
         .route("/healthz", get(|| async { "ok\n" }).head(refuse))
         .route("/readyz", get(ready).head(refuse))
-        .with_state(engine)
+        .with_state(Service::new(engine))
 }
 
 /// `/api/v1/snapshot`, `/api/v1/events`.
-pub fn api_router(engine: Arc<Engine>) -> Router {
+fn api_router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/api/v1/snapshot", get(snapshot).head(refuse))
         .route("/api/v1/events", get(events).head(refuse))
-        .with_state(engine)
+        .with_state(Service::new(engine))
 }
 
 /// A HEAD, which axum would answer as it does a GET.
@@ -137,7 +191,7 @@ async fn refuse() -> impl IntoResponse {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])
 }
 
-async fn metrics(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Response {
+async fn metrics(State(service): State<Service>, headers: HeaderMap) -> Response {
     // Either may come in several lines.
     let all = |name| {
         let lines = headers.get_all(name).iter();
@@ -146,18 +200,17 @@ async fn metrics(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Respo
     };
     let format = Format::wanted(&all(header::ACCEPT));
     let gzip = negotiate::wants_gzip(&all(header::ACCEPT_ENCODING));
-    let made = move || {
+    let made = service.make(move |engine| {
         let exposition = engine.metrics(format)?;
-        anyhow::Ok(if gzip {
+        Ok(if gzip {
             exposition.gzip()
         } else {
             exposition.plain()
         })
-    };
-    let mut response = match tokio::task::spawn_blocking(made).await {
-        Ok(Ok(body)) => body.into_response(),
-        Ok(Err(error)) => return failed(&error),
-        Err(error) => return failed(&error.into()),
+    });
+    let mut response = match made.await {
+        Ok(body) => body.into_response(),
+        Err(error) => return failed(&error),
     };
     let mut set = |name, value| {
         response
@@ -172,18 +225,18 @@ async fn metrics(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Respo
     response
 }
 
-async fn ready(State(engine): State<Arc<Engine>>) -> Response {
-    match engine.not_ready() {
+async fn ready(State(service): State<Service>) -> Response {
+    match service.engine.not_ready() {
         None => "ok\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
-async fn snapshot(State(engine): State<Arc<Engine>>) -> Response {
-    match tokio::task::spawn_blocking(move || engine.snapshot_now()).await {
-        Ok(Ok(snapshot)) => axum::Json(snapshot).into_response(),
-        Ok(Err(error)) => failed(&error),
-        Err(error) => failed(&error.into()),
+async fn snapshot(State(service): State<Service>) -> Response {
+    let made = service.make(|engine| Ok(serde_json::to_vec(&engine.snapshot_now()?)?));
+    match made.await {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => failed(&error),
     }
 }
 
@@ -201,7 +254,11 @@ struct EventsQuery {
     follow: Option<bool>,
 }
 
-async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQuery>) -> Response {
+async fn events(
+    State(service): State<Service>,
+    Extension(client): Extension<Arc<Client>>,
+    Query(query): Query<EventsQuery>,
+) -> Response {
     let since: Option<Duration> = match query.since.as_deref().map(humantime::parse_duration) {
         None => None,
         Some(Ok(since)) => Some(since),
@@ -213,43 +270,49 @@ async fn events(State(engine): State<Arc<Engine>>, Query(query): Query<EventsQue
                 .into_response();
         }
     };
-    let (past, receiver) = engine.subscribe(since);
-    let first = past
-        .into_iter()
-        .map(|line| with_newline(&line))
-        .collect::<String>();
-    if query.follow == Some(false) {
-        return ([(header::CONTENT_TYPE, NDJSON)], first).into_response();
+    let engine = service.engine;
+    let follow = query.follow != Some(false);
+    if follow && let Err(count) = client.follow() {
+        let text = format!("{count} readers follow the events already\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
-    let stop = engine.stopping();
+    let follower = engine.follow(since);
     let stream = futures_util::stream::unfold(
-        (Some(first), receiver, stop, engine.node().to_owned()),
-        |(first, mut receiver, stop, node)| async move {
-            if let Some(first) = first.filter(|first| !first.is_empty()) {
-                return Some((Ok::<_, Infallible>(first), (None, receiver, stop, node)));
-            }
-            let line = tokio::select! {
-                () = stop.cancelled() => return None,
-                line = receiver.recv() => line,
+        (follower, engine),
+        move |(mut follower, engine)| async move {
+            let batch = if follow {
+                let stop = engine.stopping();
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    batch = follower.next() => batch,
+                }
+            } else if follower.is_through() {
+                return None;
+            } else {
+                follower.ready()
             };
-            let text = match line {
-                Ok(line) => with_newline(&line),
-                Err(RecvError::Lagged(missed)) => missed_line(&node, missed),
-                Err(RecvError::Closed) => return None,
-            };
-            Some((Ok(text), (None, receiver, stop, node)))
+            Some((
+                Ok::<_, Infallible>(text(&batch, engine.node())),
+                (follower, engine),
+            ))
         },
     );
     ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(stream)).into_response()
 }
 
-fn with_newline(line: &str) -> String {
-    format!("{line}\n")
-}
-
-/// Tells a reader who is too slow what it did not get.
-fn missed_line(node: &str, count: u64) -> String {
-    let time = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
-    let line = serde_json::json!({"time": time, "node": node, "kind": "missed", "count": count});
-    format!("{line}\n")
+/// One line for each, after one that says what a reader who is too slow did not get.
+fn text(batch: &Batch, node: &str) -> String {
+    let mut text = String::new();
+    if batch.missed > 0 {
+        let time = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
+        let count = batch.missed;
+        let line =
+            serde_json::json!({"time": time, "node": node, "kind": "missed", "count": count});
+        text = format!("{line}\n");
+    }
+    for line in &batch.lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
 }

@@ -5,4 +5,5 @@ pub mod exposition;
 pub mod http;
 pub mod metrics;
 pub mod negotiate;
+pub mod serve;
 pub mod snapshot;

@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::output::printable;
+
 /// Label values: a pod, or what stands for something that is none. The uid tells nobody apart: a pod
 /// that has its predecessor's name goes on with its series.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,11 +24,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Without a uid.
+    /// Without a uid. Where a name is a file's (a network namespace's, a cgroup's), it may hold anything:
+    /// here it becomes one line of plain text, before anything shows it.
     pub fn new(namespace: &str, pod: &str) -> Arc<Self> {
         Arc::new(Self {
-            namespace: namespace.to_owned(),
-            pod: pod.to_owned(),
+            namespace: printable(namespace).into_owned(),
+            pod: printable(pod).into_owned(),
             uid: None,
         })
     }
@@ -82,5 +85,20 @@ impl Ord for Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.pod)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_become_plain_text() {
+        let owner = Owner::new("(host)", "a\nb\u{1b}[31m\u{202e}.service");
+        assert_eq!(owner.pod, "a\\nb\\u{1b}[31m\\u{202e}.service");
+        assert_eq!(
+            Owner::new("shop", "cart-7d9f").to_string(),
+            "shop/cart-7d9f"
+        );
     }
 }

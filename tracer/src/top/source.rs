@@ -4,11 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
-
 use crate::client::{Client, Lines};
 use crate::engine::Engine;
+use crate::export::events::Follower;
 use crate::export::snapshot::Snapshot;
 
 /// Where snapshots come from. Copies ask the same agent or engine.
@@ -52,8 +50,7 @@ impl Source for Arc<Engine> {
     }
 
     async fn events(&mut self, since: Duration) -> anyhow::Result<Stream> {
-        let (past, new) = self.subscribe(Some(since));
-        Ok(Stream::Engine(past.into(), new))
+        Ok(Stream::Engine(VecDeque::new(), self.follow(Some(since))))
     }
 
     async fn stop(self) {
@@ -69,8 +66,8 @@ impl Source for Arc<Engine> {
 pub enum Stream {
     /// By an agent's API.
     Agent(Lines),
-    /// By the engine in this process: those held, then new ones.
-    Engine(VecDeque<Arc<str>>, Receiver<Arc<str>>),
+    /// By the engine in this process, with what was read and not given yet.
+    Engine(VecDeque<Arc<str>>, Follower),
 }
 
 impl Stream {
@@ -78,19 +75,18 @@ impl Stream {
     pub async fn next(&mut self) -> anyhow::Result<Option<String>> {
         match self {
             Self::Agent(lines) => Ok(lines.next().await?),
-            Self::Engine(past, new) => {
-                if let Some(line) = past.pop_front() {
+            Self::Engine(read, follower) => loop {
+                if let Some(line) = read.pop_front() {
                     return Ok(Some(line.to_string()));
                 }
-                Ok(match new.recv().await {
-                    Ok(line) => Some(line.to_string()),
+                let batch = follower.next().await;
+                if batch.missed > 0 {
                     // As the API says it.
-                    Err(RecvError::Lagged(count)) => {
-                        Some(serde_json::json!({"kind": "missed", "count": count}).to_string())
-                    }
-                    Err(RecvError::Closed) => None,
-                })
-            }
+                    let missed = serde_json::json!({"kind": "missed", "count": batch.missed});
+                    read.push_back(missed.to_string().into());
+                }
+                read.extend(batch.lines);
+            },
         }
     }
 }

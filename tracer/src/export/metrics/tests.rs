@@ -187,9 +187,12 @@ fn hostile_names_stay_inside_their_label() {
     view_with(|view| {
         let mut picture = view.picture.clone();
         let figures = picture.node.clone();
-        picture
-            .owners
-            .insert(Owner::new("a\"} 1\nforged_total 7", "b\\"), figures);
+        let owner = Owner {
+            namespace: "a\"} 1\nforged_total 7".to_owned(),
+            pod: "b\\".to_owned(),
+            uid: None,
+        };
+        picture.owners.insert(owner.into(), figures);
         let view = View {
             picture: &picture,
             ..*view

@@ -1,0 +1,31 @@
+//! What a process takes of the machine, from `/proc`.
+
+use std::fs;
+
+fn kilobytes(pid: u32, field: &str) -> u64 {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+    text.lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .and_then(|value| value.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .unwrap_or_else(|| panic!("{path} has no {field}"))
+}
+
+/// Resident memory, bytes.
+pub fn resident(pid: u32) -> u64 {
+    kilobytes(pid, "VmRSS") << 10
+}
+
+/// The most that it ever was, bytes.
+pub fn most_resident(pid: u32) -> u64 {
+    kilobytes(pid, "VmHWM") << 10
+}
+
+/// Open file descriptors that are sockets.
+pub fn sockets(pid: u32) -> usize {
+    let path = format!("/proc/{pid}/fd");
+    let all = fs::read_dir(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+    all.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
+        .filter(|to| to.to_string_lossy().starts_with("socket:"))
+        .count()
+}
