@@ -127,6 +127,12 @@ impl Scene {
             .collect()
     }
 
+    /// Ends of attempts, of whose errors and states two are noted each, that the kernel showed to no
+    /// program; see [`crate::unseen`].
+    pub fn unseen(&self) -> u64 {
+        self.unseen.count()
+    }
+
     /// Packets that the node dropped without a word.
     pub fn dropped(&self) -> u64 {
         self.rules.hits()
