@@ -240,7 +240,7 @@ fn run_tests(
             exact.extend(ours.failures.iter().cloned());
             let mut again = Tally::default();
             done = cargo_test(&["--package", "tests"], &exact, &mut again);
-            ours.again(again);
+            ours.again(&again);
         }
         let ran = ours.passed > 0;
         *tally += ours;

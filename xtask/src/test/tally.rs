@@ -49,7 +49,7 @@ impl Tally {
     }
 
     /// Takes in that what failed was run again, with these results.
-    pub fn again(&mut self, again: Self) {
+    pub fn again(&mut self, again: &Self) {
         let failed = std::mem::take(&mut self.failures);
         let (flaky, failures) = failed
             .into_iter()
@@ -142,7 +142,7 @@ test result: FAILED. 2 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn what_passes_the_second_time_is_flaky() {
         let mut first = tally(TWO_FILES);
-        first.again(tally(
+        first.again(&tally(
             "failures:\n    c\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured",
         ));
         assert_eq!((first.passed, first.failed), (6, 1));
