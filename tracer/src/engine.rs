@@ -82,7 +82,6 @@ pub struct Engine {
     undecodable: AtomicU64,
     /// What outlives the agent is written there.
     state: Option<StateDir>,
-    resets: u64,
     remembered: Mutex<Remembered>,
     host_netns: AtomicU32,
     stop: CancellationToken,
@@ -93,6 +92,8 @@ pub struct Engine {
 #[derive(Default)]
 struct Remembered {
     at: Option<Instant>,
+    /// How long the writing took.
+    took: Duration,
     decisions: u64,
     failed: bool,
 }
@@ -149,7 +150,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     /// Loads, attaches and begins to count, or goes on where another agent left the state folder. Needs a
     /// tokio runtime.
-    pub fn start(config: &Config, state: Option<StateDir>) -> Result<Arc<Self>> {
+    pub fn start(config: &Config, mut state: Option<StateDir>) -> Result<Arc<Self>> {
         kernel::capabilities::check()?;
         // What is configured wrongly is told before anything that takes long.
         let mut resolver = Resolver::new(config)?;
@@ -160,9 +161,7 @@ impl Engine {
             tracing::warn!("drop-reasons: this kernel knows no reason {name}");
         }
         drop(btf);
-        let memory = state.as_ref().and_then(recall);
-        let resets = memory.as_ref().map_or(0, |memory| memory.resets)
-            + u64::from(state.as_ref().is_some_and(StateDir::was_reset));
+        let memory = state.as_mut().and_then(recall);
         // Pods first: the programs begin to count into a house that knows its guests.
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(
@@ -230,7 +229,6 @@ impl Engine {
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
             state,
-            resets,
             remembered: Mutex::default(),
             host_netns: AtomicU32::new(0),
             stop: CancellationToken::new(),
@@ -518,17 +516,22 @@ impl Engine {
             return;
         };
         let mut remembered = lock(&self.remembered);
+        let elapsed = remembered.at.map_or(Duration::MAX, |at| at.elapsed());
+        // Where pods come and go without end, writing takes a tenth of one CPU at most.
+        if elapsed < age.min(remembered.took * SERVES) {
+            return;
+        }
+        let start = Instant::now();
         let resolver = lock(&self.resolver);
         let peers = lock(&self.peers);
         let aggregate = lock(&self.aggregate);
         let decisions = aggregate.decisions();
-        if decisions == remembered.decisions && remembered.at.is_some_and(|at| at.elapsed() < age) {
+        if decisions == remembered.decisions && elapsed < age {
             return;
         }
         let written = memory::Written {
             since: self.since,
             epoch: self.epoch,
-            resets: self.resets,
             highest: collected.highest,
             aggregate: &aggregate,
             tally: peers.tally(),
@@ -537,7 +540,10 @@ impl Engine {
         .to_bytes();
         drop((aggregate, peers, resolver));
         match written.and_then(|bytes| state.remember(&bytes)) {
-            Ok(()) => remembered.failed = false,
+            Ok(()) => {
+                remembered.failed = false;
+                remembered.decisions = decisions;
+            }
             // Told once: the counters themselves are in the kernel.
             Err(error) if !remembered.failed => {
                 remembered.failed = true;
@@ -545,8 +551,8 @@ impl Engine {
             }
             Err(_) => {}
         }
-        remembered.decisions = decisions;
         remembered.at = Some(Instant::now());
+        remembered.took = start.elapsed();
     }
 
     /// Forecasts, and tells when a table's pressure changes.
@@ -625,7 +631,7 @@ impl Engine {
 }
 
 /// What the agent before remembered.
-fn recall(state: &StateDir) -> Option<memory::Memory> {
+fn recall(state: &mut StateDir) -> Option<memory::Memory> {
     let read = state
         .memory()
         .and_then(|bytes| bytes.map(|bytes| memory::Memory::of(&bytes)).transpose());
@@ -633,6 +639,7 @@ fn recall(state: &StateDir) -> Option<memory::Memory> {
         tracing::warn!(
             "pods that are gone have lost their names and figures: cannot use the last agent's memory: {error:#}"
         );
+        state.note_reset();
         None
     })
 }

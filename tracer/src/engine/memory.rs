@@ -13,7 +13,7 @@ use crate::{
     pods::{Gone, peers::Tally},
 };
 
-/// The version of what is written. Fields may be added; raised where one changes its meaning.
+/// The version of what is written. Fields may be added, with `#[serde(default)]`; raised where one changes its meaning.
 const FORMAT: u32 = 1;
 /// How old it may get where nothing was decided meanwhile: the kernel has the counters themselves.
 pub const STALE: Duration = Duration::from_secs(10);
@@ -26,8 +26,6 @@ pub struct Memory {
     /// The zero of the seconds in `aggregate`.
     #[serde(with = "moment")]
     pub epoch: Instant,
-    /// How often state was there that could not be used.
-    pub resets: u64,
     /// Highest `gc_entries`, by family.
     pub highest: [u32; 2],
     /// Owners and figures.
@@ -44,7 +42,6 @@ pub struct Written<'a> {
     pub since: SystemTime,
     #[serde(with = "moment")]
     pub epoch: Instant,
-    pub resets: u64,
     pub highest: [u32; 2],
     pub aggregate: &'a Aggregate,
     pub tally: &'a Tally,
@@ -83,7 +80,6 @@ mod tests {
         let written = Written {
             since: SystemTime::UNIX_EPOCH,
             epoch: Instant::now(),
-            resets: 3,
             highest: [5, 7],
             aggregate: &aggregate,
             tally: &tally,
@@ -91,7 +87,7 @@ mod tests {
         };
         let mut bytes = written.to_bytes().unwrap();
         let memory = Memory::of(&bytes).unwrap();
-        assert_eq!((memory.resets, memory.highest), (3, [5, 7]));
+        assert_eq!(memory.highest, [5, 7]);
         assert_eq!(memory.since, SystemTime::UNIX_EPOCH);
         bytes.truncate(bytes.len() - 1);
         assert!(Memory::of(&bytes).is_err());

@@ -3,8 +3,11 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    os::fd::{AsFd as _, AsRawFd as _},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     path::PathBuf,
     time::Duration,
@@ -200,6 +203,10 @@ impl Loaded {
             (parameters.event_rate, ports, timeout_ns),
             (silent_ports, silent_after_ns, refusals_wait),
             (&bounds, &offsets.globals, without::names()),
+            // Programs hang at the root that their agent saw.
+            cgroup::mount_point()
+                .and_then(|root| Ok(fs::metadata(root)?.ino()))
+                .ok(),
         );
         let pins = state
             .map(|state| state.pins(pinning::fingerprint(told)))
