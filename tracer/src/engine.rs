@@ -3,6 +3,7 @@
 
 mod memory;
 mod picture;
+mod pressure;
 mod reader;
 
 use std::{
@@ -25,10 +26,11 @@ use crate::{
         forecast::Forecast,
         history::{History, Sample},
         pressure::{Pressure, PressureState},
+        retire::Leaving,
     },
     config::Config,
     export::{
-        events::{Details, Event, Follower, Hub, Pod},
+        events::{Follower, Hub},
         exposition::Latest,
     },
     hooks::{FAMILY_NAMES, cgroups::Names},
@@ -82,20 +84,10 @@ pub struct Engine {
     undecodable: AtomicU64,
     /// What outlives the agent is written there.
     state: Option<StateDir>,
-    remembered: Mutex<Remembered>,
+    remembered: Mutex<memory::Remembered>,
     host_netns: AtomicU32,
     stop: CancellationToken,
     workers: Mutex<Workers>,
-}
-
-/// What was last written for the next agent.
-#[derive(Default)]
-struct Remembered {
-    at: Option<Instant>,
-    /// How long the writing took.
-    took: Duration,
-    decisions: u64,
-    failed: bool,
 }
 
 #[derive(Default)]
@@ -161,7 +153,7 @@ impl Engine {
             tracing::warn!("drop-reasons: this kernel knows no reason {name}");
         }
         drop(btf);
-        let memory = state.as_mut().and_then(recall);
+        let memory = state.as_mut().and_then(memory::recall);
         // Pods first: the programs begin to count into a house that knows its guests.
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(
@@ -473,32 +465,7 @@ impl Engine {
             .retired
             .is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL)
         {
-            let leaving = aggregate.retire(&resolver, now);
-            for net_cookie in leaving.neigh {
-                maps.forget_neigh(net_cookie, AF_INET);
-                maps.forget_neigh(net_cookie, AF_INET6);
-            }
-            for key in leaving.forwarded {
-                maps.forget_forwarded(&key);
-            }
-            for key in leaving.dns {
-                maps.forget_dns(&key);
-            }
-            for key in leaving.receivers {
-                maps.forget_receiver(&key);
-            }
-            for key in leaving.drops {
-                maps.forget_drops(&key);
-            }
-            for key in leaving.tcp {
-                maps.forget_tcp(&key);
-            }
-            for key in leaving.dead.attempts {
-                maps.forget_attempts(&key);
-            }
-            for key in leaving.dead.destinations {
-                maps.forget_destination(&key);
-            }
+            forget(aggregate.retire(&resolver, now), &mut maps);
             for key in lock(&self.peers).retire(now) {
                 maps.forget_peer(&key);
             }
@@ -507,105 +474,6 @@ impl Engine {
         collected.fillings = maps.fillings(&picture.reading, picture.dns_pending());
         collected.misses = lock(&self.loaded).misses();
         Ok(())
-    }
-
-    /// Writes down what the next agent must know, where anything was decided or the last writing is too
-    /// old.
-    fn remember(&self, collected: &Collected, age: Duration) {
-        let Some(state) = &self.state else {
-            return;
-        };
-        let mut remembered = lock(&self.remembered);
-        let elapsed = remembered.at.map_or(Duration::MAX, |at| at.elapsed());
-        // Where pods come and go without end, writing takes a tenth of one CPU at most.
-        if elapsed < age.min(remembered.took * SERVES) {
-            return;
-        }
-        let start = Instant::now();
-        let resolver = lock(&self.resolver);
-        let peers = lock(&self.peers);
-        let aggregate = lock(&self.aggregate);
-        let decisions = aggregate.decisions();
-        if decisions == remembered.decisions && elapsed < age {
-            return;
-        }
-        let written = memory::Written {
-            since: self.since,
-            epoch: self.epoch,
-            highest: collected.highest,
-            aggregate: &aggregate,
-            tally: peers.tally(),
-            gone: resolver.gone(),
-        }
-        .to_bytes();
-        drop((aggregate, peers, resolver));
-        match written.and_then(|bytes| state.remember(&bytes)) {
-            Ok(()) => {
-                remembered.failed = false;
-                remembered.decisions = decisions;
-            }
-            // Told once: the counters themselves are in the kernel.
-            Err(error) if !remembered.failed => {
-                remembered.failed = true;
-                tracing::error!("cannot write down whose the counters are: {error:#}");
-            }
-            Err(_) => {}
-        }
-        remembered.at = Some(Instant::now());
-        remembered.took = start.elapsed();
-    }
-
-    /// Forecasts, and tells when a table's pressure changes.
-    fn watch_pressure(&self, collected: &mut Collected, second: u64) {
-        for family in 0..FAMILY_NAMES.len() {
-            let (Some(table), Some(entries)) =
-                (collected.tables[family], collected.entries[family])
-            else {
-                collected.seconds_until_full[family] = f64::INFINITY;
-                continue;
-            };
-            let limit = table.limits[2];
-            let forecast = &mut collected.forecasts[family];
-            forecast.note(second, entries);
-            let seconds = forecast.seconds_until(limit);
-            collected.seconds_until_full[family] = seconds;
-            let change = collected.pressures[family].update(second, entries, limit, seconds);
-            if let Some(state) = change {
-                self.tell_pressure(family, entries, limit, seconds, state);
-            }
-        }
-    }
-
-    fn tell_pressure(
-        &self,
-        family: usize,
-        entries: u32,
-        limit: u32,
-        seconds: f64,
-        state: PressureState,
-    ) {
-        let now = SystemTime::now();
-        let event = Event {
-            time: humantime::format_rfc3339_micros(now).to_string(),
-            node: self.config.node.clone(),
-            // The table is the kernel's, not any pod's.
-            pod: Pod {
-                namespace: "(host)".to_owned(),
-                name: "(kernel)".to_owned(),
-                uid: None,
-            },
-            netns: self.host_netns.load(Ordering::Relaxed),
-            comm: None,
-            pid: None,
-            details: Details::NeighbourPressure {
-                family: FAMILY_NAMES[family],
-                entries,
-                limit,
-                time_until_full_seconds: seconds.is_finite().then_some(seconds),
-                state: state.name(),
-            },
-        };
-        self.hub.publish(Instant::now(), &event);
     }
 
     /// The figures, at most [`COLLECT_INTERVAL`] old.
@@ -630,18 +498,33 @@ impl Engine {
     }
 }
 
-/// What the agent before remembered.
-fn recall(state: &mut StateDir) -> Option<memory::Memory> {
-    let read = state
-        .memory()
-        .and_then(|bytes| bytes.map(|bytes| memory::Memory::of(&bytes)).transpose());
-    read.unwrap_or_else(|error| {
-        tracing::warn!(
-            "pods that are gone have lost their names and figures: cannot use the last agent's memory: {error:#}"
-        );
-        state.note_reset();
-        None
-    })
+/// Takes keys out of the kernel's maps.
+fn forget(leaving: Leaving, maps: &mut Maps) {
+    for net_cookie in leaving.neigh {
+        maps.forget_neigh(net_cookie, AF_INET);
+        maps.forget_neigh(net_cookie, AF_INET6);
+    }
+    for key in leaving.forwarded {
+        maps.forget_forwarded(&key);
+    }
+    for key in leaving.dns {
+        maps.forget_dns(&key);
+    }
+    for key in leaving.receivers {
+        maps.forget_receiver(&key);
+    }
+    for key in leaving.drops {
+        maps.forget_drops(&key);
+    }
+    for key in leaving.tcp {
+        maps.forget_tcp(&key);
+    }
+    for key in leaving.dead.attempts {
+        maps.forget_attempts(&key);
+    }
+    for key in leaving.dead.destinations {
+        maps.forget_destination(&key);
+    }
 }
 
 /// What the programs are told.

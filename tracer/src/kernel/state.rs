@@ -365,7 +365,7 @@ fn named(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
 
 /// Removes a folder of the state folder in one step, as seen by the next agent.
 fn discard(folder: &Path) -> Result<()> {
-    let going = (0u32..)
+    let going = (0..=u16::MAX)
         .map(|n| folder.with_file_name(format!("{GOING_PREFIX}{n}")))
         .find(|path| !path.exists())
         .unwrap_or_default();
