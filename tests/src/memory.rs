@@ -1,6 +1,7 @@
 //! What a process takes of the machine, from `/proc`.
 
 use std::fs;
+use std::time::Duration;
 
 fn kilobytes(pid: u32, field: &str) -> u64 {
     let path = format!("/proc/{pid}/status");
@@ -28,4 +29,19 @@ pub fn sockets(pid: u32) -> usize {
     all.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
         .filter(|to| to.to_string_lossy().starts_with("socket:"))
         .count()
+}
+
+/// Processor time so far, user and system.
+pub fn processor_time(pid: u32) -> Duration {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+    // The name in parentheses may hold anything; `utime` and `stime` are fields 14 and 15 (proc(5)).
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().expect("times are numbers"))
+        .sum();
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
