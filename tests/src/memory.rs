@@ -1,7 +1,6 @@
 //! What a process takes of the machine, from `/proc`.
 
 use std::fs;
-use std::time::Duration;
 
 fn kilobytes(pid: u32, field: &str) -> u64 {
     let path = format!("/proc/{pid}/status");
@@ -31,8 +30,8 @@ pub fn sockets(pid: u32) -> usize {
         .count()
 }
 
-/// Processor time so far, user and system.
-pub fn processor_time(pid: u32) -> Duration {
+/// Processor time so far, user and system, seconds.
+pub fn processor_time(pid: u32) -> f64 {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
     // The name in parentheses may hold anything; `utime` and `stime` are fields 14 and 15 (proc(5)).
@@ -43,5 +42,5 @@ pub fn processor_time(pid: u32) -> Duration {
         .take(2)
         .map(|field| field.parse::<u64>().expect("times are numbers"))
         .sum();
-    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }

@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// With so many pods, each of which has looked a name up and connected.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Pods {
-    pub pods: u16,
+    pub number: u16,
     /// Resident memory, MiB.
     pub resident: f64,
     /// Of a scrape, milliseconds.
@@ -102,10 +102,10 @@ fn with_pods(pods: u16) -> Result<Pods> {
     }
     let busy = processor_time(agent.pid()) - before;
     let figures = Pods {
-        pods,
+        number: pods,
         resident: mebibytes(agent.pid()),
         scrape: Spread::of(scrapes.into_iter()).context("no scrapes")?,
-        at_rest: busy.as_secs_f64() * 1e3 / begun.elapsed().as_secs_f64(),
+        at_rest: busy * 1e3 / begun.elapsed().as_secs_f64(),
     };
     agent.stop_cleanly();
     Ok(figures)
@@ -127,7 +127,7 @@ pub fn of_lookups(lab: &Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
         all.push(Load {
             count: run.completed as u64,
             per_second: run.per_second,
-            processor: (processor_time(agent.pid()) - before).as_secs_f64(),
+            processor: processor_time(agent.pid()) - before,
             counted: ended / run.completed,
             events: details(&metrics, "dns"),
             resident: mebibytes(agent.pid()),
@@ -160,7 +160,7 @@ pub fn of_failures(lab: &mut Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
         all.push(Load {
             count: fulls,
             per_second: fulls as f64 / took.as_secs_f64(),
-            processor: (processor_time(agent.pid()) - before.0).as_secs_f64(),
+            processor: processor_time(agent.pid()) - before.0,
             counted: metrics.sum(NODE_CREATES, &FULL) / fulls as f64,
             events: details(&metrics, "neigh"),
             resident: mebibytes(agent.pid()),

@@ -91,7 +91,7 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "{:>6} {:>8.1} {scrape:>22} {:>26.1}",
-                pods.pods, pods.resident, pods.at_rest
+                pods.number, pods.resident, pods.at_rest
             )?;
         }
         write_loads(f, "lookups", &self.lookups)?;
