@@ -1,7 +1,7 @@
 //! The one way through the house: kernel → ring and maps → decode → attribute → aggregate →
 //! export. `tracer agent` runs it behind its services, `tracer top` by itself where no agent answers.
 
-mod memory;
+pub(crate) mod memory;
 mod picture;
 mod pressure;
 mod reader;

@@ -332,7 +332,7 @@ pub fn holder(path: &Path) -> Option<u32> {
 
 /// `1: FLOCK  ADVISORY  WRITE 4711 00:1f:12345 0 EOF`; who waits for it has `->` behind the number
 /// (fs/locks.c, `lock_get_status`).
-fn find_holder(locks: &str, file: &str) -> Option<u32> {
+pub(crate) fn find_holder(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, "FLOCK", _, _, pid, on, ..] = fields.as_slice() else {
