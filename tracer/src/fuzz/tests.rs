@@ -122,6 +122,26 @@ fn what_is_made_of_our_own_types_is_understood() {
     assert!(run("memory", &memory()));
 }
 
+/// A name of a seed's pod in place of which a long one comes: longer than a format's width may be, and than a
+/// line of events.
+#[test]
+fn names_of_any_length_find_room() {
+    let long = "a".repeat(70_000);
+    for (target, seed, name) in [
+        ("snapshot", "overflow", "victim"),
+        ("prometheus", "cluster", "cart"),
+        ("prometheus", "cluster", "\"node\": \"a"),
+        ("events", "overflow", "greedy"),
+    ] {
+        let text = fs::read_to_string(fuzz().join("seeds").join(target).join(seed)).unwrap();
+        assert!(text.contains(name), "{target}/{seed} has no {name}");
+        assert!(run(
+            target,
+            text.replace(name, &format!("{name}{long}")).as_bytes()
+        ));
+    }
+}
+
 #[test]
 fn cargo_fuzz_has_every_target() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
