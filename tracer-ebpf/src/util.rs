@@ -1,4 +1,11 @@
 //! Atomic adds and reads of kernel memory.
+//!
+//! **Global functions.** The verifier walks through a function of its own once for each state that a
+//! program calls it in, but through a global one (`no_mangle`, so that LLVM leaves the symbol global)
+//! only once, with arguments of which it knows no more than their types; its result is one state to the
+//! caller. What it is given by address is as large as its type, has been written to the last byte, and
+//! may be null: hence the checks that no caller needs. It is no key of a map either, before 6.2. Kernels before 5.12 take no such addresses;
+//! user space makes the functions static there (`tracer/src/kernel/linkage.rs`).
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 

@@ -2,6 +2,7 @@
 //! stops the others.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::{self, File},
     os::{
@@ -31,7 +32,7 @@ use tracer_common::{
 };
 
 use super::{
-    cgroup, kallsyms,
+    cgroup, kallsyms, linkage,
     maps::Maps,
     mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
     offsets::Offsets,
@@ -169,11 +170,7 @@ impl Loaded {
         // No program needs the kernel's BTF at load: the offsets are in the globals.
         loader
             .btf(None)
-            .verifier_log_level(if std::env::var_os("VDEBUG").is_some() {
-                VerifierLogLevel::DEBUG | VerifierLogLevel::STATS
-            } else {
-                VerifierLogLevel::STATS
-            })
+            .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("EVENT_RATE", &parameters.event_rate, true)
             .override_global("DNS_PORTS", &ports, true)
             .override_global("DNS_TIMEOUT_NS", &timeout_ns, true)
@@ -211,7 +208,14 @@ impl Loaded {
         let pins = state
             .map(|state| state.pins(pinning::fingerprint(told)))
             .transpose()?;
-        let mut ebpf = loader.load(OBJECT).context("cannot create the eBPF maps")?;
+        let object = if linkage::takes_globals(&offsets.features) {
+            Cow::Borrowed(OBJECT)
+        } else {
+            linkage::all_static(OBJECT)?.into()
+        };
+        let mut ebpf = loader
+            .load(&object)
+            .context("cannot create the eBPF maps")?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
 

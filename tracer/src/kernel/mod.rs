@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod conntrack;
 pub mod features;
 pub mod kallsyms;
+mod linkage;
 pub mod load;
 pub mod maps;
 pub mod mechanisms;
