@@ -20,6 +20,7 @@ pub mod entries;
 pub mod events;
 pub mod host;
 pub mod http;
+pub mod incident;
 pub mod kubernetes;
 pub mod leftovers;
 pub mod memory;
