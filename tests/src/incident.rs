@@ -3,9 +3,11 @@
 
 pub mod page;
 pub mod pods;
+pub mod sick_node;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
@@ -146,10 +148,15 @@ impl Timeline {
         let address = agent.address();
         let mut command = tracer();
         command.args(arguments).args(["--agent", &address]);
-        let ended = run(&mut command, Duration::from_secs(10));
+        self.show(&format!("tracer {}", arguments.join(" ")), &mut command)
+    }
+
+    /// Runs a command of tracer that asks no agent, keeps what it printed under the name `shown`, and gives it.
+    pub fn show(&mut self, shown: &str, command: &mut Command) -> String {
+        let ended = run(command, Duration::from_secs(10));
         assert!(ended.status.success(), "{command:?}: {ended:#?}");
         let printed = Printed {
-            command: format!("tracer {}", arguments.join(" ")),
+            command: shown.to_owned(),
             output: ended.stdout,
         };
         self.audience.printed(&printed);
