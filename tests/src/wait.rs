@@ -2,6 +2,9 @@
 
 use std::env;
 use std::fmt::Display;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,6 +22,25 @@ pub fn patient(limit: Duration) -> Duration {
         })
 }
 
+/// What a thread unwinds with when somebody wants it to end: what it made is removed on the way.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupted;
+
+static INTERRUPT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on whoever waits looks at this too; given once, by a program that ends on a signal.
+pub fn end_on(interrupt: Arc<AtomicBool>) {
+    INTERRUPT.set(interrupt).expect("it is given once");
+}
+
+/// Unwinds with [`Interrupted`] if somebody wants that, and no panic is under way.
+pub fn check_interrupt() {
+    let wanted = |flag: &Arc<AtomicBool>| flag.load(Ordering::Relaxed);
+    if INTERRUPT.get().is_some_and(wanted) && !std::thread::panicking() {
+        resume_unwind(Box::new(Interrupted));
+    }
+}
+
 /// Waits until `condition` gives `Ok` and returns its value; panics after `deadline`
 /// ([`patient`]) with the last reason it gave.
 pub fn eventually<T, E: Display>(
@@ -28,6 +50,7 @@ pub fn eventually<T, E: Display>(
     let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     loop {
+        check_interrupt();
         match condition() {
             Ok(value) => return value,
             Err(why) if Instant::now() >= end => panic!("after {deadline:?}: {why}"),

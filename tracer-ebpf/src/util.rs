@@ -9,7 +9,7 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::layout::{ABSENT, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM};
+use crate::layout::{ABSENT, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM, ONLY_NETNS};
 
 /// Adds to a counter in a map, atomically.
 ///
@@ -79,4 +79,11 @@ pub fn net_cookie(net: u64) -> Option<u64> {
     let inode = read::<u32>(net, OFF_NET_NS_INUM.load())?;
     let random = read::<u32>(net, OFF_NET_HASH_MIX.load())?;
     Some((inode as u64) << 32 | random as u64)
+}
+
+/// Is what happens in the namespace with this inode to be counted? Everything is, unless several nodes of
+/// a lab share the kernel.
+#[inline(always)]
+pub fn is_watched(netns: u32) -> bool {
+    ONLY_NETNS.load() == 0 || ONLY_NETNS.load() == netns
 }

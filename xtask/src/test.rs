@@ -92,6 +92,10 @@ const UNPACKED: &[Tool] = &[
         program: "prometheus-alertmanager",
         package: "prometheus-alertmanager",
     },
+    Tool {
+        program: "serf",
+        package: "serf",
+    },
 ];
 
 /// What `cargo xtask test` takes.

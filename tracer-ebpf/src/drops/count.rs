@@ -21,7 +21,7 @@ use crate::{
     maps::{BEHIND, DROPS, DROPS_NODE, REASONS},
     packet::is_dns_port,
     ring, tcp,
-    util::{add, net_cookie, read},
+    util::{add, is_watched, net_cookie, read},
 };
 
 const IPPROTO_TCP: u8 = 6;
@@ -53,12 +53,18 @@ fn try_count(ctx: &RawTracePointContext) -> Option<()> {
     if meaning.is_failure | meaning.is_unspecified == 0 && reason < MAX_REASONS {
         return None; // no drop at all
     }
+    let skb: u64 = ctx.arg(0);
+    if !super::net(skb)
+        .and_then(|net| read(net, OFF_NET_NS_INUM.load()))
+        .is_none_or(is_watched)
+    {
+        return None;
+    }
     // SAFETY: a per-CPU array's value, added to atomically.
     add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
     if meaning.is_failure == 0 {
         return None;
     }
-    let skb: u64 = ctx.arg(0);
     let mut packet = Packet::default();
     drops_packet(skb, &mut packet);
     let mut socket = read::<u64>(skb, OFF_SK_BUFF_SK.load()).unwrap_or_default();

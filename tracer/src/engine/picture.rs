@@ -349,6 +349,7 @@ impl Engine {
             retransmits: of.tcp.retransmits,
             resets: of.tcp.resets,
             silent: of.tcp.silent,
+            unanswered: of.tcp.unanswered,
             drops: of
                 .drops
                 .iter()

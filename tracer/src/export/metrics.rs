@@ -197,7 +197,7 @@ fn node(out: &mut Families, view: &View<'_>) {
     for (kind, peer, failed) in view.peers {
         let hook = match kind {
             Kind::Dns => Hook::Dns,
-            Kind::Connect | Kind::Retransmit => Hook::Tcp,
+            Kind::Connect | Kind::Retransmit | Kind::Unanswered => Hook::Tcp,
         };
         if attached(hook) {
             out.counter(

@@ -36,6 +36,7 @@ use super::{
     maps::Maps,
     mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
     offsets::Offsets,
+    only,
     reasons::Reasons,
     sends,
     state::{Pins, StateDir},
@@ -178,6 +179,8 @@ impl Loaded {
             .override_global("SILENT_AFTER_NS", &silent_after_ns, true);
         let refusals_wait = u32::from(offsets.why_not(Hook::Drops).is_none());
         loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
+        let only_netns = only::netns()?;
+        loader.override_global("ONLY_NETNS", &only_netns, true);
         let functions = kallsyms::ranges(FUNCTIONS.map(|(name, _, _)| name).as_slice());
         let bounds: Vec<(&str, u64)> = functions
             .iter()
@@ -198,7 +201,7 @@ impl Loaded {
         }
         let told = (
             (parameters.event_rate, ports, timeout_ns),
-            (silent_ports, silent_after_ns, refusals_wait),
+            (silent_ports, silent_after_ns, refusals_wait, only_netns),
             (&bounds, &offsets.globals, without::names()),
             // Programs hang at the root that their agent saw.
             cgroup::mount_point()

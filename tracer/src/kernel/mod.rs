@@ -12,6 +12,7 @@ pub mod maps;
 pub mod mechanisms;
 pub mod neighbour_tables;
 pub mod offsets;
+pub mod only;
 pub mod reasons;
 mod run;
 pub mod sends;

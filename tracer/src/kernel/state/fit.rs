@@ -105,7 +105,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (1, "9a194f40cea98921")
+            (2, "a8d96c0750d9ecd7")
         );
     }
 
