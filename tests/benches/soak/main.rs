@@ -1,6 +1,6 @@
-//! Mixed load on a real agent for as long as is asked for, the agent killed every few minutes: does memory
-//! grow, is anything lost, does a counter fall, are the figures what really happened? `cargo xtask soak` runs
-//! it. All traffic stays in network namespaces, and what it makes is removed also after a panic or a signal.
+//! Mixed load on a real agent for as long as is asked for: does memory grow, is anything lost, does a counter
+//! fall, are the figures what really happened? In the first half the agent is killed every few minutes; the
+//! last one lives for the second half, for memory tells something of a long life only. `cargo xtask soak` runs it. All traffic stays in network namespaces, and what it makes is removed also after a panic or a signal.
 
 mod load;
 mod report;
@@ -36,7 +36,7 @@ fn run(time: Duration) -> Result<Report> {
     let state = bpffs.join("tracer");
     let mut lab = Lab::new();
     let mut load = Load::new(&lab);
-    // Four lives at least.
+    // Two lives at least before the last.
     let life = LIFE.min(time / 4);
     let begun = Instant::now();
     let mut seen = Seen::default();
@@ -48,7 +48,7 @@ fn run(time: Duration) -> Result<Report> {
     while begun.elapsed() < time && !interrupted {
         load.round(&mut lab);
         interrupted = interrupt.check().is_err();
-        if born.elapsed() >= life {
+        if born.elapsed() >= life && begun.elapsed() < time / 2 + life / 2 {
             seen = watch.stop(&agent)?;
             agent.stop(Signal::KILL);
             seen.kills += 1;
@@ -68,13 +68,16 @@ fn run(time: Duration) -> Result<Report> {
         std::thread::sleep(Duration::from_millis(200));
     };
     seen = watch.stop(&agent)?;
-    let details = report::details(&agent.metrics());
+    let metrics = agent.metrics();
+    let details = report::details(&metrics);
+    let pods = report::pods(&metrics);
     agent.stop_cleanly();
     Ok(Report {
         took: begun.elapsed(),
         rounds: load.rounds(),
         rows,
         details,
+        pods,
         seen,
     })
 }

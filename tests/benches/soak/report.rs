@@ -1,5 +1,6 @@
 //! The figures, for people, and whether all is well.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use crate::watch::Seen;
 const HIDDEN: u64 = 2;
 /// Growth that counts, in bytes a minute, of an agent that has warmed up.
 const LEAK: f64 = 512.0 * 1024.0;
-/// An agent fills its caches and histories first.
-const WARM: f64 = 60.0;
+/// First an agent fills its store of events, and keeps pods that are gone for five minutes.
+const WARM: f64 = 6.0 * 60.0;
+/// So long a warm life tells something.
+const TELLING: f64 = 3.0;
 
 /// A figure that is known, and what tracer says.
 #[derive(Debug)]
@@ -71,6 +74,13 @@ pub fn details(metrics: &Metrics) -> Vec<Details> {
         .collect()
 }
 
+/// How many pods have series.
+pub fn pods(metrics: &Metrics) -> usize {
+    let labels = metrics.samples.keys().map(|(_, labels)| labels);
+    let names = labels.filter_map(|labels| Some((labels.get("namespace")?, labels.get("pod")?)));
+    names.collect::<BTreeSet<_>>().len()
+}
+
 /// All that was measured.
 #[derive(Debug)]
 pub struct Report {
@@ -78,6 +88,7 @@ pub struct Report {
     pub rounds: u64,
     pub rows: Vec<Row>,
     pub details: Vec<Details>,
+    pub pods: usize,
     pub seen: Seen,
 }
 
@@ -122,7 +133,7 @@ fn slope(life: &[(f64, u64)]) -> Option<f64> {
     let (at, bytes) = (mean(|p| p.0), mean(|p| p.1));
     let above: f64 = warm.iter().map(|p| (p.0 - at) * (p.1 - bytes)).sum();
     let below: f64 = warm.iter().map(|p| (p.0 - at).powi(2)).sum();
-    (span >= 0.5).then_some(above / below)
+    (span >= TELLING).then_some(above / below)
 }
 
 fn kib(bytes: f64) -> String {
@@ -156,6 +167,7 @@ impl fmt::Display for Report {
                 "agent {number:2}, {minutes:4.1} min    {first:8} {last:8} {most:8}   {slope:>8}"
             )?;
         }
+        writeln!(f, "pods with series at the end: {}", self.pods)?;
         writeln!(f, "\ndetails        sent     lost  held back  runs missed")?;
         for d in &self.details {
             writeln!(

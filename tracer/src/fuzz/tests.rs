@@ -122,6 +122,95 @@ fn what_is_made_of_our_own_types_is_understood() {
     assert!(run("memory", &memory()));
 }
 
+/// What is put in: numbers and characters that are ends of something.
+const ODD: &[&[u8]] = &[
+    b"0",
+    b"-1",
+    b"65536",
+    b"4294967296",
+    b"9007199254740992",
+    b"18446744073709551615",
+    b"1e308",
+    b"NaN",
+    b"-Inf",
+    b"\"",
+    b"\\",
+    b"\\u001b",
+    b"\n",
+    b"\0",
+    b"\x1b[31m",
+    b"\xff",
+    "\u{202e}".as_bytes(),
+    b"null",
+    b"{}",
+    b"[",
+    b"/",
+    b"(",
+    b"..",
+];
+
+/// One of the corpus, changed in some places; `any` gives any number.
+fn changed(seeds: &[(PathBuf, Vec<u8>)], any: &mut impl FnMut() -> usize) -> Vec<u8> {
+    let mut bytes = seeds[any() % seeds.len()].1.clone();
+    for _ in 0..=any() % 4 {
+        let at = any() % (bytes.len() + 1);
+        let end = (at + any() % 8).min(bytes.len());
+        match any() % 6 {
+            0 if at < bytes.len() => bytes[at] ^= 1 << (any() % 8),
+            1 => drop(bytes.splice(at..end, ODD[any() % ODD.len()].iter().copied())),
+            2 => drop(bytes.drain(at..end)),
+            3 => {
+                // A number becomes another.
+                let is_digit = |byte: &u8| byte.is_ascii_digit();
+                let start = at + bytes[at..].iter().position(is_digit).unwrap_or(0);
+                let length = bytes[start..].iter().take_while(|b| is_digit(b)).count();
+                let number = ODD[any() % 9];
+                bytes.splice(start..start + length, number.iter().copied());
+            }
+            4 => {
+                let end = (at + any() % 200).min(bytes.len());
+                let part = bytes[at..end].to_vec();
+                let to = any() % (bytes.len() + 1);
+                bytes.splice(to..to, part);
+            }
+            _ => {
+                let other = &seeds[any() % seeds.len()].1;
+                bytes.truncate(at);
+                bytes.extend(&other[any() % (other.len() + 1)..]);
+            }
+        }
+    }
+    bytes
+}
+
+/// A short walk around the corpus, the same each time; `TRACER_FUZZ=N` makes it N times as long.
+#[test]
+fn what_is_near_the_corpus_passes_too() {
+    let times = std::env::var("TRACER_FUZZ").map_or(1, |times| times.parse().unwrap());
+    for target in TARGETS {
+        let seeds = corpus(target.name);
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        // Marsaglia's xorshift64.
+        let mut any = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 8) as usize
+        };
+        for _ in 0..times * 60 {
+            let bytes = changed(&seeds, &mut any);
+            let ran = std::panic::catch_unwind(|| (target.run)(&bytes));
+            if ran.is_err() {
+                let folder = fuzz().join("artifacts").join(target.name);
+                fs::create_dir_all(&folder).unwrap();
+                let path = folder.join(format!("near-{:08x}", state as u32));
+                fs::write(&path, &bytes).unwrap();
+                panic!("{}: see above", path.display());
+            }
+        }
+    }
+}
+
 /// A name of a seed's pod in place of which a long one comes: longer than a format's width may be, and than a
 /// line of events.
 #[test]
