@@ -1,4 +1,4 @@
-//! The kernel's own UDP and conntrack counters of a namespace.
+//! The kernel's own UDP, ICMP and conntrack counters of a namespace.
 
 use std::fs;
 
@@ -20,6 +20,15 @@ pub fn receive_buffer_errors(netns: &Netns, family: Family) -> u64 {
             .find_map(|line| line.strip_prefix("Udp6RcvbufErrors")?.trim().parse().ok()),
     }
     .unwrap_or_else(|| panic!("{path} has no RcvbufErrors"))
+}
+
+/// Ground truth: how often the namespace said that a host, a net or a port cannot be reached, since it was
+/// made. IPv4.
+pub fn unreachables_sent(netns: &Netns) -> u64 {
+    let path = "/proc/thread-self/net/snmp";
+    let text = netns.run(|| read(path));
+    column(&text, "Icmp:", "OutDestUnreachs")
+        .unwrap_or_else(|| panic!("{path} has no OutDestUnreachs"))
 }
 
 /// One line of names and one of numbers, both with the same first word.

@@ -41,6 +41,12 @@ pub fn check_interrupt() {
     }
 }
 
+/// Is this an emulated machine? For how much a test asks for at once, where what answers must do so within
+/// a measured time; never for what it compares.
+pub fn is_emulated() -> bool {
+    patient(Duration::from_secs(1)) > Duration::from_secs(1)
+}
+
 /// Waits until `condition` gives `Ok` and returns its value; panics after `deadline`
 /// ([`patient`]) with the last reason it gave.
 pub fn eventually<T, E: Display>(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tests::neigh::{BURST_COMM, FIRST_SILENT, burst, table_fulls, thresholds};
 use tests::netns::{DEVICE, Pod};
 use tests::point::{NODE_CREATES, POD_CREATES};
+use tests::snmp::unreachables_sent;
 use tests::wait::{ensure, patient};
 use tests::{Agent, Family, Lab, Metrics, Point, Thresholds, eventually};
 
@@ -125,11 +126,14 @@ fn overflow(family: Family) {
         assert!(full > 0.0, "{} overflowed", pod.netns.name());
         assert!(created > 0.0, "{} had entries", pod.netns.name());
         if family == Family::V4 {
-            // One creation asked for by each datagram, granted or not; nothing else in the pod asks.
-            assert_eq!(
-                (created + full) as u64,
-                u64::from(BURST),
-                "{}",
+            // One creation asked for by each datagram, granted or not. Nothing else in the pod asks, but
+            // what tells its own socket that a neighbour never answered, by the loopback device: that takes
+            // three seconds, so that only a slow machine gets there.
+            let others = unreachables_sent(&pod.netns);
+            let asked = u64::from(BURST);
+            assert!(
+                (asked..=asked + others).contains(&((created + full) as u64)),
+                "{}: {created} and {full}, and {others} others",
                 pod.netns.name()
             );
         }
