@@ -1,6 +1,7 @@
 //! An incident played on the real kernel: what happened when, when tracer named it, and what tracer
 //! printed. Tests assert on it, `cargo xtask demo` shows it, `docs/incidents/` holds one of each.
 
+pub mod overflow;
 pub mod page;
 pub mod pods;
 
@@ -143,14 +144,23 @@ impl Timeline {
 
     /// Runs `tracer ARGUMENTS --agent …`, keeps what it printed and gives it.
     pub fn ask(&mut self, agent: &Agent, arguments: &[&str]) -> String {
+        self.ask_head(agent, arguments, usize::MAX)
+    }
+
+    /// The same, of which only so many lines are kept and given.
+    pub fn ask_head(&mut self, agent: &Agent, arguments: &[&str], lines: usize) -> String {
         let address = agent.address();
         let mut command = tracer();
         command.args(arguments).args(["--agent", &address]);
         let ended = run(&mut command, Duration::from_secs(10));
         assert!(ended.status.success(), "{command:?}: {ended:#?}");
+        let mut command = format!("tracer {}", arguments.join(" "));
+        if lines < usize::MAX {
+            command = format!("{command} | head -{lines}");
+        }
         let printed = Printed {
-            command: format!("tracer {}", arguments.join(" ")),
-            output: ended.stdout,
+            command,
+            output: ended.stdout.split_inclusive('\n').take(lines).collect(),
         };
         self.audience.printed(&printed);
         self.printed.push(printed.clone());
