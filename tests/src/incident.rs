@@ -1,6 +1,7 @@
 //! An incident played on the real kernel: what happened when, when tracer named it, and what tracer
 //! printed. Tests assert on it, `cargo xtask demo` shows it, `docs/incidents/` holds one of each.
 
+pub mod dead_endpoint;
 pub mod overflow;
 pub mod page;
 pub mod pods;

@@ -75,7 +75,8 @@ fn check_ratio(scene: &Overflow) {
     for early in 0..=8 {
         for late in 0..=8 {
             let step = Duration::from_millis(250);
-            let (failed, all) = seen.between(at - WINDOW - step * early, at - step * late);
+            let ago = |time: Duration| at.checked_sub(time).expect("the lab is older");
+            let (failed, all) = seen.between(ago(WINDOW + step * early), ago(step * late));
             possible.push(failed as f64 / all as f64);
         }
     }
@@ -89,7 +90,7 @@ fn check_ratio(scene: &Overflow) {
 }
 
 /// Everything that each pod was refused, and every lookup of it that died, and of what.
-fn check_exact(scene: &Overflow) {
+fn check_exact(scene: &mut Overflow) {
     let seen = scene.callers.seen();
     let refused_answers = scene.dns.refused();
     let refused = scene.refused();
@@ -111,7 +112,9 @@ fn check_exact(scene: &Overflow) {
             format!("{what}: {shown}, not {truth} ({unseen} unseen)")
         })
     };
-    eventually(Duration::from_secs(5), || {
+    scene.events.listen(Duration::from_secs(1));
+    let scene = &*scene;
+    eventually(Duration::from_secs(15), || {
         let metrics = scene.agent.metrics();
         near(
             "the node",
@@ -153,20 +156,12 @@ fn check_exact(scene: &Overflow) {
             let saw = (asked, answered, failed, no_entry + of_answers);
             let all = CAUSES.map(|c| (c, count(&metrics, FAILURES, one, &[("cause", c)])));
             ensure(shown == saw || unseen > 0 && shown.2 == saw.2, || {
-                let more: Vec<_> = metrics
-                    .samples
-                    .iter()
-                    .filter(|((name, labels), value)| {
-                        let mine = labels.get("pod") == Some(&one.listed.name);
-                        let node =
-                            name.starts_with("tracer_node_dns") || name.contains("unattributed");
-                        **value != 0.0 && name.contains("dns") && (mine || node)
-                    })
-                    .collect();
-                format!(
-                    "{}: {shown:?}, the client saw {saw:?}; {all:?}; {more:?}",
-                    one.name()
-                )
+                let told = scene.events.seen.iter();
+                let told = told.filter(|e| e.is("dns_failure", &one.listed.name));
+                let ids: Vec<_> = told.map(|e| e.json["id"].to_string()).collect();
+                let pending = metrics.count("tracer_node_dns_pending", &[]);
+                let name = one.name();
+                format!("{name}: {shown:?}, the client saw {saw:?}; {all:?} {pending} {ids:?}")
             })?;
         }
         check_node(&metrics)
@@ -293,7 +288,9 @@ fn pods_arrive_until_the_table_is_full_and_the_advice_ends_it() {
         let left = scene.callers.under_way();
         ensure(left == 0, || format!("{left} lookups are under way"))
     });
-    check_exact(&scene);
+    let begun = Instant::now();
+    check_exact(&mut scene);
+    eprintln!("compared after {:?}", begun.elapsed());
     check_sufferers(&scene);
     check_calm(&scene);
     scene.callers.pause(false);
@@ -301,12 +298,14 @@ fn pods_arrive_until_the_table_is_full_and_the_advice_ends_it() {
     scene.follow_advice(&mut timeline);
     scene.recover(&mut timeline);
     let now = Instant::now();
-    let (failed, all) = scene.callers.seen().between(now - WINDOW, now);
+    let from = now.checked_sub(WINDOW).expect("the lab is older");
+    let (failed, all) = scene.callers.seen().between(from, now);
     assert!(failed == 0 && all > 2000, "{failed} of {all} lookups fail");
     check_calm(&scene);
     eprintln!("{timeline:?}");
     page::renew(
         "overflow",
+        "timeline",
         &timeline,
         &[
             "tracer why",

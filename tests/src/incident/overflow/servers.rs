@@ -100,15 +100,12 @@ impl Drop for Server {
 fn serve(socket: &UdpSocket, shared: &Shared, reply: fn(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 1500];
     while !shared.stop.load(Ordering::Relaxed) {
-        match socket.recv_from(&mut buffer) {
-            Ok((length, from)) => {
-                if !send(socket, &reply(&buffer[..length]), from) {
-                    let mut refused = shared.refused.lock().expect("no reader panics");
-                    *refused.entry(from.ip()).or_default() += 1;
-                }
-            }
-            // Nothing came, or this is what became of an earlier answer.
-            Err(_) => {}
+        // Else nothing came, or this is what became of an earlier answer.
+        if let Ok((length, from)) = socket.recv_from(&mut buffer)
+            && !send(socket, &reply(&buffer[..length]), from)
+        {
+            let mut refused = shared.refused.lock().expect("no reader panics");
+            *refused.entry(from.ip()).or_default() += 1;
         }
     }
 }

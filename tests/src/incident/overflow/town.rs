@@ -15,11 +15,12 @@ use crate::wait::check_interrupt;
 /// The node's device on the pods' segment.
 pub const BRIDGE: &str = "br0";
 /// The node's address on the bridge.
-const NODE: IpAddr = address(0);
+pub const NODE: IpAddr = address(0);
 /// The service behind the node.
 pub const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 98, 0, 2));
 
-const fn address(number: u16) -> IpAddr {
+/// Address number so and so on the bridge.
+pub const fn address(number: u16) -> IpAddr {
     let [high, low] = (number + 1).to_be_bytes();
     IpAddr::V4(Ipv4Addr::new(10, 99, high, low))
 }
@@ -178,7 +179,8 @@ impl Town {
 }
 
 impl Resident {
-    fn new(namespace: &str, name: &str, number: u16) -> Self {
+    /// In a namespace of its own, without a link.
+    pub fn new(namespace: &str, name: &str, number: u16) -> Self {
         let netns = Netns::new(name);
         for scope in ["all", "default"] {
             netns.sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1");
