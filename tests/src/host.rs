@@ -1,7 +1,11 @@
 //! What the whole host shares: one test at a time may change it, and what it changed comes back.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::wait::check_interrupt;
 
 /// The right to change what the whole host shares; one test at a time has it, over all processes.
 ///
@@ -25,8 +29,20 @@ impl HostLock {
             .truncate(false)
             .open(LOCK_PATH)
             .unwrap_or_else(|e| panic!("cannot open {LOCK_PATH}: {e}"));
-        file.lock()
-            .unwrap_or_else(|e| panic!("cannot lock {LOCK_PATH}: {e}"));
+        let mut waited = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // Not by a call that blocks: a signal must end the waiting.
+                Err(TryLockError::WouldBlock) => check_interrupt(),
+                Err(TryLockError::Error(e)) => panic!("cannot lock {LOCK_PATH}: {e}"),
+            }
+            if !waited {
+                eprintln!("waiting for {LOCK_PATH}, which another test or demo has");
+                waited = true;
+            }
+            sleep(Duration::from_millis(20));
+        }
         let mut lock = Self { file };
         lock.restore_after_kill();
         lock

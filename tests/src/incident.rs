@@ -76,6 +76,8 @@ pub trait Audience {
     fn caption(&mut self, moment: &Moment);
     /// tracer printed this.
     fn printed(&mut self, printed: &Printed);
+    /// That was it; returns when the audience has seen enough.
+    fn end(&mut self) {}
 }
 
 /// A test's: everything goes to stderr, at once.
@@ -112,8 +114,13 @@ impl std::fmt::Debug for Timeline {
 impl Timeline {
     /// Nothing has happened.
     pub fn new(audience: impl Audience + 'static) -> Self {
+        Self::with(Box::new(audience))
+    }
+
+    /// The same, where the audience is known at run time only.
+    pub fn with(audience: Box<dyn Audience>) -> Self {
         Self {
-            audience: Box::new(audience),
+            audience,
             moments: Vec::new(),
             printed: Vec::new(),
         }
@@ -122,6 +129,11 @@ impl Timeline {
     /// A test's.
     pub fn of_test() -> Self {
         Self::new(Log)
+    }
+
+    /// That was it: whoever watches may look on for as long as all is still there.
+    pub fn linger(&mut self) {
+        self.audience.end();
     }
 
     /// There is an agent to be watched.

@@ -17,7 +17,7 @@ use super::pods::{Listed, Pods};
 use super::{NAMED_WITHIN, Stage, Timeline};
 use crate::agent::Agent;
 use crate::events::{Event, Events};
-use crate::netns::Netns;
+use crate::netns::{Lab, Netns};
 use crate::nft::Rules;
 use crate::tcp::truth::last_owner;
 use crate::tcp::{Manner, Server};
@@ -27,6 +27,19 @@ use crate::wait::{check_interrupt, ensure, eventually};
 pub const LEDGER: u16 = 8080;
 /// The service of which the last endpoint goes.
 pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);
+
+/// All of it, for an audience.
+pub fn play(timeline: &mut Timeline) {
+    let lab = Lab::new();
+    let node = Arc::clone(&lab.hub);
+    let mut scene = DeadEndpoint::new(&node, timeline);
+    scene.deploy(timeline);
+    scene.name_all(timeline);
+    timeline.ask(&scene.agent, &["why"]);
+    scene.revive(timeline);
+    timeline.linger();
+    scene.agent.stop_cleanly();
+}
 
 /// One way of being dead.
 #[derive(Debug)]
@@ -133,6 +146,16 @@ impl DeadEndpoint {
         let callers: Vec<Resident> = (0..4)
             .map(|n| street.on_bridge("bank", &format!("proxy-{n}")))
             .collect();
+        // It knows soon that its neighbour is gone: else for up to 45 s an entry is taken for good.
+        for (key, value) in [
+            ("base_reachable_time_ms", "2000"),
+            ("delay_first_probe_time", "1"),
+        ] {
+            let device = &callers[0].device;
+            callers[0]
+                .netns
+                .sysctl(&format!("ipv4/neigh/{device}/{key}"), value);
+        }
         let calm = street.on_bridge("bank", "proxy-calm");
         pods.add(callers.iter().chain([&calm]).map(|one| one.listed.clone()));
         let agent = Agent::start(&["--window", "30s", "--pods", &pods.argument()]);
@@ -261,6 +284,14 @@ impl DeadEndpoint {
             .collect()
     }
 
+    /// Waits until each way fails as it does for good, and an event tells so.
+    pub fn await_results(&mut self) {
+        for way in &self.ways {
+            self.events
+                .wait(Duration::from_secs(30), |event| way.is_told_for_good(event));
+        }
+    }
+
     /// Another pod gets the first address, and the program of ledger-2 is started again.
     pub fn revive(&mut self, timeline: &mut Timeline) {
         let to = self.ways[0].to;
@@ -295,10 +326,15 @@ impl Way {
     pub fn is_told(&self, event: &Event) -> bool {
         let gone = event.text("owner_gone_since");
         event.is("connect_failure", &self.pod.listed.name)
-            && event.text("result") == self.result
             && event.text("destination") == self.to.to_string()
             && event.text("last_owner") == self.owner
             && gone.is_empty() != self.gone
+    }
+
+    /// And with the result that this way of being dead has for good? Until the entry of a neighbour has
+    /// aged, calls of it run out of time.
+    fn is_told_for_good(&self, event: &Event) -> bool {
+        self.is_told(event) && event.text("result") == self.result
     }
 
     fn told_owner(&self) -> String {

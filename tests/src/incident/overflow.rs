@@ -20,8 +20,8 @@ use super::pods::Pods;
 use super::{Stage, Timeline};
 use crate::agent::Agent;
 use crate::events::Events;
-use crate::neigh::{Family, table_fulls};
-use crate::netns::Netns;
+use crate::neigh::{Family, Thresholds, table_fulls};
+use crate::netns::{Lab, Netns};
 use crate::process::check;
 use crate::unseen::Unseen;
 use crate::wait::{check_interrupt, ensure, eventually};
@@ -35,6 +35,21 @@ const WAVE: usize = 8;
 const V4: Family = Family::V4;
 /// Creations the kernel refused, as its trace has them.
 const REFUSED: (&str, &str) = ("neigh/neigh_create", "created==0");
+
+/// All of it, for an audience.
+pub fn play(timeline: &mut Timeline) {
+    let mut lab = Lab::new();
+    let node = Arc::clone(&lab.hub);
+    let limits = Thresholds::set(lab.lock(), DEFAULT_LIMITS);
+    let mut scene = Overflow::new(&node, timeline);
+    scene.fill(timeline);
+    scene.suffer(timeline);
+    scene.follow_advice(timeline);
+    scene.recover(timeline);
+    timeline.linger();
+    drop(limits);
+    scene.agent.stop_cleanly();
+}
 
 /// tracer's forecast at a moment before the first refusal.
 #[derive(Clone, Copy, Debug)]

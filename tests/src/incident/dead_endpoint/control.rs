@@ -1,7 +1,12 @@
 //! A control plane in part: a cluster of etcd (the real one), and a server that hangs.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -92,5 +97,84 @@ impl Etcd {
             .env("ETCDCTL_API", "3");
         let ended = run(&mut etcdctl, Duration::from_secs(10));
         ensure(ended.status.success(), || format!("{ended:?}"))
+    }
+}
+
+/// A server that answers each request of some bytes with as many, in a pod; ends on drop.
+#[derive(Debug)]
+pub struct Answering {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answering {
+    /// At this port.
+    pub fn start(pod: &Resident, number: u16) -> Self {
+        let at = port(pod, number);
+        let listener = pod
+            .netns
+            .run(|| TcpListener::bind(at).unwrap_or_else(|e| panic!("cannot listen on {at}: {e}")));
+        listener.set_nonblocking(true).expect("sockets can be set");
+        let stop = Arc::new(AtomicBool::new(false));
+        let own = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut open: Vec<TcpStream> = Vec::new();
+            let mut buffer = [0; 1024];
+            while !own.load(Ordering::Relaxed) {
+                if let Ok((stream, _)) = listener.accept() {
+                    stream.set_nonblocking(true).expect("sockets can be set");
+                    open.push(stream);
+                }
+                // One that is at its end, or has failed, is closed.
+                open.retain_mut(|stream| match stream.read(&mut buffer) {
+                    Ok(0) => false,
+                    Ok(length) => stream.write_all(&buffer[..length]).is_ok(),
+                    Err(error) => error.kind() == ErrorKind::WouldBlock,
+                });
+                sleep(Duration::from_millis(2));
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A connection of a pod on which it asks.
+#[derive(Debug)]
+pub struct Asking(TcpStream);
+
+/// Of the size of a small request.
+const REQUEST: [u8; 100] = [1; 100];
+
+impl Asking {
+    /// Connected.
+    pub fn connect(pod: &Resident, to: SocketAddr) -> Self {
+        let limit = Duration::from_secs(5);
+        let stream = pod.netns.run(|| TcpStream::connect_timeout(&to, limit));
+        Self(stream.unwrap_or_else(|e| panic!("the lab failed: {to}: {e}")))
+    }
+
+    /// Sends a request.
+    pub fn ask(&mut self) {
+        self.0.write_all(&REQUEST).expect("the connection is there");
+    }
+
+    /// Waits for the answer to one, some seconds at most.
+    pub fn await_answer(&mut self) -> bool {
+        let limit = Some(Duration::from_secs(5));
+        self.0.set_read_timeout(limit).expect("sockets can be set");
+        self.0.read_exact(&mut [0; REQUEST.len()]).is_ok()
     }
 }
