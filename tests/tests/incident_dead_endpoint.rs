@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use tests::events::Event;
 use tests::incident::dead_endpoint::DeadEndpoint;
 use tests::incident::dead_endpoint::control::{API, Answering, Asking, Etcd, PEERS};
 use tests::incident::dead_endpoint::street::{Street, port};
@@ -148,7 +149,7 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
     }
     timeline.ask(&scene.agent, &["why"]);
     timeline.ask(&scene.agent, &["why", "bank/proxy-0"]);
-    timeline.ask(&scene.agent, &["top", "--once"]);
+    timeline.ask_head(&scene.agent, &["top", "--once"], 9);
     // Failed attempts at each: all of them, for none has succeeded since.
     eventually(Duration::from_secs(10), || {
         for way in &scene.ways {
@@ -174,11 +175,15 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
     }
     check_counts(&mut scene);
     eprintln!("{timeline:?}");
-    page::renew(
+    page::renew_part(
         "dead-endpoint",
         "timeline",
         &timeline,
-        &["tracer why", "tracer why bank/proxy-0", "tracer top --once"],
+        &[
+            "tracer why",
+            "tracer why bank/proxy-0",
+            "tracer top --once | head -9",
+        ],
     );
     scene.agent.stop_cleanly();
 }
@@ -199,10 +204,10 @@ fn a_member_of_etcd_that_is_cut_off_is_named_by_the_others() {
     let mut events = agent.events();
     etcd.put(0, "calm").expect("the lab failed");
     events.listen(Duration::from_secs(1));
-    let early = events
-        .seen
-        .iter()
-        .find(|event| event.text("kind") == "connect_failure");
+    // etcdctl ends its connections with a reset.
+    let failure =
+        |event: &Event| event.text("kind") == "connect_failure" && event.text("result") != "reset";
+    let early = events.seen.iter().find(|event| failure(event));
     assert!(early.is_none(), "nothing has failed: {early:?}");
 
     let lost = port(&etcd.pods[2], PEERS);
@@ -211,13 +216,11 @@ fn a_member_of_etcd_that_is_cut_off_is_named_by_the_others() {
         Stage::Onset,
         format!("etcd-2 ({}) is cut off; nobody is told", lost.ip()),
     );
-    let from_others = |event: &tests::events::Event| {
-        event.text("kind") == "connect_failure"
-            && ["etcd-0", "etcd-1"]
-                .iter()
-                .any(|name| event.json["pod"]["name"] == *name)
+    let from_others = |event: &Event| {
+        let others = ["etcd-0", "etcd-1"];
+        failure(event) && others.iter().any(|name| event.json["pod"]["name"] == *name)
     };
-    let towards_lost = |event: &tests::events::Event| {
+    let towards_lost = |event: &Event| {
         event
             .text("destination")
             .starts_with(&format!("{}:", lost.ip()))
@@ -278,13 +281,13 @@ fn a_member_of_etcd_that_is_cut_off_is_named_by_the_others() {
         .find(|event| from_others(event) && !towards_lost(event));
     assert!(wrong.is_none(), "{wrong:?}");
 
-    street.reconnect(&etcd.pods[2]);
+    street.reconnect();
     eventually(NAMED_WITHIN, || {
         let owner = last_owner(&agent.metrics(), &to);
         ensure(owner.is_none(), || format!("{to} is still dead"))
     });
     timeline.now(Stage::Over, "etcd-2 is back, and answers");
-    page::renew(
+    page::renew_part(
         "dead-endpoint",
         "timeline: etcd",
         &timeline,
@@ -367,7 +370,7 @@ fn a_server_that_accepts_and_never_answers_is_named() {
         .iter()
         .all(|one| one.contains(&to) && one.contains("controllers-0"));
     assert!(expected, "{told:?}");
-    page::renew(
+    page::renew_part(
         "dead-endpoint",
         "timeline: hung server",
         &timeline,

@@ -305,7 +305,6 @@ fn pods_arrive_until_the_table_is_full_and_the_advice_ends_it() {
     eprintln!("{timeline:?}");
     page::renew(
         "overflow",
-        "timeline",
         &timeline,
         &[
             "tracer why",

@@ -97,23 +97,24 @@ impl Street {
         pod
     }
 
-    /// From now on the node's bridge takes no frame from the pod and gives it none; nobody is told.
+    /// From now on the node's bridge forwards nothing from the pod and nothing to it; nobody is told.
     pub fn cut_off(&self, pod: &Resident) {
-        self.set_port(pod, 0); // BR_STATE_DISABLED
+        let link = link(pod);
+        self.nft(&format!(
+            "add table bridge cut; \
+             add chain bridge cut forward {{ type filter hook forward priority 0; }}; \
+             add rule bridge cut forward iifname {link} drop; \
+             add rule bridge cut forward oifname {link} drop"
+        ));
     }
 
     /// That ends.
-    pub fn reconnect(&self, pod: &Resident) {
-        self.set_port(pod, 3); // BR_STATE_FORWARDING
+    pub fn reconnect(&self) {
+        self.nft("delete table bridge cut");
     }
 
-    fn set_port(&self, pod: &Resident, state: u8) {
-        let state = state.to_string();
-        check(
-            Command::new("ip")
-                .args(["-n", self.node.name(), "link", "set", "dev", &link(pod)])
-                .args(["type", "bridge_slave", "state", &state]),
-        );
+    fn nft(&self, commands: &str) {
+        self.node.run(|| check(Command::new("nft").arg(commands)));
     }
 }
 
