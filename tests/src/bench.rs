@@ -1,5 +1,7 @@
 //! What the benchmarks share: the spread of figures, the time of tracer's programs, the wish to stop.
 
+pub mod dnsperf;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

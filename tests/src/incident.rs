@@ -5,9 +5,11 @@ pub mod dead_endpoint;
 pub mod overflow;
 pub mod page;
 pub mod pods;
+pub mod sick_node;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
@@ -162,17 +164,25 @@ impl Timeline {
 
     /// The same, of which only so many lines are kept and given.
     pub fn ask_head(&mut self, agent: &Agent, arguments: &[&str], lines: usize) -> String {
-        let address = agent.address();
         let mut command = tracer();
-        command.args(arguments).args(["--agent", &address]);
-        let ended = run(&mut command, Duration::from_secs(10));
-        assert!(ended.status.success(), "{command:?}: {ended:#?}");
-        let mut command = format!("tracer {}", arguments.join(" "));
+        command.args(arguments).args(["--agent", &agent.address()]);
+        let mut shown = format!("tracer {}", arguments.join(" "));
         if lines < usize::MAX {
-            command = format!("{command} | head -{lines}");
+            shown = format!("{shown} | head -{lines}");
         }
+        self.show_head(&shown, &mut command, lines)
+    }
+
+    /// Runs a command of tracer that asks no agent, keeps what it printed under the name `shown`, and gives it.
+    pub fn show(&mut self, shown: &str, command: &mut Command) -> String {
+        self.show_head(shown, command, usize::MAX)
+    }
+
+    fn show_head(&mut self, shown: &str, command: &mut Command, lines: usize) -> String {
+        let ended = run(command, Duration::from_secs(10));
+        assert!(ended.status.success(), "{command:?}: {ended:#?}");
         let printed = Printed {
-            command,
+            command: shown.to_owned(),
             output: ended.stdout.split_inclusive('\n').take(lines).collect(),
         };
         self.audience.printed(&printed);

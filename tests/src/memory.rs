@@ -29,3 +29,18 @@ pub fn sockets(pid: u32) -> usize {
         .filter(|to| to.to_string_lossy().starts_with("socket:"))
         .count()
 }
+
+/// Processor time so far, user and system, seconds.
+pub fn processor_time(pid: u32) -> f64 {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+    // The name in parentheses may hold anything; `utime` and `stime` are fields 14 and 15 (proc(5)).
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().expect("times are numbers"))
+        .sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}

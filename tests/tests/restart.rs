@@ -32,7 +32,8 @@ fn is_complete(metrics: &Metrics, fulls: u64, pods: &[[(&str, &str); 2]]) -> Res
     let all = metrics.sum(CREATES, &V4_FULL) as u64;
     let named: u64 = pods.iter().map(|pod| full(metrics, *pod)).sum();
     ensure((node, all, named) == (fulls, fulls, fulls), || {
-        format!("node {node}, pods {all}, named {named}; the kernel refused {fulls}")
+        let shown: Vec<_> = metrics.matching(CREATES, &V4_FULL).collect();
+        format!("node {node}, pods {all}, named {named}; the kernel refused {fulls}: {shown:?}")
     })
 }
 
@@ -41,7 +42,7 @@ fn resets(metrics: &Metrics) -> u64 {
 }
 
 fn links(state: &Path) -> Vec<PathBuf> {
-    let folders = fs::read_dir(state.join("schema-1/links")).expect("there are links");
+    let folders = fs::read_dir(state.join("schema-2/links")).expect("there are links");
     folders
         .flat_map(|folder| fs::read_dir(folder.expect("folder can be read").path()))
         .flatten()
@@ -230,7 +231,7 @@ fn state_of_another_shape_is_left_and_said() {
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let agent = Agent::start(&flags);
     agent.stop_cleanly();
-    let maps = state.join("schema-1/maps");
+    let maps = state.join("schema-2/maps");
     fs::rename(maps.join("TCP"), maps.join("NEIGH")).expect("pins can be renamed");
     fs::create_dir_all(state.join("schema-0/maps")).expect("folders can be made");
     let agent = Agent::start(&flags);
@@ -243,14 +244,64 @@ fn state_of_another_shape_is_left_and_said() {
     assert!(!state.join("schema-0").exists());
     agent.stop_cleanly();
     // What cannot be read is no reason not to start either.
-    let memory = state.join("schema-1/memory");
+    let memory = state.join("schema-2/memory");
     fs::remove_file(&memory).expect("pins can be removed");
     fs::rename(maps.join("WALK"), &memory).expect("pins can be renamed");
     let agent = Agent::start(&flags);
     let said = agent.stderr();
     assert!(said.contains("memory"), "{said}");
-    assert_eq!(resets(&agent.metrics()), 0);
+    assert_eq!(resets(&agent.metrics()), 2);
     agent.stop_cleanly();
+    // Nor what an agent that was killed had begun to remove, or that a map is missing.
+    fs::create_dir_all(state.join("going-7/maps")).expect("folders can be made");
+    fs::remove_file(maps.join("NEIGH")).expect("pins can be removed");
+    let agent = Agent::start(&flags);
+    let said = agent.stderr();
+    assert!(said.contains("no map NEIGH"), "{said}");
+    assert!(!state.join("going-7").exists());
+    assert_eq!(resets(&agent.metrics()), 2);
+    let mut lab = Lab::new();
+    let fails = lab.pod("fails", 1, 1);
+    let limits = Thresholds::set(lab.lock(), LIMITS);
+    storm(&[&fails], 50);
+    drop(limits);
+    // The programs count where the agent reads.
+    eventually(SOON, || {
+        let named = full(&agent.metrics(), fails.labels());
+        ensure(named >= 50, || format!("{named} named"))
+    });
+    agent.stop_cleanly();
+}
+
+#[test]
+fn agents_that_are_killed_as_they_start_lose_nothing() {
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = ["--state-dir", state.to_str().expect("path is text")];
+    let mut lab = Lab::new();
+    let pod = lab.pod("stays", 1, 1);
+    let fulls = table_fulls(Family::V4);
+    let first = Agent::start(&flags);
+    let limits = Thresholds::set(lab.lock(), LIMITS);
+    first.stop_cleanly();
+    // At another step of its start each.
+    for step in 0..12 {
+        storm(&[&pod], 20);
+        let mut agent = Agent::launch(&[], &["--node", "lab", flags[0], flags[1]]);
+        // No condition to await: any moment is one to die at.
+        std::thread::sleep(Duration::from_millis(60 * step));
+        agent.stop(Signal::KILL);
+        storm(&[&pod], 20);
+    }
+    let last = Agent::start(&flags);
+    storm(&[&pod], 20);
+    drop(limits);
+    let refused = table_fulls(Family::V4) - fulls;
+    eventually(SOON, || {
+        is_complete(&last.metrics(), refused, &[pod.labels()])
+    });
+    assert_eq!(resets(&last.metrics()), 0);
+    last.stop_cleanly();
 }
 
 #[test]
@@ -278,7 +329,7 @@ fn all_of_it_can_be_taken_out() {
         "{ended:?}"
     );
     leftovers.assert_none_new();
-    assert!(foreign.exists() && !state.join("schema-1").exists());
+    assert!(foreign.exists() && !state.join("schema-2").exists());
     fs::remove_dir(&foreign).expect("folders can be removed");
     assert!(detach_all(text).status.success());
     assert!(!state.exists());

@@ -13,11 +13,13 @@ pub enum Kind {
     Connect = 1,
     /// Segments sent again on established connections.
     Retransmit = 2,
+    /// Connections that answered no request until the client gave up.
+    Unanswered = 3,
 }
 
 impl Kind {
     /// All kinds, by number.
-    pub const ALL: [Self; 3] = [Self::Dns, Self::Connect, Self::Retransmit];
+    pub const ALL: [Self; 4] = [Self::Dns, Self::Connect, Self::Retransmit, Self::Unanswered];
 
     /// Label value in metrics.
     pub const fn name(self) -> &'static str {
@@ -25,6 +27,7 @@ impl Kind {
             Self::Dns => "dns",
             Self::Connect => "connect",
             Self::Retransmit => "retransmit",
+            Self::Unanswered => "unanswered",
         }
     }
 }

@@ -26,11 +26,13 @@ pub enum Outcome {
     Reset = 5,
     /// The other end of an established connection has fallen silent.
     Silent = 6,
+    /// The client gave up an established connection whose other end never answered.
+    Unanswered = 7,
 }
 
 impl Outcome {
     /// All, by number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Established,
         Self::Refused,
         Self::Timeout,
@@ -38,6 +40,7 @@ impl Outcome {
         Self::Other,
         Self::Reset,
         Self::Silent,
+        Self::Unanswered,
     ];
 
     /// The ends of an attempt, by number.
@@ -59,6 +62,7 @@ impl Outcome {
             Self::Other => "other",
             Self::Reset => "reset",
             Self::Silent => "silent",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -69,6 +73,10 @@ pub const RESULTS: usize = 5;
 /// Timeouts of the retransmission timer in a row, without an answer, after which the other end is
 /// taken to be silent: 1.4 s and more after the first, where ordinary loss has long been mended.
 pub const SILENT_RUN: u8 = 3;
+
+/// How long both ends of a connection must have been quiet before its client is taken to have given up
+/// waiting: who only sends closes right after it. Nanoseconds.
+pub const GIVEN_UP_NS: u64 = 150_000_000;
 
 /// Ports on which a request must be answered (`--silent-port`), at most.
 pub const MAX_SILENT_PORTS: usize = 8;
@@ -104,6 +112,8 @@ pub struct Counts {
     pub resets: u64,
     /// Times that the other end of an established connection fell silent.
     pub silent: u64,
+    /// Connections given up by their client, this one, before the other end ever answered.
+    pub unanswered: u64,
     /// Failed attempts whose destination is not followed, for want of room.
     pub untracked: u64,
     /// Attempts that `CONNECTING` got. Of the node only.
@@ -145,7 +155,7 @@ impl Counts {
         counts
     }
 
-    fn fields(&mut self) -> [&mut u64; RESULTS + 6] {
+    fn fields(&mut self) -> [&mut u64; RESULTS + 7] {
         let [established, refused, timeout, unreachable, other] = &mut self.results;
         [
             established,
@@ -156,13 +166,14 @@ impl Counts {
             &mut self.retransmits,
             &mut self.resets,
             &mut self.silent,
+            &mut self.unanswered,
             &mut self.untracked,
             &mut self.begun,
             &mut self.over,
         ]
     }
 
-    fn values(&self) -> [u64; RESULTS + 6] {
+    fn values(&self) -> [u64; RESULTS + 7] {
         let mut copy = *self;
         copy.fields().map(|field| *field)
     }

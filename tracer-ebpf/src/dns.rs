@@ -39,7 +39,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, EXPIRED, PENDING},
     packet::{self, Udp},
-    util::{add, net_cookie, read},
+    util::{add, is_watched, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -152,13 +152,17 @@ impl Socket {
             return None;
         }
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+        let netns = read(net, OFF_NET_NS_INUM.load())?;
+        if !is_watched(netns) {
+            return None;
+        }
         Some(Self {
             key: Key {
                 // SAFETY: the helper takes the context.
                 cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
                 net_cookie: net_cookie(net)?,
             },
-            netns: read(net, OFF_NET_NS_INUM.load())?,
+            netns,
             // SAFETY: the helper takes the context.
             cookie: unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) },
             sk,

@@ -29,7 +29,7 @@ use crate::{
     maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
-    util::{add, forget, net_cookie, read},
+    util::{add, forget, is_watched, net_cookie, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -181,13 +181,16 @@ pub fn udp_fail_queue(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn try_udp_fail_queue(sk: u64) -> Option<()> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+    let netns = read(net, OFF_NET_NS_INUM.load())?;
+    if !is_watched(netns) {
+        return None;
+    }
     let mut key = ReceiverKey {
         cgroup_id: dns::cgroup_id(sk),
         net_cookie: net_cookie(net)?,
         port: 0,
         _pad: [0; 3],
     };
-    let netns = read(net, OFF_NET_NS_INUM.load())?;
     let total = receiver(&RECEIVE_DROPS, &key, netns).or_else(|| {
         ring::count_full(ClientMap::ReceiveDrops);
         RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())

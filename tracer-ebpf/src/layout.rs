@@ -80,6 +80,9 @@ offsets! {
     OFF_TCP_SOCK_TOTAL_RETRANS
     OFF_TCP_SOCK_BYTES_RECEIVED
     OFF_TCP_SOCK_BYTES_ACKED
+    OFF_TCP_SOCK_DATA_SEGS_OUT
+    OFF_TCP_SOCK_MSTAMP
+    OFF_SOCK_MAX_ACK_BACKLOG
     OFF_SK_BUFF_CB
     OFF_TCP_SKB_CB_GSO_SEGS
     OFF_SOCK_TYPE
@@ -176,6 +179,10 @@ pub static NF_HOOK_SLOW_END: Global<u64> = Global::new(0);
 /// Not 0: the hook `drops` is at work, so a refusal waits for the packet that dies of it.
 #[unsafe(no_mangle)]
 pub static REFUSALS_WAIT: Global<u32> = Global::new(0);
+
+/// Not 0: the one network namespace, by inode, whose sockets and drops are counted (`TRACER_ONLY_NETNS`).
+#[unsafe(no_mangle)]
+pub static ONLY_NETNS: Global<u32> = Global::new(0);
 
 /// Ring records a second for each hook (`--event-rate`).
 #[unsafe(no_mangle)]

@@ -31,7 +31,7 @@ use crate::{
     layout::*,
     maps::{CONNECTING, TALKING, TURNS},
     peer, ring,
-    util::{add, net_cookie, read},
+    util::{add, is_watched, net_cookie, read},
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -40,6 +40,7 @@ const IPPROTO_TCP: u16 = 6;
 const ESTABLISHED: u32 = 1;
 const SYN_SENT: u32 = 2;
 const SYN_RECV: u32 = 3;
+const FIN_WAIT1: u32 = 4;
 const TIME_WAIT: u32 = 6;
 const CLOSE: u32 = 7;
 const LISTEN: u32 = 10;
@@ -62,6 +63,8 @@ const SOFT: u32 = 1 << 31;
 const SILENT_KEY: u64 = u64::MAX;
 /// As [`SILENT_KEY`].
 const RESET_KEY: u64 = u64::MAX - 1;
+/// As [`SILENT_KEY`].
+const UNANSWERED_KEY: u64 = u64::MAX - 2;
 
 /// Two of each: since 6.1 the kernel keeps a program from running on a CPU where it is at work already
 /// (`bpf_prog.active`), and a softirq may interrupt a task in the midst of one. The first of a pair
@@ -147,7 +150,13 @@ fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
             // None: begun before the hook was, or the map was full.
             end(sk, new, connecting.unwrap_or_default())
         }
-        (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => close(sk, turn),
+        (ESTABLISHED, FIN_WAIT1) => give_up(sk, turn),
+        (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => {
+            if old == ESTABLISHED {
+                give_up(sk, turn);
+            }
+            close(sk, turn)
+        }
         _ => None,
     }
 }
@@ -222,6 +231,16 @@ fn why(sk: u64, connecting: &Connecting) -> Outcome {
 #[inline(always)]
 fn has_sent(sk: u64) -> bool {
     read::<u32>(sk, OFF_TCP_SOCK_SEGS_OUT.load()).unwrap_or(1) > 0
+}
+
+/// This end closes or aborts an established connection: has it waited in vain?
+#[inline(always)]
+fn give_up(sk: u64, turn: Turn) -> Option<()> {
+    let waited_ns = silence::in_vain(sk)?;
+    if turn.counts(sk, UNANSWERED_KEY) {
+        count::happened(sk, Outcome::Unanswered, waited_ns);
+    }
+    None
 }
 
 /// An established connection is over.
@@ -369,11 +388,15 @@ fn try_ends(sk: u64, ends: &mut Ends) -> Option<()> {
 #[inline(always)]
 fn owner(sk: u64) -> Option<(Key, u32)> {
     let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+    let netns = read(net, OFF_NET_NS_INUM.load())?;
+    if !is_watched(netns) {
+        return None;
+    }
     let key = Key {
         cgroup_id: cgroup_id(sk),
         net_cookie: net_cookie(net)?,
     };
-    Some((key, read(net, OFF_NET_NS_INUM.load())?))
+    Some((key, netns))
 }
 
 /// Is it a whole `struct sock`, or one of the short ones that stand for it?

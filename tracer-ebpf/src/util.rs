@@ -1,8 +1,15 @@
 //! Atomic adds and reads of kernel memory.
+//!
+//! **Global functions.** The verifier walks through a function of its own once for each state that a
+//! program calls it in, but through a global one (`no_mangle`, so that LLVM leaves the symbol global)
+//! only once, with arguments of which it knows no more than their types; its result is one state to the
+//! caller. What it is given by address is as large as its type, has been written to the last byte, and
+//! may be null: hence the checks that no caller needs. It is no key of a map either, before 6.2. Kernels before 5.12 take no such addresses;
+//! user space makes the functions static there (`tracer/src/kernel/linkage.rs`).
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::layout::{ABSENT, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM};
+use crate::layout::{ABSENT, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM, ONLY_NETNS};
 
 /// Adds to a counter in a map, atomically.
 ///
@@ -72,4 +79,11 @@ pub fn net_cookie(net: u64) -> Option<u64> {
     let inode = read::<u32>(net, OFF_NET_NS_INUM.load())?;
     let random = read::<u32>(net, OFF_NET_HASH_MIX.load())?;
     Some((inode as u64) << 32 | random as u64)
+}
+
+/// Is what happens in the namespace with this inode to be counted? Everything is, unless several nodes of
+/// a lab share the kernel.
+#[inline(always)]
+pub fn is_watched(netns: u32) -> bool {
+    ONLY_NETNS.load() == 0 || ONLY_NETNS.load() == netns
 }

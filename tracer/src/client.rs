@@ -271,18 +271,18 @@ impl Lines {
 
 /// Makes lines of chunks that end anywhere.
 #[derive(Default)]
-struct LineSplitter {
+pub(crate) struct LineSplitter {
     buffer: BytesMut,
     /// So many bytes of the buffer are known to hold no line end.
     searched: usize,
 }
 
 impl LineSplitter {
-    fn push(&mut self, chunk: &[u8]) {
+    pub(crate) fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
-    fn next(&mut self) -> Option<String> {
+    pub(crate) fn next(&mut self) -> Option<String> {
         let rest = &self.buffer[self.searched..];
         let Some(end) = rest.iter().position(|b| *b == b'\n') else {
             self.searched = self.buffer.len();

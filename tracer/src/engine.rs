@@ -1,8 +1,9 @@
 //! The one way through the house: kernel → ring and maps → decode → attribute → aggregate →
 //! export. `tracer agent` runs it behind its services, `tracer top` by itself where no agent answers.
 
-mod memory;
+pub(crate) mod memory;
 mod picture;
+mod pressure;
 mod reader;
 
 use std::{
@@ -25,10 +26,11 @@ use crate::{
         forecast::Forecast,
         history::{History, Sample},
         pressure::{Pressure, PressureState},
+        retire::Leaving,
     },
     config::Config,
     export::{
-        events::{Details, Event, Follower, Hub, Pod},
+        events::{Follower, Hub},
         exposition::Latest,
     },
     hooks::{FAMILY_NAMES, cgroups::Names},
@@ -82,19 +84,10 @@ pub struct Engine {
     undecodable: AtomicU64,
     /// What outlives the agent is written there.
     state: Option<StateDir>,
-    resets: u64,
-    remembered: Mutex<Remembered>,
+    remembered: Mutex<memory::Remembered>,
     host_netns: AtomicU32,
     stop: CancellationToken,
     workers: Mutex<Workers>,
-}
-
-/// What was last written for the next agent.
-#[derive(Default)]
-struct Remembered {
-    at: Option<Instant>,
-    decisions: u64,
-    failed: bool,
 }
 
 #[derive(Default)]
@@ -149,7 +142,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     /// Loads, attaches and begins to count, or goes on where another agent left the state folder. Needs a
     /// tokio runtime.
-    pub fn start(config: &Config, state: Option<StateDir>) -> Result<Arc<Self>> {
+    pub fn start(config: &Config, mut state: Option<StateDir>) -> Result<Arc<Self>> {
         kernel::capabilities::check()?;
         // What is configured wrongly is told before anything that takes long.
         let mut resolver = Resolver::new(config)?;
@@ -160,9 +153,7 @@ impl Engine {
             tracing::warn!("drop-reasons: this kernel knows no reason {name}");
         }
         drop(btf);
-        let memory = state.as_ref().and_then(recall);
-        let resets = memory.as_ref().map_or(0, |memory| memory.resets)
-            + u64::from(state.as_ref().is_some_and(StateDir::was_reset));
+        let memory = state.as_mut().and_then(memory::recall);
         // Pods first: the programs begin to count into a house that knows its guests.
         resolver.refresh(Ask::Regularly);
         let (loaded, mut maps) = Loaded::load(
@@ -230,7 +221,6 @@ impl Engine {
             read_errors: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
             state,
-            resets,
             remembered: Mutex::default(),
             host_netns: AtomicU32::new(0),
             stop: CancellationToken::new(),
@@ -475,32 +465,7 @@ impl Engine {
             .retired
             .is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL)
         {
-            let leaving = aggregate.retire(&resolver, now);
-            for net_cookie in leaving.neigh {
-                maps.forget_neigh(net_cookie, AF_INET);
-                maps.forget_neigh(net_cookie, AF_INET6);
-            }
-            for key in leaving.forwarded {
-                maps.forget_forwarded(&key);
-            }
-            for key in leaving.dns {
-                maps.forget_dns(&key);
-            }
-            for key in leaving.receivers {
-                maps.forget_receiver(&key);
-            }
-            for key in leaving.drops {
-                maps.forget_drops(&key);
-            }
-            for key in leaving.tcp {
-                maps.forget_tcp(&key);
-            }
-            for key in leaving.dead.attempts {
-                maps.forget_attempts(&key);
-            }
-            for key in leaving.dead.destinations {
-                maps.forget_destination(&key);
-            }
+            forget(aggregate.retire(&resolver, now), &mut maps);
             for key in lock(&self.peers).retire(now) {
                 maps.forget_peer(&key);
             }
@@ -509,97 +474,6 @@ impl Engine {
         collected.fillings = maps.fillings(&picture.reading, picture.dns_pending());
         collected.misses = lock(&self.loaded).misses();
         Ok(())
-    }
-
-    /// Writes down what the next agent must know, where anything was decided or the last writing is too
-    /// old.
-    fn remember(&self, collected: &Collected, age: Duration) {
-        let Some(state) = &self.state else {
-            return;
-        };
-        let mut remembered = lock(&self.remembered);
-        let resolver = lock(&self.resolver);
-        let peers = lock(&self.peers);
-        let aggregate = lock(&self.aggregate);
-        let decisions = aggregate.decisions();
-        if decisions == remembered.decisions && remembered.at.is_some_and(|at| at.elapsed() < age) {
-            return;
-        }
-        let written = memory::Written {
-            since: self.since,
-            epoch: self.epoch,
-            resets: self.resets,
-            highest: collected.highest,
-            aggregate: &aggregate,
-            tally: peers.tally(),
-            gone: resolver.gone(),
-        }
-        .to_bytes();
-        drop((aggregate, peers, resolver));
-        match written.and_then(|bytes| state.remember(&bytes)) {
-            Ok(()) => remembered.failed = false,
-            // Told once: the counters themselves are in the kernel.
-            Err(error) if !remembered.failed => {
-                remembered.failed = true;
-                tracing::error!("cannot write down whose the counters are: {error:#}");
-            }
-            Err(_) => {}
-        }
-        remembered.decisions = decisions;
-        remembered.at = Some(Instant::now());
-    }
-
-    /// Forecasts, and tells when a table's pressure changes.
-    fn watch_pressure(&self, collected: &mut Collected, second: u64) {
-        for family in 0..FAMILY_NAMES.len() {
-            let (Some(table), Some(entries)) =
-                (collected.tables[family], collected.entries[family])
-            else {
-                collected.seconds_until_full[family] = f64::INFINITY;
-                continue;
-            };
-            let limit = table.limits[2];
-            let forecast = &mut collected.forecasts[family];
-            forecast.note(second, entries);
-            let seconds = forecast.seconds_until(limit);
-            collected.seconds_until_full[family] = seconds;
-            let change = collected.pressures[family].update(second, entries, limit, seconds);
-            if let Some(state) = change {
-                self.tell_pressure(family, entries, limit, seconds, state);
-            }
-        }
-    }
-
-    fn tell_pressure(
-        &self,
-        family: usize,
-        entries: u32,
-        limit: u32,
-        seconds: f64,
-        state: PressureState,
-    ) {
-        let now = SystemTime::now();
-        let event = Event {
-            time: humantime::format_rfc3339_micros(now).to_string(),
-            node: self.config.node.clone(),
-            // The table is the kernel's, not any pod's.
-            pod: Pod {
-                namespace: "(host)".to_owned(),
-                name: "(kernel)".to_owned(),
-                uid: None,
-            },
-            netns: self.host_netns.load(Ordering::Relaxed),
-            comm: None,
-            pid: None,
-            details: Details::NeighbourPressure {
-                family: FAMILY_NAMES[family],
-                entries,
-                limit,
-                time_until_full_seconds: seconds.is_finite().then_some(seconds),
-                state: state.name(),
-            },
-        };
-        self.hub.publish(Instant::now(), &event);
     }
 
     /// The figures, at most [`COLLECT_INTERVAL`] old.
@@ -624,17 +498,33 @@ impl Engine {
     }
 }
 
-/// What the agent before remembered.
-fn recall(state: &StateDir) -> Option<memory::Memory> {
-    let read = state
-        .memory()
-        .and_then(|bytes| bytes.map(|bytes| memory::Memory::of(&bytes)).transpose());
-    read.unwrap_or_else(|error| {
-        tracing::warn!(
-            "pods that are gone have lost their names and figures: cannot use the last agent's memory: {error:#}"
-        );
-        None
-    })
+/// Takes keys out of the kernel's maps.
+fn forget(leaving: Leaving, maps: &mut Maps) {
+    for net_cookie in leaving.neigh {
+        maps.forget_neigh(net_cookie, AF_INET);
+        maps.forget_neigh(net_cookie, AF_INET6);
+    }
+    for key in leaving.forwarded {
+        maps.forget_forwarded(&key);
+    }
+    for key in leaving.dns {
+        maps.forget_dns(&key);
+    }
+    for key in leaving.receivers {
+        maps.forget_receiver(&key);
+    }
+    for key in leaving.drops {
+        maps.forget_drops(&key);
+    }
+    for key in leaving.tcp {
+        maps.forget_tcp(&key);
+    }
+    for key in leaving.dead.attempts {
+        maps.forget_attempts(&key);
+    }
+    for key in leaving.dead.destinations {
+        maps.forget_destination(&key);
+    }
 }
 
 /// What the programs are told.

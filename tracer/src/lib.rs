@@ -10,6 +10,8 @@ pub mod doctor;
 pub mod engine;
 pub mod events_cmd;
 pub mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod held_log;
 pub mod hooks;
 pub mod kernel;

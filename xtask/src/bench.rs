@@ -25,6 +25,22 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// What tracer is compared with.
+const RIVALS: &[Tool] = &[
+    Tool {
+        program: "tcpdump",
+        package: "tcpdump",
+    },
+    Tool {
+        program: "tshark",
+        package: "tshark",
+    },
+    Tool {
+        program: "bpftrace",
+        package: "bpftrace",
+    },
+];
+
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Subject {
@@ -32,6 +48,10 @@ pub enum Subject {
     Dns,
     /// TCP connections
     Connect,
+    /// What a busy node loses to tracer, and to tcpdump, tshark and bpftrace
+    Beside,
+    /// The agent itself: start, memory, processor time, and how they grow
+    Agent,
 }
 
 /// How it is told.
@@ -44,7 +64,11 @@ pub enum Output {
 }
 
 pub fn run(subject: Subject, output: Output) -> Result<()> {
-    let toolchain = setup::ensure(TOOLS)?;
+    let tools = match subject {
+        Subject::Beside => [TOOLS, RIVALS].concat(),
+        _ => TOOLS.to_vec(),
+    };
+    let toolchain = setup::ensure(&tools)?;
     let mut cargo = sh::cargo();
     // Another binary may be measured, such as the one before a change.
     if std::env::var_os("TRACER_BIN").is_none() {
@@ -59,6 +83,8 @@ pub fn run(subject: Subject, output: Output) -> Result<()> {
     let bench = match subject {
         Subject::Dns => "dns",
         Subject::Connect => "connect",
+        Subject::Beside => "beside",
+        Subject::Agent => "agent",
     };
     let output = match output {
         Output::Text => "text",

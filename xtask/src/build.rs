@@ -43,6 +43,13 @@ pub fn build_for_tests(toolchain: &Toolchain) -> Result<()> {
     Ok(())
 }
 
+/// The object alone.
+pub fn build_ebpf(toolchain: &Toolchain) -> Result<()> {
+    let found = build_object(toolchain)?;
+    sh::step(format!("{}: {found}", ebpf_object().display()));
+    Ok(())
+}
+
 fn build_binary(arguments: &[&str], binary: &Path) -> Result<()> {
     sh::run(
         sh::cargo()

@@ -37,6 +37,18 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// What one incident needs besides; unpacked, for their packages start daemons.
+const GOSSIP: &[Tool] = &[
+    Tool {
+        program: "serf",
+        package: "serf",
+    },
+    Tool {
+        program: "prometheus",
+        package: "prometheus",
+    },
+];
+
 /// What is played, and how.
 #[derive(Args)]
 pub struct Options {
@@ -55,6 +67,8 @@ enum Incident {
     Overflow,
     /// Pods are replaced, and their clients go on calling the dead
     DeadEndpoint,
+    /// One node of a gossip cluster starves, and all others complain
+    SickNode,
 }
 
 impl Incident {
@@ -62,6 +76,7 @@ impl Incident {
         match self {
             Self::Overflow => "overflow",
             Self::DeadEndpoint => "dead-endpoint",
+            Self::SickNode => "sick-node",
         }
     }
 
@@ -72,7 +87,7 @@ impl Incident {
                 "It fills this kernel's IPv4 neighbour table, at the limits 128, 512 and 1024, for half a \
                  minute: everything on this machine that needs a new neighbour then loses packets."
             }
-            Self::DeadEndpoint => "It stays in network namespaces of its own.",
+            Self::DeadEndpoint | Self::SickNode => "It stays in network namespaces of its own.",
         }
     }
 }
@@ -88,6 +103,9 @@ pub fn run(options: &Options) -> Result<()> {
         ask(options.incident)?;
     }
     let toolchain = setup::ensure(TOOLS)?;
+    if matches!(options.incident, Incident::SickNode) {
+        setup::unpacked::ensure(GOSSIP)?;
+    }
     let mut cargo = sh::cargo();
     cargo.args([
         "build",

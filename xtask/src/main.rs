@@ -8,12 +8,14 @@ mod cluster;
 mod dashboard;
 mod demo;
 mod dist;
+mod fuzz;
 mod manifests;
 mod object;
 mod picture;
 mod run;
 mod setup;
 mod sh;
+mod soak;
 mod test;
 mod vm;
 
@@ -46,6 +48,8 @@ enum Verb {
     /// End-to-end tests in virtual machines with other kernels; needs no root. TRACER_BIN=PATH
     /// tests another binary
     Vm(vm::Options),
+    /// Run the fuzz targets, each for a bounded time; ends with the input that one failed of
+    Fuzz(fuzz::Options),
     /// The agent in a real Kubernetes cluster of one node; builds Kubernetes once; needs root
     Cluster,
     /// What the cluster's pods run
@@ -79,6 +83,9 @@ enum Verb {
     },
     /// Build, then play an outage on this kernel, with `tracer top` beside it; needs root. TRACER_BIN=PATH shows another binary
     Demo(demo::Options),
+    /// Build, then watch an agent under mixed load for a while: memory, loss, errors, figures against the truth;
+    /// needs root. TRACER_BIN=PATH watches another binary
+    Soak(soak::Options),
     /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
     Bench {
         #[arg(default_value = "dns")]
@@ -95,6 +102,8 @@ fn main() -> ExitCode {
         Verb::Run { args } => run::run(args),
         Verb::Test(options) => test::run(&options),
         Verb::Vm(options) => vm::run(&options),
+        Verb::Soak(options) => soak::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Cluster => cluster::run(),
         Verb::ClusterDns { role } => cluster::dns::run(role),
         Verb::Dist(wanted) => dist::run(&wanted),

@@ -4,10 +4,11 @@
 //! The end-to-end tests run on this kernel where it lets them, and the core of them in virtual
 //! machines with other kernels; where this one does not, the machines alone prove the product.
 
+mod tally;
+
 use std::{
-    env, fmt, fs,
+    env, fs,
     io::{BufRead as _, BufReader},
-    ops::AddAssign,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -15,6 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+
+use tally::Tally;
 
 use crate::{
     build, dist,
@@ -74,6 +77,11 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// So many failed end-to-end tests are run again, once: their labs are real, and a machine that lets
+/// them wait, or hides an event from programs (`tests/src/unseen.rs`), can spoil one. What passes
+/// then is named as flaky; more than so many are no accident.
+const RUN_AGAIN: usize = 3;
+
 /// The same, of packages that would start a daemon if they were installed.
 const UNPACKED: &[Tool] = &[
     Tool {
@@ -83,6 +91,10 @@ const UNPACKED: &[Tool] = &[
     Tool {
         program: "prometheus-alertmanager",
         package: "prometheus-alertmanager",
+    },
+    Tool {
+        program: "serf",
+        package: "serf",
     },
 ];
 
@@ -147,6 +159,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     }
     let mut tally = Tally::default();
     let tested = run_tests(stages, &mut tally, filters, unfit.is_none());
+    let passed = tally.passed;
     stages.tally = Some(tally);
     tested?;
     if unfit.is_some() {
@@ -156,7 +169,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         });
     }
     ensure!(
-        tally.passed > 0,
+        passed > 0,
         "no test has such a name: {}",
         filters.join(", ")
     );
@@ -222,12 +235,21 @@ fn run_tests(
             .into_iter()
             .chain(filters.iter().cloned())
             .collect();
-        let before = tally.passed;
-        cargo_test(&["--package", "tests"], &arguments, tally)?;
-        ensure!(
-            tally.passed > before || !filters.is_empty(),
-            "not one end-to-end test ran"
-        );
+        let mut ours = Tally::default();
+        let mut done = cargo_test(&["--package", "tests"], &arguments, &mut ours);
+        let few = (1..=RUN_AGAIN).contains(&ours.failures.len());
+        if done.is_err() && few && ours.open == 0 {
+            sh::step(format!("run again: {}", ours.failures.join(", ")));
+            let mut exact = vec!["--test-threads=1".to_owned(), "--exact".to_owned()];
+            exact.extend(ours.failures.iter().cloned());
+            let mut again = Tally::default();
+            done = cargo_test(&["--package", "tests"], &exact, &mut again);
+            ours.again(&again);
+        }
+        let ran = ours.passed > 0;
+        *tally += ours;
+        done?;
+        ensure!(ran || !filters.is_empty(), "not one end-to-end test ran");
         Ok(())
     })
 }
@@ -279,7 +301,7 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         for line in BufReader::new(output).lines() {
             let line = line.context("failed to read the tests' output")?;
             println!("{line}");
-            *tally += Tally::of_line(&line);
+            tally.read(&line);
         }
     }
     let status = child.wait()?;
@@ -324,52 +346,6 @@ impl Stages {
     }
 }
 
-/// Results of tests, from the summary lines that each test binary prints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-}
-
-impl Tally {
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`; any other line counts nothing.
-    fn of_line(line: &str) -> Self {
-        let mut tally = Self::default();
-        if let Some(results) = line.strip_prefix("test result: ") {
-            let words: Vec<&str> = results.split_whitespace().collect();
-            for pair in words.windows(2) {
-                let count = pair[0].parse().unwrap_or(0);
-                match pair[1] {
-                    "passed;" => tally.passed = count,
-                    "failed;" => tally.failed = count,
-                    "ignored;" => tally.ignored = count,
-                    _ => {}
-                }
-            }
-        }
-        tally
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "tests: {} passed, {} failed, {} ignored",
-            self.passed, self.failed, self.ignored
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,25 +356,5 @@ mod tests {
         // What a container's root has, as Docker gives it.
         assert!(!has_sys_admin("CapEff:\t00000000a80425fb\n"));
         assert!(!has_sys_admin("Name:\tx\n"));
-    }
-
-    #[test]
-    fn results_are_added_up() {
-        let mut tally = Tally::default();
-        for line in [
-            "running 4 tests",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
-            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-        ] {
-            tally += Tally::of_line(line);
-        }
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 5,
-                failed: 1,
-                ignored: 1
-            }
-        );
     }
 }

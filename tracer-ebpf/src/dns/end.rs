@@ -84,13 +84,18 @@ pub fn count_arrived() {
 /// Ends a lookup whose answer has arrived.
 #[inline(always)]
 pub fn end_answered(key: &LookupKey, lookup: &Lookup) {
-    remember(key, lookup);
-    end(key, lookup, lookup.outcome, lookup.answered_ns);
+    dns_remember(key, lookup);
+    dns_end(key, lookup, lookup.outcome as u32, lookup.answered_ns);
 }
 
-/// Remembers a lookup that was answered. Out of line: its stack is its own.
+/// Remembers a lookup that was answered. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remember(key: &LookupKey, lookup: &Lookup) -> u64 {
+extern "C" fn dns_remember(key: *const LookupKey, lookup: *const Lookup) -> u64 {
+    // SAFETY: a caller's.
+    let (Some(key), Some(lookup)) = (unsafe { key.as_ref() }, unsafe { lookup.as_ref() }) else {
+        return 0;
+    };
     if let Some(place) = ANSWERS.get_ptr_mut(key.place()) {
         // Whoever was there before goes; the same question again is a new lookup then.
         // SAFETY: an array's value.
@@ -144,10 +149,19 @@ pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
 
 /// Ends a lookup. Whoever removes it counts it: everybody else's removal fails.
 ///
-/// Out of line, for it has several callers, and its stack is its own.
+/// Out of line, for it has several callers, and its stack is its own. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> u64 {
-    let _ = try_end(key, lookup, outcome, now_ns); // without the maps there is nothing to count
+pub extern "C" fn dns_end(
+    key: *const LookupKey,
+    lookup: *const Lookup,
+    outcome: u32,
+    now_ns: u64,
+) -> u64 {
+    // SAFETY: a caller's.
+    if let (Some(key), Some(lookup)) = (unsafe { key.as_ref() }, unsafe { lookup.as_ref() }) {
+        let _ = try_end(key, lookup, outcome as u8, now_ns); // without the maps there is nothing to count
+    }
     0
 }
 
@@ -380,6 +394,6 @@ unsafe extern "C" fn age(
     }
     // It was over at its deadline, however late user space comes to look.
     let deadline_ns = lookup.started_ns + timeout_ns;
-    end(&key, lookup, Outcome::Timeout as u8, deadline_ns);
+    dns_end(&key, lookup, Outcome::Timeout as u32, deadline_ns);
     0
 }

@@ -11,7 +11,7 @@ use tracer_common::{
 
 use super::{
     Socket,
-    end::{client, end, node},
+    end::{client, dns_end, node},
     message, unsent,
 };
 use crate::{
@@ -91,7 +91,7 @@ pub fn follow<const MAY_END: bool>(
                         return None; // asked again: see `asked_again`
                     }
                     if MAY_END {
-                        end(&key, lookup, lookup.outcome, lookup.answered_ns);
+                        dns_end(&key, lookup, lookup.outcome as u32, lookup.answered_ns);
                         free = Some(slot);
                     }
                 } else if lookup.started_ns == 0 || !lookup.expired(now_ns, DNS_TIMEOUT_NS.load()) {
@@ -102,7 +102,7 @@ pub fn follow<const MAY_END: bool>(
                     }
                     if MAY_END {
                         // Another question under the same id: nobody waits for the old one any more.
-                        end(&key, lookup, Outcome::Timeout as u8, now_ns);
+                        dns_end(&key, lookup, Outcome::Timeout as u32, now_ns);
                         free = Some(slot);
                     }
                 }
@@ -146,7 +146,7 @@ pub fn follow<const MAY_END: bool>(
     lookup.endpoint = endpoint;
     if query.question != 0 {
         let len = copy(&mut lookup.question);
-        message::note_length(lookup, len);
+        message::dns_note_length(lookup, len);
     }
     lookup.netns = socket.netns;
     lookup.asked(query.server);

@@ -50,7 +50,7 @@ impl Header {
         if self.questions == 0 {
             return 0;
         }
-        question(ctx.skb.skb, udp.payload() + HEADER, ctx.len())
+        dns_question(ctx.skb.skb, udp.payload() + HEADER, ctx.len())
     }
 
     #[inline(always)]
@@ -75,9 +75,10 @@ const MAX_LABEL: u8 = 63;
 /// Hash of the first question, letter case folded. 0 without one.
 ///
 /// Out of line: the buffer is half the stack, and a per-CPU one would not do, for these programs
-/// are preempted and interrupted by each other.
+/// are preempted and interrupted by each other. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn question(skb: *mut __sk_buff, start: u32, packet_len: u32) -> u64 {
+extern "C" fn dns_question(skb: *mut __sk_buff, start: u32, packet_len: u32) -> u64 {
     let mut words: Words = [0; QUESTION_WORDS];
     let len = bounded_len(start, packet_len);
     if len == 0 {
@@ -90,17 +91,23 @@ fn question(skb: *mut __sk_buff, start: u32, packet_len: u32) -> u64 {
     hash_inline(&words, len)
 }
 
-/// The same of bytes that were read already, zero from `len` on.
+/// The same of bytes that were read already, zero from `len` on. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn hash(words: &Words, len: u32) -> u64 {
-    hash_inline(words, len)
+pub extern "C" fn dns_hash(words: *const Words, len: u32) -> u64 {
+    // SAFETY: a caller's.
+    unsafe { words.as_ref() }.map_or(0, |words| hash_inline(words, len))
 }
 
-/// Notes how many of the first `len` bytes of a lookup's question are the question. Out of line, and
-/// the result only in memory: the verifier forgets how it came about.
+/// Notes how many of the first `len` bytes of a lookup's question are the question. Global: see
+/// [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn note_length(lookup: &mut Lookup, len: u32) -> u64 {
-    lookup.question_len = length(lookup.question.as_ptr(), len) as u16;
+pub extern "C" fn dns_note_length(lookup: *mut Lookup, len: u32) -> u64 {
+    // SAFETY: a caller's.
+    if let Some(lookup) = unsafe { lookup.as_mut() } {
+        lookup.question_len = length(lookup.question.as_ptr(), len) as u16;
+    }
     0
 }
 

@@ -96,7 +96,7 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
             }
         };
         if read == 0 {
-            question = message::hash(words, len);
+            question = message::dns_hash(words, len);
         }
     }
     let query = Query {

@@ -21,7 +21,7 @@ use crate::{
     maps::{BEHIND, DROPS, DROPS_NODE, REASONS},
     packet::is_dns_port,
     ring, tcp,
-    util::{add, net_cookie, read},
+    util::{add, is_watched, net_cookie, read},
 };
 
 const IPPROTO_TCP: u8 = 6;
@@ -53,14 +53,20 @@ fn try_count(ctx: &RawTracePointContext) -> Option<()> {
     if meaning.is_failure | meaning.is_unspecified == 0 && reason < MAX_REASONS {
         return None; // no drop at all
     }
+    let skb: u64 = ctx.arg(0);
+    if !super::net(skb)
+        .and_then(|net| read(net, OFF_NET_NS_INUM.load()))
+        .is_none_or(is_watched)
+    {
+        return None;
+    }
     // SAFETY: a per-CPU array's value, added to atomically.
     add(unsafe { &mut *DROPS_NODE.get_ptr_mut(index)? }, 1);
     if meaning.is_failure == 0 {
         return None;
     }
-    let skb: u64 = ctx.arg(0);
     let mut packet = Packet::default();
-    read_packet(skb, &mut packet);
+    drops_packet(skb, &mut packet);
     let mut socket = read::<u64>(skb, OFF_SK_BUFF_SK.load()).unwrap_or_default();
     if ARG_DROP_SOCKET.load() != ABSENT {
         // Through memory, as the reason.
@@ -73,18 +79,18 @@ fn try_count(ctx: &RawTracePointContext) -> Option<()> {
         reason: index as u16,
         ..Key::default()
     };
-    let netns = owner(skb, socket, &packet, &mut key);
+    let netns = drops_owner(skb, socket, &packet, &mut key);
     if packet.is_redirected != 0 && packet.protocol == IPPROTO_TCP {
-        remember(skb, &packet);
+        drops_remember(skb, &packet);
     }
-    // A refused neighbour entry is told by the hook `neigh`.
-    count(skb, &key, &packet, netns, meaning.ends_refusal == 0);
+    drops_count(skb, &key, &packet, netns, meaning.ends_refusal as u32);
     Some(())
 }
 
 /// What a packet says; all 0 where it is neither IPv4 nor IPv6.
+#[repr(C)]
 #[derive(Default)]
-struct Packet {
+pub struct Packet {
     source: [u32; 4],
     destination: [u32; 4],
     /// Who began the connection, where conntrack knows it, as long as `client_port` is not 0.
@@ -98,12 +104,18 @@ struct Packet {
     is_answer: u8,
     /// Is its destination translated?
     is_redirected: u8,
+    /// Verifiers want all of it to have been written.
+    _pad: u8,
 }
 
-/// Out of line: its stack is its own.
+/// Global: see [`crate::util`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_packet(skb: u64, packet: &mut Packet) -> u64 {
-    let _ = try_packet(skb, packet); // what was read stands
+extern "C" fn drops_packet(skb: u64, packet: *mut Packet) -> u64 {
+    // SAFETY: a caller's.
+    if let Some(packet) = unsafe { packet.as_mut() } {
+        let _ = try_packet(skb, packet); // what was read stands
+    }
     0
 }
 
@@ -174,9 +186,14 @@ fn behind_extensions(network: u64, packet: &mut Packet) -> Option<u64> {
     Some(at)
 }
 
-/// Whose packet it is: fills the key and gives the namespace's inode. Out of line: as above.
+/// Whose packet it is: fills the key and gives the namespace's inode. Global: as above.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn owner(skb: u64, socket: u64, packet: &Packet, key: &mut Key) -> u32 {
+extern "C" fn drops_owner(skb: u64, socket: u64, packet: *const Packet, key: *mut Key) -> u32 {
+    // SAFETY: a caller's.
+    let (Some(packet), Some(key)) = (unsafe { packet.as_ref() }, unsafe { key.as_mut() }) else {
+        return 0;
+    };
     try_owner(skb, socket, packet, key).unwrap_or_default()
 }
 
@@ -203,10 +220,15 @@ fn try_owner(skb: u64, socket: u64, packet: &Packet, key: &mut Key) -> Option<u3
     read(net, OFF_NET_NS_INUM.load())
 }
 
-/// Notes where the packet was to go: its connection's socket knows only whom it asked. Out of line: as
+/// Notes where the packet was to go: its connection's socket knows only whom it asked. Global: as
 /// above.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remember(skb: u64, packet: &Packet) -> u64 {
+extern "C" fn drops_remember(skb: u64, packet: *const Packet) -> u64 {
+    // SAFETY: a caller's.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return 0;
+    };
     let Some(origin) = conntrack::origin(skb, packet.family) else {
         return 0;
     };
@@ -229,15 +251,27 @@ fn remember(skb: u64, packet: &Packet) -> u64 {
     0
 }
 
-/// Out of line: as above.
+/// A refused neighbour entry (`is_told` is not 0) is told by the hook `neigh`. Global: as above.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn count(skb: u64, key: &Key, packet: &Packet, netns: u32, tell: bool) -> u64 {
-    let _ = try_count_owner(skb, key, packet, netns, tell); // held back or lost, and counted so
+extern "C" fn drops_count(
+    skb: u64,
+    key: *const Key,
+    packet: *const Packet,
+    netns: u32,
+    is_told: u32,
+) -> u64 {
+    // SAFETY: a caller's.
+    if let (Some(key), Some(packet)) = (unsafe { key.as_ref() }, unsafe { packet.as_ref() }) {
+        let _ = try_count_owner(skb, key, packet, netns, is_told == 0); // held back or lost, and counted so
+    }
     0
 }
 
 #[inline(always)]
 fn try_count_owner(skb: u64, key: &Key, packet: &Packet, netns: u32, tell: bool) -> Option<()> {
+    // On the own stack: before 6.2 no other memory may be a key of a map.
+    let key = &{ *key };
     if DROPS.get_ptr(key).is_none() {
         let fresh = Value {
             netns,

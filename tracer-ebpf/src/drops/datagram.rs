@@ -22,16 +22,19 @@ const DNS_HEADER: u32 = 12;
 const COMPARED: u64 = 16;
 
 /// A dropped datagram, read as DNS: any other has no lookup that fits.
+#[repr(C)]
 #[derive(Default)]
 pub struct Datagram {
-    pub family: u16,
-    pub is_answer: bool,
-    pub id: u16,
-    source_port: u16,
-    destination_port: u16,
     /// Addresses in kernel memory.
     network: u64,
     udp: u64,
+    pub family: u16,
+    pub id: u16,
+    source_port: u16,
+    destination_port: u16,
+    pub is_answer: bool,
+    /// Verifiers want all of it to have been written.
+    _pad: [u8; 7],
 }
 
 impl Datagram {
@@ -50,10 +53,10 @@ impl Datagram {
         (found != 0).then_some(datagram)
     }
 
-    /// 0 where there is no datagram. Out of line: its stack is its own.
-    #[inline(never)]
+    /// 0 where there is no datagram.
+    #[inline(always)]
     fn fill(&mut self, skb: u64, inner: bool) -> u64 {
-        self.try_fill(skb, inner).map_or(0, |()| 1)
+        drops_datagram(self, skb, inner as u32)
     }
 
     #[inline(always)]
@@ -258,6 +261,17 @@ impl Datagram {
             len: length - UDP_HEADER - DNS_HEADER,
         })
     }
+}
+
+/// Reads a datagram; 0 where there is none. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drops_datagram(datagram: *mut Datagram, skb: u64, inner: u32) -> u64 {
+    // SAFETY: a caller's.
+    let Some(datagram) = (unsafe { datagram.as_mut() }) else {
+        return 0;
+    };
+    datagram.try_fill(skb, inner != 0).map_or(0, |()| 1)
 }
 
 /// A mask of the first `n` bytes in memory, at most 8.

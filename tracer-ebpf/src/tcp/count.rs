@@ -270,16 +270,34 @@ fn try_happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
     let (key, netns) = owner(sk)?;
     let value = client_of(&key, netns)?;
     let node = node()?;
-    if matches!(outcome, Outcome::Reset) {
-        add(&mut value.counts.resets, 1);
-        add(&mut node.resets, 1);
-    } else {
-        add(&mut value.counts.silent, 1);
-        add(&mut node.silent, 1);
+    match outcome {
+        Outcome::Reset => {
+            add(&mut value.counts.resets, 1);
+            add(&mut node.resets, 1);
+        }
+        Outcome::Unanswered => {
+            add(&mut value.counts.unanswered, 1);
+            add(&mut node.unanswered, 1);
+        }
+        _ => {
+            add(&mut value.counts.silent, 1);
+            add(&mut node.silent, 1);
+        }
     }
     let mut ends = Ends::default();
     if ends_of(sk, &mut ends) == 0 {
         return None;
+    }
+    if matches!(outcome, Outcome::Unanswered) {
+        peer::count(
+            &peers::Key {
+                address: ends.destination,
+                family: ends.family,
+                kind: Kind::Unanswered as u16,
+            },
+            Kind::Unanswered,
+            1,
+        );
     }
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };

@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem};
-use tracer_common::tcp::{MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD};
+use tracer_common::tcp::{GIVEN_UP_NS, MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD};
 
 use super::count;
 use crate::{layout::*, maps::TALKING, util::read};
@@ -22,6 +22,31 @@ pub fn is_silent_port(port: u16) -> bool {
         i += 1;
     }
     false
+}
+
+/// For how long an end that is being closed has waited for the first answer; `None` where it got one, asked
+/// nothing, accepted the connection, or does not wait. Nanoseconds.
+#[inline(always)]
+pub fn in_vain(sk: u64) -> Option<u64> {
+    if OFF_TCP_SOCK_MSTAMP.load() == ABSENT
+        || OFF_TCP_SOCK_DATA_SEGS_OUT.load() == ABSENT
+        || OFF_SOCK_MAX_ACK_BACKLOG.load() == ABSENT
+    {
+        return None;
+    }
+    if read::<u64>(sk, OFF_TCP_SOCK_BYTES_RECEIVED.load())? != 0
+        || read::<u32>(sk, OFF_TCP_SOCK_DATA_SEGS_OUT.load())? == 0
+        || read::<u32>(sk, OFF_SOCK_ERR.load())? != 0
+        // A server's socket is a copy of the one that listens, this included.
+        || read::<u32>(sk, OFF_SOCK_MAX_ACK_BACKLOG.load())? != 0
+    {
+        return None;
+    }
+    // Microseconds of CLOCK_MONOTONIC: the last packet of either end.
+    let spoken_ns = read::<u64>(sk, OFF_TCP_SOCK_MSTAMP.load())? * 1000;
+    // SAFETY: the helper has no precondition.
+    let waited_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(spoken_ns);
+    (waited_ns >= GIVEN_UP_NS).then_some(waited_ns)
 }
 
 /// Looks at all connections to those ports.

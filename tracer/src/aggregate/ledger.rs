@@ -75,11 +75,18 @@ pub struct Ledger<K, C> {
     /// May those who would know the owner of a key not have spoken yet?
     #[serde(skip)]
     unheard: bool,
+    /// Has it been read from what an agent before has written, and not been told any counters since?
+    #[serde(skip, default = "resumed")]
+    resumed: bool,
     #[serde(with = "moment::option")]
     read: Option<Instant>,
     /// How often it has been decided whose something is.
     #[serde(skip)]
     decisions: u64,
+}
+
+const fn resumed() -> bool {
+    true
 }
 
 impl<K, C> Default for Ledger<K, C> {
@@ -89,6 +96,7 @@ impl<K, C> Default for Ledger<K, C> {
             settled: HashMap::new(),
             reused: false,
             unheard: false,
+            resumed: false,
             read: None,
             decisions: 0,
         }
@@ -142,6 +150,8 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             let grown = entry.seen != counts;
             let had = entry.owner.is_some();
             match (&entry.owner, owner) {
+                // What came after it was written may have been told already: it stays whose it was.
+                (Some(_), _) if self.resumed => {}
                 (Some(old), Some(new)) if *old != new => {
                     // What came since the last reading is the new one's.
                     let share = entry.share();
@@ -172,6 +182,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             }
         }
         self.read = Some(now);
+        self.resumed = false;
     }
 
     /// Decides for keys that have waited for [`HOLD`] in vain, where a guess that was not good enough
@@ -357,6 +368,24 @@ mod tests {
         ledger.trust(true);
         ledger.update([(1, 12)], at(2), |_, _| None, |o| o);
         assert_eq!((ledger.pending(), total(&ledger, "a")), (3, Some(9)));
+    }
+
+    #[test]
+    fn what_an_agent_told_after_it_wrote_stays_whose_it_was() {
+        let mut ledger = Ledger::of_reused_keys();
+        let start = Instant::now();
+        let named = |name: &'static str| move |_: &u32, _| Some(Owner::new("shop", name));
+        ledger.update([(1, 5)], start, named("a"), |o| o);
+        let mut written = Vec::new();
+        rmp_serde::encode::write_named(&mut written, &ledger).unwrap();
+        // Told, and not written again: nothing was decided.
+        ledger.update([(1, 9)], start, named("a"), |o| o);
+        assert_eq!(total(&ledger, "a"), Some(9));
+        let mut next: Ledger<u32, u64> = rmp_serde::from_slice(&written).unwrap();
+        next.update([(1, 9)], start, named("b"), |o| o);
+        assert_eq!((total(&next, "a"), total(&next, "b")), (Some(9), None));
+        next.update([(1, 12)], start, named("b"), |o| o);
+        assert_eq!((total(&next, "a"), total(&next, "b")), (Some(9), Some(3)));
     }
 
     #[test]

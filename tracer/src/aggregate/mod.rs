@@ -7,6 +7,8 @@ pub mod forecast;
 pub mod history;
 pub mod ledger;
 pub mod pressure;
+#[cfg(test)]
+mod properties;
 pub mod retire;
 pub mod shares;
 pub mod window;

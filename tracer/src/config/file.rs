@@ -100,7 +100,7 @@ impl File {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, UsageError> {
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, UsageError> {
         toml::from_str(text).map_err(|e| {
             let place = e.span().map(|span| place(text, span.start));
             let message = printable(e.message()).into_owned();

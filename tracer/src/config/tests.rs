@@ -1,4 +1,5 @@
 use clap::Parser;
+use proptest::prelude::*;
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -180,4 +181,53 @@ fn every_flag_is_a_key() {
             }
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn of_every_subset_of_flags_and_keys_the_flag_wins_then_the_key_then_the_default(
+        flags in any::<[bool; 8]>(),
+        keys in any::<[bool; 8]>(),
+    ) {
+        // What it is called, what the flag says, what the key says, the default; and how it shows.
+        type Show = fn(&Config) -> String;
+        let options: [([&str; 4], Show); 8] = [
+            (["listen", "[::]:1", "[::]:2", "127.0.0.1:9773"], |c| c.listen.to_string()),
+            (["node", "a", "b", ""], |c| c.node.clone()),
+            (["dns-timeout", "1s", "2s", "5s"], |c| span(c.dns_timeout)),
+            (["silent-after", "3s", "4s", "10s"], |c| span(c.silent_after)),
+            (["window", "20s", "30s", "1m"], |c| span(c.window)),
+            (["event-rate", "7", "8", "1000"], |c| c.event_rate.to_string()),
+            (["max-pods", "5", "6", "1000"], |c| c.max_pods.to_string()),
+            (["state-dir", "/a", "/b", "/sys/fs/bpf/tracer"], |c| {
+                c.state_dir.as_ref().map_or("none".into(), |dir| dir.display().to_string())
+            }),
+        ];
+        let given = |of: [bool; 8], which: usize, text: fn(&str, &str) -> String| -> Vec<String> {
+            let options = options.iter().zip(of).filter(|(_, given)| *given);
+            options.map(|((words, _), _)| text(words[0], words[which])).collect()
+        };
+        let flagged = given(flags, 1, |name, value| format!("--{name}={value}"));
+        let flagged: Vec<&str> = flagged.iter().map(String::as_str).collect();
+        let text = given(keys, 2, |name, value| match value.parse::<u64>() {
+            Ok(number) => format!("{name} = {number}\n"),
+            Err(_) => format!("{name} = {value:?}\n"),
+        });
+        let config = agent(&flagged, &text.concat()).unwrap();
+        for (((words, show), flag), key) in options.iter().zip(flags).zip(keys) {
+            let expected = match (flag, key) {
+                (true, _) => words[1],
+                (false, true) => words[2],
+                (false, false) => words[3],
+            };
+            // The host's name is anything.
+            if !expected.is_empty() {
+                prop_assert_eq!(show(&config), expected, "{}", words[0]);
+            }
+        }
+    }
+}
+
+fn span(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
 }

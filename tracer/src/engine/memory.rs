@@ -7,13 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::{Collected, Engine, SERVES, lock};
 use crate::{
     aggregate::Aggregate,
+    kernel::state::StateDir,
     moment,
     pods::{Gone, peers::Tally},
 };
 
-/// The version of what is written. Fields may be added; raised where one changes its meaning.
+/// The version of what is written. Fields may be added, with `#[serde(default)]`; raised where one changes its meaning.
 const FORMAT: u32 = 1;
 /// How old it may get where nothing was decided meanwhile: the kernel has the counters themselves.
 pub const STALE: Duration = Duration::from_secs(10);
@@ -26,8 +28,6 @@ pub struct Memory {
     /// The zero of the seconds in `aggregate`.
     #[serde(with = "moment")]
     pub epoch: Instant,
-    /// How often state was there that could not be used.
-    pub resets: u64,
     /// Highest `gc_entries`, by family.
     pub highest: [u32; 2],
     /// Owners and figures.
@@ -44,7 +44,6 @@ pub struct Written<'a> {
     pub since: SystemTime,
     #[serde(with = "moment")]
     pub epoch: Instant,
-    pub resets: u64,
     pub highest: [u32; 2],
     pub aggregate: &'a Aggregate,
     pub tally: &'a Tally,
@@ -71,6 +70,78 @@ impl Written<'_> {
     }
 }
 
+/// What was last written for the next agent.
+#[derive(Default)]
+pub(super) struct Remembered {
+    at: Option<Instant>,
+    /// How long the writing took.
+    took: Duration,
+    decisions: u64,
+    failed: bool,
+}
+
+impl Engine {
+    /// Writes down what the next agent must know, where anything was decided or the last writing is too
+    /// old.
+    pub(super) fn remember(&self, collected: &Collected, age: Duration) {
+        let Some(state) = &self.state else {
+            return;
+        };
+        let mut remembered = lock(&self.remembered);
+        let elapsed = remembered.at.map_or(Duration::MAX, |at| at.elapsed());
+        // Where pods come and go without end, writing takes a tenth of one CPU at most.
+        if elapsed < age.min(remembered.took * SERVES) {
+            return;
+        }
+        let start = Instant::now();
+        let resolver = lock(&self.resolver);
+        let peers = lock(&self.peers);
+        let aggregate = lock(&self.aggregate);
+        let decisions = aggregate.decisions();
+        if decisions == remembered.decisions && elapsed < age {
+            return;
+        }
+        let written = Written {
+            since: self.since,
+            epoch: self.epoch,
+            highest: collected.highest,
+            aggregate: &aggregate,
+            tally: peers.tally(),
+            gone: resolver.gone(),
+        }
+        .to_bytes();
+        drop((aggregate, peers, resolver));
+        match written.and_then(|bytes| state.remember(&bytes)) {
+            Ok(()) => {
+                remembered.failed = false;
+                remembered.decisions = decisions;
+            }
+            // Told once: the counters themselves are in the kernel.
+            Err(error) if !remembered.failed => {
+                remembered.failed = true;
+                tracing::error!("cannot write down whose the counters are: {error:#}");
+            }
+            Err(_) => {}
+        }
+        remembered.at = Some(Instant::now());
+        remembered.took = start.elapsed();
+    }
+}
+
+/// What the agent before remembered.
+pub(super) fn recall(state: &mut StateDir) -> Option<Memory> {
+    let read = state
+        .memory()
+        .and_then(|bytes| bytes.map(|bytes| Memory::of(&bytes)).transpose());
+    read.unwrap_or_else(|error| {
+        tracing::warn!(
+            "pods that are gone have lost their names and figures: cannot use the last agent's memory: {error:#}"
+        );
+        state.note_reset();
+        None
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,7 +154,6 @@ mod tests {
         let written = Written {
             since: SystemTime::UNIX_EPOCH,
             epoch: Instant::now(),
-            resets: 3,
             highest: [5, 7],
             aggregate: &aggregate,
             tally: &tally,
@@ -91,7 +161,7 @@ mod tests {
         };
         let mut bytes = written.to_bytes().unwrap();
         let memory = Memory::of(&bytes).unwrap();
-        assert_eq!((memory.resets, memory.highest), (3, [5, 7]));
+        assert_eq!(memory.highest, [5, 7]);
         assert_eq!(memory.since, SystemTime::UNIX_EPOCH);
         bytes.truncate(bytes.len() - 1);
         assert!(Memory::of(&bytes).is_err());

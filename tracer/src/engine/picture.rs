@@ -24,7 +24,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     hooks::FAMILY_NAMES,
-    kernel::conntrack::Conntrack,
+    kernel::{conntrack::Conntrack, state::StateDir},
 };
 
 impl Engine {
@@ -59,7 +59,7 @@ impl Engine {
             reasons: &self.reasons.names_of_failures(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
-            state_resets: self.resets,
+            state_resets: self.state.as_ref().map_or(0, StateDir::resets),
         };
         metrics::render(&view, format)
     }
@@ -349,6 +349,7 @@ impl Engine {
             retransmits: of.tcp.retransmits,
             resets: of.tcp.resets,
             silent: of.tcp.silent,
+            unanswered: of.tcp.unanswered,
             drops: of
                 .drops
                 .iter()

@@ -11,6 +11,8 @@ use crate::client::{Client, Lines};
 use crate::config::{EventsConfig, Kind, OutputFormat, PodName};
 use crate::output::{Output, Signals, printable};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use text::line;
 pub(crate) use text::sentence;
 
 /// Why the stream ended without an error.

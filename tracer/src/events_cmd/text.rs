@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::output::{printable, seconds};
 
 /// Time, kind and pod in columns, then a sentence, then the process where one is known.
-pub(super) fn line(event: &Value) -> String {
+pub(crate) fn line(event: &Value) -> String {
     let kind = event["kind"].as_str().unwrap_or("?");
     let sentence = told(event);
     let pod = &event["pod"];

@@ -126,7 +126,7 @@ pub enum Details {
         /// `ip:port` behind it, where netfilter redirected a packet that this node dropped.
         #[serde(skip_serializing_if = "Option::is_none")]
         backend: Option<String>,
-        /// `refused`, `timeout`, `unreachable`, `other`, `reset` or `silent`.
+        /// `refused`, `timeout`, `unreachable`, `other`, `reset`, `silent` or `unanswered`.
         result: &'static str,
         /// `NS/NAME` of the pod of this node that had the address last, or has it.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,7 +134,8 @@ pub enum Details {
         /// Since when it is gone, RFC 3339, UTC.
         #[serde(skip_serializing_if = "Option::is_none")]
         owner_gone_since: Option<String>,
-        /// From the first SYN to the end; from the request to now for a silent server.
+        /// From the first SYN to the end; from the request to now for a silent server; since
+        /// the last packet for one that never answered.
         #[serde(skip_serializing_if = "Option::is_none")]
         waited_seconds: Option<f64>,
     },

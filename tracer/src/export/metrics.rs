@@ -3,6 +3,8 @@
 mod conntrack;
 pub mod dns;
 mod families;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod openmetrics;
 mod pod;
 mod tcp;
@@ -76,14 +78,17 @@ pub struct View<'a> {
 
 /// What Prometheus scrapes.
 pub fn render(view: &View<'_>, format: Format) -> anyhow::Result<Vec<u8>> {
-    let families = gathered(view);
+    write(&gathered(view), format)
+}
+
+fn write(families: &[MetricFamily], format: Format) -> anyhow::Result<Vec<u8>> {
     match format {
         Format::Text => {
             let mut text = Vec::new();
-            TextEncoder::new().encode(&families, &mut text)?;
+            TextEncoder::new().encode(families, &mut text)?;
             Ok(infinities(text))
         }
-        Format::OpenMetrics => openmetrics::encode(&families),
+        Format::OpenMetrics => openmetrics::encode(families),
     }
 }
 
@@ -192,7 +197,7 @@ fn node(out: &mut Families, view: &View<'_>) {
     for (kind, peer, failed) in view.peers {
         let hook = match kind {
             Kind::Dns => Hook::Dns,
-            Kind::Connect | Kind::Retransmit => Hook::Tcp,
+            Kind::Connect | Kind::Retransmit | Kind::Unanswered => Hook::Tcp,
         };
         if attached(hook) {
             out.counter(

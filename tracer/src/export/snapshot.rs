@@ -190,6 +190,9 @@ pub struct Figures {
     /// Times that the other end of an established connection fell silent.
     #[serde(default)]
     pub silent: u64,
+    /// Connections whose other end never answered until this one gave up.
+    #[serde(default)]
+    pub unanswered: u64,
     /// Packets dropped for a reason that means failure, by the kernel's name; those above 0.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,

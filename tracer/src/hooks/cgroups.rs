@@ -28,7 +28,7 @@ impl Names {
 }
 
 /// `None`: no name could be read.
-fn decode(bytes: &[u8]) -> Option<(u64, String)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(u64, String)> {
     let (made, _) = Made::<0>::ref_from_prefix(bytes).ok()?;
     let path = bytes.get(offset_of!(Made<0>, path)..)?;
     let path = CStr::from_bytes_until_nul(path).ok()?;

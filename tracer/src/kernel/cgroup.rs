@@ -29,7 +29,7 @@ impl MountedCgroups {
         }))
     }
 
-    fn parse(mounts: &str, is_there: impl Fn(&Path) -> bool) -> Self {
+    pub(crate) fn parse(mounts: &str, is_there: impl Fn(&Path) -> bool) -> Self {
         let mut found = Self::default();
         for line in mounts.lines() {
             let fields: Vec<&str> = line.split(' ').collect();

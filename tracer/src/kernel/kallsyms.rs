@@ -11,11 +11,19 @@ const PATH: &str = "/proc/kallsyms";
 pub fn ranges<'a>(names: &[&'a str]) -> Result<BTreeMap<&'a str, Range<u64>>> {
     // Read once: the kernel makes its 100,000 lines anew for each reader.
     let text = fs::read(PATH).with_context(|| format!("cannot read {PATH}"))?;
-    let starts = starts(&text, names);
+    ranges_in(&text, names)
+}
+
+/// The same in the file's text.
+pub(crate) fn ranges_in<'a>(
+    text: &[u8],
+    names: &[&'a str],
+) -> Result<BTreeMap<&'a str, Range<u64>>> {
+    let starts = starts(text, names);
     if starts.values().any(|address| *address == 0) {
         bail!("{PATH} hides the addresses: CAP_SYSLOG is missing, or kernel.kptr_restrict is 2");
     }
-    Ok(ends(&text, &starts))
+    Ok(ends(text, &starts))
 }
 
 /// Lines of address, kind, name, and for modules their name, with blanks between.

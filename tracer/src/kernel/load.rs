@@ -2,9 +2,13 @@
 //! stops the others.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
-    fs::File,
-    os::fd::{AsFd as _, AsRawFd as _},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     path::PathBuf,
     time::Duration,
@@ -28,10 +32,11 @@ use tracer_common::{
 };
 
 use super::{
-    cgroup, kallsyms,
+    cgroup, kallsyms, linkage,
     maps::Maps,
     mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
     offsets::Offsets,
+    only,
     reasons::Reasons,
     sends,
     state::{Pins, StateDir},
@@ -166,11 +171,7 @@ impl Loaded {
         // No program needs the kernel's BTF at load: the offsets are in the globals.
         loader
             .btf(None)
-            .verifier_log_level(if std::env::var_os("VDEBUG").is_some() {
-                VerifierLogLevel::DEBUG | VerifierLogLevel::STATS
-            } else {
-                VerifierLogLevel::STATS
-            })
+            .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("EVENT_RATE", &parameters.event_rate, true)
             .override_global("DNS_PORTS", &ports, true)
             .override_global("DNS_TIMEOUT_NS", &timeout_ns, true)
@@ -178,6 +179,8 @@ impl Loaded {
             .override_global("SILENT_AFTER_NS", &silent_after_ns, true);
         let refusals_wait = u32::from(offsets.why_not(Hook::Drops).is_none());
         loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
+        let only_netns = only::netns()?;
+        loader.override_global("ONLY_NETNS", &only_netns, true);
         let functions = kallsyms::ranges(FUNCTIONS.map(|(name, _, _)| name).as_slice());
         let bounds: Vec<(&str, u64)> = functions
             .iter()
@@ -198,13 +201,24 @@ impl Loaded {
         }
         let told = (
             (parameters.event_rate, ports, timeout_ns),
-            (silent_ports, silent_after_ns, refusals_wait),
+            (silent_ports, silent_after_ns, refusals_wait, only_netns),
             (&bounds, &offsets.globals, without::names()),
+            // Programs hang at the root that their agent saw.
+            cgroup::mount_point()
+                .and_then(|root| Ok(fs::metadata(root)?.ino()))
+                .ok(),
         );
         let pins = state
             .map(|state| state.pins(pinning::fingerprint(told)))
             .transpose()?;
-        let mut ebpf = loader.load(OBJECT).context("cannot create the eBPF maps")?;
+        let object = if linkage::takes_globals(&offsets.features) {
+            Cow::Borrowed(OBJECT)
+        } else {
+            linkage::all_static(OBJECT)?.into()
+        };
+        let mut ebpf = loader
+            .load(&object)
+            .context("cannot create the eBPF maps")?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
 

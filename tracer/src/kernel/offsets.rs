@@ -157,6 +157,9 @@ const OPTIONAL: &[Field] = &[
     ("OFF_NET_HASH_MIX", "net", "hash_mix"),
     ("OFF_NET_LIST", "net", "list"),
     ("OFF_BPF_ARRAY_PPTRS", "bpf_array", "pptrs"),
+    ("OFF_TCP_SOCK_DATA_SEGS_OUT", "tcp_sock", "data_segs_out"),
+    ("OFF_TCP_SOCK_MSTAMP", "tcp_sock", "tcp_mstamp"),
+    ("OFF_SOCK_MAX_ACK_BACKLOG", "sock", "sk_max_ack_backlog"),
 ];
 
 /// Set by [`Offsets::conntrack`], all or none.

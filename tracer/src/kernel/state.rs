@@ -6,6 +6,8 @@
 //! DIR/schema-N/links/BUILD/NAME     the attachments: counting goes on when an agent ends
 //! DIR/schema-N/programs/BUILD/NAME  the programs: the next agent of the same build takes them over
 //! DIR/schema-N/memory               whose it is (`engine/memory.rs`), see [`blob`]
+//! DIR/resets                        how often any of it was of no use
+//! DIR/going-N                       what is being removed
 //! ```
 //!
 //! `N` is [`SCHEMA`]. `BUILD` stands for the object and all that it was told: an agent of another build or
@@ -38,13 +40,19 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// What the folders of tracer's own are called: others may pin something beside them.
 const SCHEMA_PREFIX: &str = "schema-";
+/// What is being removed is called so: a name that an agent which is killed meanwhile leaves halfway is none
+/// that the next goes on with.
+const GOING_PREFIX: &str = "going-";
+/// What counts the resets.
+const RESETS: &str = "resets";
 
 /// The folder, held for as long as this lives.
 #[derive(Debug)]
 pub struct StateDir {
+    root: PathBuf,
     folder: PathBuf,
-    /// Was there state that this agent could not use?
-    reset: bool,
+    /// How often there was state that could not be used.
+    resets: u64,
     _lock: File,
 }
 
@@ -93,8 +101,9 @@ impl StateDir {
         }
         let lock = take(path)?;
         let mut state = Self {
+            root: path.to_owned(),
             folder: path.join(format!("{SCHEMA_PREFIX}{SCHEMA}")),
-            reset: false,
+            resets: 0,
             _lock: lock,
         };
         state.forget_what_does_not_fit(path)?;
@@ -108,19 +117,23 @@ impl StateDir {
 
     /// Begins anew where another schema was at work, or where a map is not what it should be.
     fn forget_what_does_not_fit(&mut self, path: &Path) -> Result<()> {
+        sweep(path)?;
+        let read = blob::read(&path.join(RESETS)).unwrap_or_default();
+        let read = read.and_then(|bytes| Some(u64::from_ne_bytes(bytes.try_into().ok()?)));
+        self.resets = read.unwrap_or_default();
         let mut why: Vec<String> = Vec::new();
-        for entry in schemas(path)? {
+        for entry in named(path, SCHEMA_PREFIX)? {
             if entry != self.folder {
                 why.push(format!("{} is of another version", entry.display()));
-                remove(&entry)?;
+                discard(&entry)?;
             }
         }
         if let Err(misfit) = fit::check(&self.maps()) {
             why.push(format!("{misfit:#}"));
-            remove(&self.folder)?;
+            discard(&self.folder)?;
         }
         if !why.is_empty() {
-            self.reset = true;
+            self.note_reset();
             tracing::warn!(
                 "the counters begin anew, for what the state folder {} holds is of no use to this version: {}",
                 path.display(),
@@ -130,9 +143,17 @@ impl StateDir {
         Ok(())
     }
 
-    /// Was there state that could not be used?
-    pub fn was_reset(&self) -> bool {
-        self.reset
+    /// How often there was state that could not be used, in this folder's life.
+    pub fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// Some of it could not be used.
+    pub fn note_reset(&mut self) {
+        self.resets += 1;
+        if let Err(error) = blob::write(&self.root.join(RESETS), &self.resets.to_ne_bytes()) {
+            tracing::error!("the next agent will not know of this reset: {error:#}");
+        }
     }
 
     /// The maps' folder.
@@ -145,12 +166,24 @@ impl StateDir {
         fit::names()
     }
 
-    /// Where the build with this fingerprint has its programs.
+    /// Where the build with this fingerprint has its programs. Those that are there count into the maps
+    /// that were pinned: where somebody has removed one of these, the programs go too.
     pub fn pins(&self, fingerprint: u64) -> Result<Pins> {
         let pins = Pins {
             folder: self.folder.clone(),
             build: format!("{fingerprint:016x}"),
         };
+        if let Some(name) = fit::missing(&self.maps())? {
+            for kind in ["links", "programs"] {
+                let folder = pins.folder.join(kind).join(&pins.build);
+                if folder.exists() {
+                    tracing::warn!(
+                        "{kind} begin anew, for there is no map {name} in the state folder"
+                    );
+                    remove(&folder)?;
+                }
+            }
+        }
         for kind in ["links", "programs"] {
             let folder = pins.folder.join(kind).join(&pins.build);
             fs::create_dir_all(&folder)
@@ -182,9 +215,11 @@ impl StateDir {
         }
         let _lock = take(path)?;
         let contents = Contents::of(path)?;
-        for entry in schemas(path)? {
-            remove(&entry)?;
+        for entry in named(path, SCHEMA_PREFIX)? {
+            discard(&entry)?;
         }
+        sweep(path)?;
+        remove(&path.join(RESETS))?;
         if entries(path)?.is_empty() {
             fs::remove_dir(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
@@ -207,7 +242,7 @@ impl Contents {
     /// Looks into a folder, which needs not be one's own.
     pub fn of(path: &Path) -> Result<Self> {
         let mut contents = Self::default();
-        for entry in schemas(path)? {
+        for entry in named(path, SCHEMA_PREFIX)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy();
             contents.schema = name
                 .strip_prefix(SCHEMA_PREFIX)
@@ -297,7 +332,7 @@ pub fn holder(path: &Path) -> Option<u32> {
 
 /// `1: FLOCK  ADVISORY  WRITE 4711 00:1f:12345 0 EOF`; who waits for it has `->` behind the number
 /// (fs/locks.c, `lock_get_status`).
-fn find_holder(locks: &str, file: &str) -> Option<u32> {
+pub(crate) fn find_holder(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, "FLOCK", _, _, pid, on, ..] = fields.as_slice() else {
@@ -318,13 +353,34 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
         .with_context(|| format!("cannot read the folder {}", folder.display()))
 }
 
-fn schemas(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut schemas = entries(folder)?;
-    schemas.retain(|entry| {
+/// Entries of a folder whose name begins so.
+fn named(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+    let mut found = entries(folder)?;
+    found.retain(|entry| {
         let name = entry.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(SCHEMA_PREFIX)
+        name.starts_with(prefix)
     });
-    Ok(schemas)
+    Ok(found)
+}
+
+/// Removes a folder of the state folder in one step, as seen by the next agent.
+fn discard(folder: &Path) -> Result<()> {
+    let going = (0..=u16::MAX)
+        .map(|n| folder.with_file_name(format!("{GOING_PREFIX}{n}")))
+        .find(|path| !path.exists())
+        .unwrap_or_default();
+    match fs::rename(folder, &going) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot rename {}", folder.display())),
+        Ok(()) => remove(&going),
+    }
+}
+
+/// Ends what an agent that was killed began to remove.
+fn sweep(folder: &Path) -> Result<()> {
+    named(folder, GOING_PREFIX)?
+        .iter()
+        .try_for_each(|entry| remove(entry))
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -73,7 +73,11 @@ impl Source for File {
 fn parse(path: &Path) -> Result<Vec<Pod>> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the pod file {}", path.display()))?;
-    let contents: Contents = toml::from_str(&text)
+    parse_text(&text, path)
+}
+
+fn parse_text(text: &str, path: &Path) -> Result<Vec<Pod>> {
+    let contents: Contents = toml::from_str(text)
         .map_err(|error| anyhow::anyhow!("pod file {}: {}", path.display(), one_line(&error)))?;
     for pod in &contents.pod {
         if pod.namespace.is_empty() || pod.name.is_empty() {
@@ -92,6 +96,22 @@ fn parse(path: &Path) -> Result<Vec<Pod>> {
         }
     }
     Ok(contents.pod)
+}
+
+/// [`crate::fuzz`]
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) -> bool {
+    match parse_text(text, Path::new("pods.toml")) {
+        Ok(pods) => {
+            let has_name = |pod: &Pod| !pod.namespace.is_empty() && !pod.name.is_empty();
+            assert!(pods.iter().all(has_name));
+            true
+        }
+        Err(error) => {
+            assert!(!format!("{error:#}").contains('\n'), "{error:#}");
+            false
+        }
+    }
 }
 
 fn one_line(error: &toml::de::Error) -> String {

@@ -254,7 +254,7 @@ impl Resolver {
         Ok(Self::with(sources))
     }
 
-    fn with(sources: Vec<Box<dyn Source>>) -> Self {
+    pub(crate) fn with(sources: Vec<Box<dyn Source>>) -> Self {
         Self {
             sources: sources
                 .into_iter()

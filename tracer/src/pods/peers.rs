@@ -192,7 +192,12 @@ mod tests {
         let figures = Kind::ALL.map(|kind| (of(&peers, kind, "10.0.0.1"), of(&peers, kind, OTHER)));
         assert_eq!(
             figures,
-            [(Some(2), Some(0)), (Some(3), Some(0)), (None, Some(7))]
+            [
+                (Some(2), Some(0)),
+                (Some(3), Some(0)),
+                (None, Some(7)),
+                (None, Some(0))
+            ]
         );
     }
 

@@ -4,6 +4,8 @@
 
 mod cluster;
 mod columns;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod live;
 mod source;
 mod table;

@@ -90,6 +90,10 @@ fn pairs<'a>(counts: impl Iterator<Item = (&'a String, u64)>) -> Option<String> 
     (!text.is_empty()).then(|| text.join(", "))
 }
 
+/// The widest that a column gets: the longest name that Kubernetes has. Names may come from anybody, and a
+/// format's width ends at 65,535.
+pub(super) const WIDEST: usize = 253;
+
 /// Names stand left, figures right.
 const LEFT: [Column; 3] = [Column::Namespace, Column::Pod, Column::Cause];
 
@@ -102,7 +106,8 @@ fn table(out: &mut String, rows: &[Row]) {
         cells.collect()
     }));
     // Every cell is ASCII by now: bytes are columns of the terminal.
-    let width = |i: usize| lines.iter().map(|line| line[i].len()).max().unwrap_or(0);
+    let widest = |i: usize| lines.iter().map(|line| line[i].len()).max().unwrap_or(0);
+    let width = |i: usize| widest(i).min(WIDEST);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     for line in &lines {
         let mut text = String::new();

@@ -4,7 +4,7 @@
 
 pub mod evidence;
 pub mod rules;
-mod text;
+pub(crate) mod text;
 pub mod words;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::output::printable;
 const WIDTH: usize = 100;
 
 /// The sentences, what they rest on, what is not known, and the next command.
-pub(super) fn text(verdict: &Verdict) -> String {
+pub(crate) fn text(verdict: &Verdict) -> String {
     let mut out = String::new();
     let health = match verdict.health {
         Health::Fine => "fine",

@@ -108,6 +108,7 @@ pub const FIELDS: &[(&str, &[&str])] = &[
             "sk_protocol",
             "sk_err",
             "sk_err_soft",
+            "sk_max_ack_backlog",
             "sk_error_queue.prev",
             "sk_cgrp_data.cgroup",
             "sk_cgrp_data.val",
@@ -118,7 +119,14 @@ pub const FIELDS: &[(&str, &[&str])] = &[
     ("tcp_skb_cb", &["tcp_gso_segs"]),
     (
         "tcp_sock",
-        &["segs_out", "total_retrans", "bytes_received", "bytes_acked"],
+        &[
+            "segs_out",
+            "data_segs_out",
+            "total_retrans",
+            "bytes_received",
+            "bytes_acked",
+            "tcp_mstamp",
+        ],
     ),
     ("work_struct", &["func"]),
 ];

@@ -147,7 +147,8 @@ fn runs(linker: &Path) -> Result<()> {
     Ok(())
 }
 
-fn cache() -> Result<PathBuf> {
+/// What is built or fetched once for all clones.
+pub fn cache() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())

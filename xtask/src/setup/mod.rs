@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-pub use self::rustc::Compiler;
+pub use self::{linker::cache, rustc::Compiler};
 use crate::{apt, sh};
 
 /// A compiler and a linker that fit each other.

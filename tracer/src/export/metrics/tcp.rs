@@ -67,6 +67,11 @@ pub fn pod(out: &mut Families, figures: &Figures, pod: [(&str, &str); 2]) {
             "Times that the other end of an established connection of the pod fell silent.",
             counts.silent,
         ),
+        (
+            "pod_unanswered_connections_total",
+            "Connections of the pod whose other end never answered until the pod gave up.",
+            counts.unanswered,
+        ),
     ] {
         if kind.shows(n) {
             out.counter(name, help, &pod, n);

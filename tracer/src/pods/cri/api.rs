@@ -41,9 +41,9 @@ struct VersionResponse {
 struct ListPodSandboxRequest {}
 
 #[derive(Clone, PartialEq, Message)]
-struct ListPodSandboxResponse {
+pub(super) struct ListPodSandboxResponse {
     #[prost(message, repeated, tag = "1")]
-    items: Vec<PodSandbox>,
+    pub(super) items: Vec<PodSandbox>,
 }
 
 /// What a list says of a sandbox.

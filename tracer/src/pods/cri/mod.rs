@@ -7,6 +7,8 @@
 //! counters show a stranger.
 
 mod api;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod sandbox;
 
 use std::{

@@ -5,6 +5,8 @@
 //! what is there. While the API server is away the last pods known stay, and their age shows.
 
 mod access;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod nodes;
 mod object;
 

@@ -195,6 +195,27 @@ fn places(node: &Node) -> Places {
     }
 }
 
+/// [`crate::fuzz`]
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(bytes: &[u8]) -> bool {
+    let Ok(node) = serde_json::from_slice::<Node>(bytes) else {
+        return false;
+    };
+    let mut store = Store::default();
+    let Some(name) = store.put(&node) else {
+        return false;
+    };
+    let places = &store.nodes[&name];
+    let addresses: Vec<IpAddr> = places.addresses.clone();
+    for range in &places.ranges {
+        assert!(range.holds(range.address));
+    }
+    for address in addresses {
+        assert_eq!(store.name(address), Some(&name));
+    }
+    true
+}
+
 impl Range {
     fn parse(text: &str) -> Option<Self> {
         let (address, bits) = text.split_once('/')?;

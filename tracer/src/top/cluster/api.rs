@@ -143,6 +143,15 @@ struct Body {
     warnings: Vec<String>,
 }
 
+/// [`crate::fuzz`]: an answer, with what the server warned of.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) -> Option<(Vec<Sample>, Vec<String>)> {
+    let body: Body = serde_json::from_str(text).ok()?;
+    let samples = body.data.unwrap_or_default().samples().ok()?;
+    let warnings = body.warnings.iter().map(|w| printable(w).into_owned());
+    Some((samples, warnings.collect()))
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Data {

@@ -4,6 +4,8 @@
 
 mod api;
 mod columns;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod http;
 mod live;
 mod nodes;

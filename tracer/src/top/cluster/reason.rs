@@ -111,6 +111,7 @@ fn of_kind(kind: &str) -> String {
         "dns" => "lookups".into(),
         "connect" => "connects".into(),
         "retransmit" => "segments sent again".into(),
+        "unanswered" => "connections that it never answered".into(),
         other => printable(other).into_owned(),
     }
 }

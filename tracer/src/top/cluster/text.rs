@@ -10,6 +10,7 @@ use super::nodes::{Attempts, Cluster, Node};
 use super::pods::{NodePods, Pod};
 use super::reason::{self, percent};
 use crate::output::printable;
+use crate::top::text::WIDEST;
 
 /// The head in some lines, then a row for each node.
 pub(super) fn nodes(base: &str, range: Duration, cluster: &Cluster, rows: &[&Node]) -> String {
@@ -159,7 +160,8 @@ fn table(
     let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     // Every cell is ASCII by now: bytes are columns of the terminal.
-    let width = |i: usize| lines.iter().map(|line| line[i].len()).max().unwrap_or(0);
+    let widest = |i: usize| lines.iter().map(|line| line[i].len()).max().unwrap_or(0);
+    let width = |i: usize| widest(i).min(WIDEST);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for line in &lines {
         let mut text = String::new();

@@ -3,6 +3,8 @@
 pub(super) mod draw;
 pub(super) mod export;
 mod feed;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 pub(super) mod keys;
 mod log;
 mod state;

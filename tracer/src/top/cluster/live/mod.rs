@@ -1,6 +1,8 @@
 //! The live view of all nodes: keys and news change the state, the state is drawn.
 
 mod draw;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod keys;
 mod state;
 

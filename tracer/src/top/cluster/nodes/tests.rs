@@ -194,3 +194,22 @@ fn segments_sent_again_now_and_then_accuse_nobody() {
         assert_eq!(odd(&judged(answers)), accused, "{each} in {RANGE} s");
     }
 }
+
+/// Who does not answer is accused; nothing is taken off what those who waited have otherwise.
+#[test]
+fn connections_without_an_answer_accuse_who_does_not_answer() {
+    let mut answers = answer(&FOUR);
+    answers[7] = FOUR
+        .map(|node| sample(&[("node", node)], if node == "a" { 400.0 } else { 1.0 }))
+        .to_vec();
+    answers[8] = ["a", "b", "d"]
+        .map(|from| towards(from, "c", "unanswered", 200.0))
+        .to_vec();
+    let cluster = judged(answers);
+    assert_eq!(odd(&cluster), ["c", "a"]);
+    let signals: Vec<Signal> = cluster.nodes[..2]
+        .iter()
+        .flat_map(|node| node.findings.iter().map(|finding| finding.signal))
+        .collect();
+    assert_eq!(signals, [Signal::Towards, Signal::Retransmit]);
+}

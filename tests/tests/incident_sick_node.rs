@@ -1,0 +1,34 @@
+//! A gossip cluster flaps because one node is sick: real serf, a real Prometheus, an agent for each node.
+
+use tests::gossip::Sickness;
+use tests::incident::Timeline;
+use tests::incident::sick_node::{SICK, SickNode, play};
+
+fn the_sick_node_is_named(sickness: Sickness) {
+    let scene = SickNode::start();
+    let mut timeline = Timeline::of_test();
+    play(&mut timeline, &scene, sickness);
+    let took = timeline.assert_named();
+    // Ground truth: it is whom the others' serf suspects.
+    let suspicions = scene.gossip.suspicions();
+    let most = suspicions.iter().max_by_key(|(_, n)| *n).expect("members");
+    assert_eq!(most.0, SICK, "the lab failed: {suspicions:?}");
+    // Nobody else is accused, by then or later.
+    assert_eq!(scene.odd(), [SICK], "{timeline:?}");
+    eprintln!("{}: named after {took:?}; {suspicions:?}", sickness.name());
+}
+
+#[test]
+fn a_starved_node_is_named() {
+    the_sick_node_is_named(Sickness::Starved);
+}
+
+#[test]
+fn a_lossy_node_is_named() {
+    the_sick_node_is_named(Sickness::Lossy);
+}
+
+#[test]
+fn a_paused_node_is_named() {
+    the_sick_node_is_named(Sickness::Paused);
+}
