@@ -255,7 +255,8 @@ impl Overflow {
 
     /// Runs the command that `tracer why` gives; gives the command.
     pub fn follow_advice(&self, timeline: &mut Timeline) -> String {
-        let said = timeline.ask(&self.agent, &["why"]);
+        // Under another name than the verdict under load.
+        let said = timeline.ask(&self.agent, &["why", "--output", "text"]);
         let advice = said.lines().find_map(|line| line.strip_prefix("next: "));
         let advice = advice
             .unwrap_or_else(|| panic!("no advice:\n{said}"))
