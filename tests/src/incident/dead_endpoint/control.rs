@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::street::{Street, port};
 use crate::incident::overflow::town::Resident;
 use crate::process::{Reaped, run};
+use crate::unpacked::program;
 use crate::wait::{ensure, eventually};
 
 /// Where clients of etcd ask.
@@ -51,7 +52,8 @@ impl Etcd {
                 let name = &pod.listed.name;
                 let log = folder.path().join(format!("{name}.log"));
                 let mut etcd = Command::new("ip");
-                etcd.args(["netns", "exec", pod.netns.name(), "etcd"])
+                etcd.args(["netns", "exec", pod.netns.name()])
+                    .arg(program("etcd-server", "etcd"))
                     .args(["--name", name, "--data-dir"])
                     .arg(folder.path().join(name))
                     .args(["--listen-peer-urls", &url(pod, PEERS)])
@@ -64,9 +66,7 @@ impl Etcd {
                     .stdout(Stdio::null())
                     .stderr(File::create(log).expect("files can be made"));
                 let child = etcd.spawn();
-                Reaped(
-                    child.unwrap_or_else(|e| panic!("cannot run etcd: {e}; install etcd-server")),
-                )
+                Reaped(child.unwrap_or_else(|e| panic!("cannot run etcd: {e}")))
             })
             .collect();
         let etcd = Self {
@@ -91,7 +91,8 @@ impl Etcd {
         let pod = &self.pods[member];
         let mut etcdctl = Command::new("ip");
         etcdctl
-            .args(["netns", "exec", pod.netns.name(), "etcdctl"])
+            .args(["netns", "exec", pod.netns.name()])
+            .arg(program("etcd-client", "etcdctl"))
             .args(["--endpoints", &format!("http://{}", port(pod, CLIENTS))])
             .args(["--command-timeout", "2s", "put", "/lab", value])
             .env("ETCDCTL_API", "3");
