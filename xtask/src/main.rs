@@ -6,6 +6,7 @@ mod btf;
 mod build;
 mod cluster;
 mod dashboard;
+mod demo;
 mod dist;
 mod fuzz;
 mod manifests;
@@ -80,6 +81,8 @@ enum Verb {
         /// Where the SVG goes
         svg: std::path::PathBuf,
     },
+    /// Build, then play an outage on this kernel, with `tracer top` beside it; needs root. TRACER_BIN=PATH shows another binary
+    Demo(demo::Options),
     /// Build, then watch an agent under mixed load for a while: memory, loss, errors, figures against the truth;
     /// needs root. TRACER_BIN=PATH watches another binary
     Soak(soak::Options),
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Verb::Dashboard { check } => dashboard::run(check),
         Verb::Btf(wanted) => btf::run(&wanted),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
+        Verb::Demo(options) => demo::run(&options),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {

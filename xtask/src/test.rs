@@ -96,6 +96,14 @@ const UNPACKED: &[Tool] = &[
         program: "serf",
         package: "serf",
     },
+    Tool {
+        program: "etcd",
+        package: "etcd-server",
+    },
+    Tool {
+        program: "etcdctl",
+        package: "etcd-client",
+    },
 ];
 
 /// What `cargo xtask test` takes.
