@@ -196,6 +196,17 @@ impl Gossip {
         members.map(|name| (name, of(name))).collect()
     }
 
+    /// Ground truth: connections to a member on which the others' serf waited in vain for an answer, as it logged
+    /// them.
+    pub fn unanswered(&self, name: &str) -> usize {
+        let from = format!("->{}:{PORT}: i/o timeout", self.member(name).address());
+        let waited = |line: &&str| line.contains("read tcp") && line.ends_with(&from);
+        let others = self.members.iter().filter(|member| member.name != name);
+        others
+            .map(|member| member.log().lines().filter(waited).count())
+            .sum()
+    }
+
     /// Makes a member sick until the guard goes.
     pub fn sicken(&self, name: &str, sickness: Sickness) -> Sick {
         let member = self.member(name);
