@@ -2,6 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::spawn;
+use std::time::Duration;
+
+use crate::wait::check_interrupt;
 
 /// The right to change what the whole host shares; one test at a time has it, over all processes.
 ///
@@ -13,6 +18,8 @@ pub struct HostLock {
 }
 
 const LOCK_PATH: &str = "/run/tracer-tests.lock";
+/// How often a wish to end is looked for.
+const TICK: Duration = Duration::from_millis(50);
 
 impl HostLock {
     /// Waits for the lock.
@@ -25,8 +32,18 @@ impl HostLock {
             .truncate(false)
             .open(LOCK_PATH)
             .unwrap_or_else(|e| panic!("cannot open {LOCK_PATH}: {e}"));
-        file.lock()
-            .unwrap_or_else(|e| panic!("cannot lock {LOCK_PATH}: {e}"));
+        if file.try_lock().is_err() {
+            eprintln!("waiting for {LOCK_PATH}, which another test or demo has");
+            // In the kernel's queue, where nobody overtakes, on a thread: a signal must end the waiting.
+            let (send, locked) = channel();
+            let same = file.try_clone().expect("the file is open");
+            spawn(move || send.send(same.lock()));
+            while let Err(RecvTimeoutError::Timeout) = locked.recv_timeout(TICK).map(|locked| {
+                locked.unwrap_or_else(|e| panic!("cannot lock {LOCK_PATH}: {e}"));
+            }) {
+                check_interrupt();
+            }
+        }
         let mut lock = Self { file };
         lock.restore_after_kill();
         lock

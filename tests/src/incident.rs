@@ -1,6 +1,8 @@
 //! An incident played on the real kernel: what happened when, when tracer named it, and what tracer
 //! printed. Tests assert on it, `cargo xtask demo` shows it, `docs/incidents/` holds one of each.
 
+pub mod dead_endpoint;
+pub mod overflow;
 pub mod page;
 pub mod pods;
 pub mod sick_node;
@@ -76,6 +78,8 @@ pub trait Audience {
     fn caption(&mut self, moment: &Moment);
     /// tracer printed this.
     fn printed(&mut self, printed: &Printed);
+    /// That was it; returns when the audience has seen enough.
+    fn end(&mut self) {}
 }
 
 /// A test's: everything goes to stderr, at once.
@@ -112,8 +116,13 @@ impl std::fmt::Debug for Timeline {
 impl Timeline {
     /// Nothing has happened.
     pub fn new(audience: impl Audience + 'static) -> Self {
+        Self::with(Box::new(audience))
+    }
+
+    /// The same, where the audience is known at run time only.
+    pub fn with(audience: Box<dyn Audience>) -> Self {
         Self {
-            audience: Box::new(audience),
+            audience,
             moments: Vec::new(),
             printed: Vec::new(),
         }
@@ -122,6 +131,11 @@ impl Timeline {
     /// A test's.
     pub fn of_test() -> Self {
         Self::new(Log)
+    }
+
+    /// That was it: whoever watches may look on for as long as all is still there.
+    pub fn linger(&mut self) {
+        self.audience.end();
     }
 
     /// There is an agent to be watched.
@@ -145,19 +159,28 @@ impl Timeline {
 
     /// Runs `tracer ARGUMENTS --agent …`, keeps what it printed and gives it.
     pub fn ask(&mut self, agent: &Agent, arguments: &[&str]) -> String {
+        self.ask_head(agent, arguments, usize::MAX)
+    }
+
+    /// The same, of which only so many lines are kept and given.
+    pub fn ask_head(&mut self, agent: &Agent, arguments: &[&str], lines: usize) -> String {
         let address = agent.address();
         let mut command = tracer();
         command.args(arguments).args(["--agent", &address]);
-        self.show(&format!("tracer {}", arguments.join(" ")), &mut command)
+        let mut shown = format!("tracer {}", arguments.join(" "));
+        if lines < usize::MAX {
+            shown = format!("{shown} | head -{lines}");
+        }
+        self.show(&shown, &mut command, lines)
     }
 
-    /// Runs a command of tracer that asks no agent, keeps what it printed under the name `shown`, and gives it.
-    pub fn show(&mut self, shown: &str, command: &mut Command) -> String {
+    /// Runs a command of tracer, keeps so many lines of what it printed, under the name `shown`, and gives them.
+    pub fn show(&mut self, shown: &str, command: &mut Command, lines: usize) -> String {
         let ended = run(command, Duration::from_secs(10));
         assert!(ended.status.success(), "{command:?}: {ended:#?}");
         let printed = Printed {
             command: shown.to_owned(),
-            output: ended.stdout,
+            output: ended.stdout.split_inclusive('\n').take(lines).collect(),
         };
         self.audience.printed(&printed);
         self.printed.push(printed.clone());

@@ -20,6 +20,15 @@ pub struct Unseen {
     instance: PathBuf,
 }
 
+/// One occurrence.
+#[derive(Clone, Debug)]
+pub struct Traced {
+    /// As ftrace prints it.
+    pub line: String,
+    /// A thread of process 1 was current: no BPF program saw it.
+    pub unseen: bool,
+}
+
 impl Unseen {
     /// Watches tracepoints, each `group/name` as in tracefs, with a filter. One that this kernel has not
     /// is left out: no program of tracer's can be there either.
@@ -49,6 +58,12 @@ impl Unseen {
 
     /// How many there were so far while a thread of process 1 was current.
     pub fn count(&self) -> u64 {
+        let unseen = |traced: &&Traced| traced.unseen;
+        self.all().iter().filter(unseen).count() as u64
+    }
+
+    /// All of them so far.
+    pub fn all(&self) -> Vec<Traced> {
         for entry in fs::read_dir(self.instance.join("per_cpu")).expect("the instance is there") {
             let path = entry.expect("the folder can be read").path().join("stats");
             let text = fs::read_to_string(path).expect("the statistics can be read");
@@ -64,9 +79,14 @@ impl Unseen {
         let trace = fs::read(self.instance.join("trace")).expect("the trace can be read");
         String::from_utf8_lossy(&trace)
             .lines()
-            .filter_map(thread)
-            .filter(|thread| threads.iter().any(|one| one == thread))
-            .count() as u64
+            .filter_map(|line| {
+                let thread = thread(line)?;
+                Some(Traced {
+                    line: line.to_owned(),
+                    unseen: threads.iter().any(|one| one == thread),
+                })
+            })
+            .collect()
     }
 
     fn set(&self, file: &str, value: &str) {

@@ -6,6 +6,7 @@ mod btf;
 mod build;
 mod cluster;
 mod dashboard;
+mod demo;
 mod dist;
 mod manifests;
 mod object;
@@ -76,6 +77,8 @@ enum Verb {
         /// Where the SVG goes
         svg: std::path::PathBuf,
     },
+    /// Build, then play an outage on this kernel, with `tracer top` beside it; needs root. TRACER_BIN=PATH shows another binary
+    Demo(demo::Options),
     /// Build, then measure what tracer costs on this kernel; needs root. TRACER_BIN=PATH measures another binary
     Bench {
         #[arg(default_value = "dns")]
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Verb::Dashboard { check } => dashboard::run(check),
         Verb::Btf(wanted) => btf::run(&wanted),
         Verb::Picture { pane, svg } => picture::run(&pane, &svg),
+        Verb::Demo(options) => demo::run(&options),
         Verb::Bench { subject, output } => bench::run(subject, output),
     };
     match done {

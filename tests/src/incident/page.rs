@@ -12,16 +12,21 @@ fn path(name: &str) -> PathBuf {
     root.join(name).with_extension("md")
 }
 
+/// [`renew_part`] of a page that has one timeline.
+pub fn renew(name: &str, timeline: &Timeline, commands: &[&str]) {
+    renew_part(name, "timeline", timeline, commands);
+}
+
 /// With `UPDATE=1` writes the timeline and what tracer printed into the incident's page, between
-/// `<!-- timeline -->` or `<!-- COMMAND -->` (such as `<!-- tracer why -->`) and the next
+/// `<!-- TITLE -->` (the timeline's) or `<!-- COMMAND -->` (such as `<!-- tracer why -->`) and the next
 /// `<!-- end -->`. Else, and after that too, panics if the page lacks a place that it should have.
 ///
 /// Names of the lab's namespaces hold process ids; pages get what was printed, word for word.
-pub fn renew(name: &str, timeline: &Timeline, commands: &[&str]) {
+pub fn renew_part(name: &str, title: &str, timeline: &Timeline, commands: &[&str]) {
     let path = path(name);
     let mut page =
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-    page = replaced(&page, "timeline", &timeline.markdown());
+    page = replaced(&page, title, &timeline.markdown());
     for command in commands {
         let output = timeline
             .output(command)

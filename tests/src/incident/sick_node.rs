@@ -200,6 +200,7 @@ pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
     timeline.show(
         &format!("tracer top --prometheus {prometheus} --once"),
         &mut scene.top(&[]),
+        usize::MAX,
     );
     timeline.ask(scene.agent(SICK), &["why"]);
     let alerts = eventually(Duration::from_mins(2), || {

@@ -66,6 +66,9 @@ impl When {
     }
 }
 
+/// Between a pod's end and the moment from which a weaker source names what is left of it.
+const OUTLIVES: Duration = Duration::from_secs(2);
+
 /// Who had an address last, or has it.
 #[derive(Clone, Debug, Default)]
 pub struct Tenant {
@@ -75,6 +78,19 @@ pub struct Tenant {
     pub noticed: Option<Instant>,
     /// Since when nobody has it; `None`: the owner still has it.
     pub until: Option<Instant>,
+}
+
+impl Tenant {
+    /// The network namespace of a pod outlives it by a moment, in which a weaker source still names it:
+    /// was that all of this tenancy, which is over?
+    fn continues(&self, pod: &Self) -> bool {
+        let at_once = |pod_went: Instant| {
+            let noticed = self.noticed?;
+            let gap = noticed.saturating_duration_since(pod_went);
+            Some(gap.max(pod_went.saturating_duration_since(noticed)) < OUTLIVES)
+        };
+        self.until.is_some() && pod.until.and_then(at_once) == Some(true)
+    }
 }
 
 /// What a source says of one pod.
@@ -438,11 +454,13 @@ impl Resolver {
 
     /// Who of this node had an address last, or has it.
     pub fn tenant(&self, address: &IpAddr) -> Tenant {
-        let tenant = self.join.tenant(address);
-        if tenant.owner.is_some() {
-            return tenant;
+        let last = self.join.tenant(address);
+        let went = self.gone.tenant(address);
+        let was_the_pods = || last.continues(&went);
+        match &last.owner {
+            Some(owner) if owner.is_pod() || !was_the_pods() => last,
+            _ => went,
         }
-        self.gone.tenant(address)
     }
 
     /// Addresses of this node's pods that went lately, and who had them last.

@@ -1,10 +1,12 @@
 //! TCP connections: destinations where nobody is, and other failures.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::{Finding, Weight, figures, pod_flag, since, window};
 use crate::export::snapshot::{DeadEndpoint, Pod};
-use crate::why::evidence::{Facts, most_common};
+use crate::why::evidence::{Facts, most_common, ranked};
 use crate::why::words::{count, counted, moment, name, share};
 
 /// Results of a connection attempt that failed, and what each means.
@@ -85,6 +87,59 @@ fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
         ),
         unknown,
     }
+}
+
+/// Established connections whose other end has fallen silent: it vanished, or takes requests and
+/// answers none.
+pub(super) fn silent_peer(facts: &Facts) -> Vec<Finding> {
+    let recent = facts.recent("connect_failure", "silent");
+    let mut found: Vec<Finding> = ranked(&recent, |f| f.towards.as_deref())
+        .into_iter()
+        .take(TOLD)
+        .map(|(towards, times)| {
+            let of = || {
+                recent
+                    .iter()
+                    .filter(|f| f.towards.as_deref() == Some(towards))
+            };
+            let pods: BTreeSet<String> =
+                of().map(|f| format!("{}/{}", f.namespace, f.pod)).collect();
+            let first = of().next().map(|f| f.time.clone());
+            let whose = match (pods.first(), pods.len()) {
+                (Some(pod), 1) => pod.clone(),
+                (_, pods) => counted(pods as u64, "pod", "pods"),
+            };
+            let since = first.as_deref().map_or_else(String::new, |first| {
+                format!(" since {}", moment(first, &facts.snapshot.time))
+            });
+            Finding {
+                rule: "silent-peer",
+                weight: Weight::Elsewhere,
+                share: 0.0,
+                sentence: format!(
+                    "{towards} does not answer on connections of {whose} that are established \
+                     ({} {}{since}): it is cut off, or takes requests and answers none",
+                    counted(times as u64, "time", "times"),
+                    window(facts),
+                ),
+                since: first,
+                figures: figures([
+                    ("destination", json!(towards)),
+                    ("recorded", json!(times)),
+                    ("pods", json!(pods)),
+                ]),
+                next: format!(
+                    "tracer events --since 5m --kind connect_failure{}",
+                    pod_flag(facts)
+                ),
+                unknown: Some(format!(
+                    "whether {towards} hangs, is gone, or the way to it is cut: look at its node"
+                )),
+            }
+        })
+        .collect();
+    found.sort_by_key(|f| std::cmp::Reverse(f.figures["recorded"].as_u64()));
+    found
 }
 
 /// Connection attempts fail, and no dead endpoint explains them.

@@ -112,6 +112,21 @@ pub(super) fn killed_elsewhere(facts: &Facts) -> Vec<Finding> {
         .into_iter()
         .filter_map(|(cause, means, unknown)| {
             let episode = facts.active("dns", cause)?;
+            // All network namespaces of the node share the table: who has no room in it for the one who
+            // asks does not answer him.
+            let node = Facts {
+                pod: None,
+                ..*facts
+            };
+            let full = ["ipv4_table_full", "ipv6_table_full"]
+                .iter()
+                .any(|cause| node.active("neighbour", cause).is_some());
+            let means = if cause == "neighbour_unresolved" && full {
+                "the next host on the way to the server does not answer ARP or neighbour \
+                 discovery, as no host on this node can whose entry for the asker is refused"
+            } else {
+                means
+            };
             Some(Finding {
                 rule: "dns-killed-elsewhere",
                 weight: Weight::Elsewhere,

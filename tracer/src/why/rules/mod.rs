@@ -57,7 +57,7 @@ pub struct Finding {
 type Rule = fn(&Facts) -> Vec<Finding>;
 
 /// All rules, by name; the first of two that weigh the same stands above.
-pub const RULES: [(&str, Rule); 11] = [
+pub const RULES: [(&str, Rule); 12] = [
     ("table-full", neighbour::table_full),
     ("conntrack-full", sockets::conntrack_full),
     ("table-thrashes", neighbour::table_thrashes),
@@ -65,6 +65,7 @@ pub const RULES: [(&str, Rule); 11] = [
     ("dns-killed-here", dns::killed_here),
     ("receive-buffer-full", sockets::receive_buffer_full),
     ("dead-endpoint", connect::dead_endpoint),
+    ("silent-peer", connect::silent_peer),
     ("dns-killed-elsewhere", dns::killed_elsewhere),
     ("connects-fail", connect::connects_fail),
     ("server-does-not-answer", sockets::server_does_not_answer),

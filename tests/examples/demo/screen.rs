@@ -1,0 +1,185 @@
+//! For a terminal: `tracer top` above, captions below, by tmux.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio, id};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tests::incident::{Audience, Moment, Printed, Stage};
+use tests::process::{check, tracer_path};
+use tests::wait::check_interrupt;
+
+/// A caption is to be read.
+const READ: Duration = Duration::from_secs(2);
+/// The verdict too.
+const READ_VERDICT: Duration = Duration::from_secs(8);
+
+/// The terminal.
+#[derive(Debug)]
+pub struct Screen {
+    interrupt: Arc<AtomicBool>,
+    begun: Option<Instant>,
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    socket: String,
+    captions: File,
+    /// Ends when the user has left.
+    attached: Option<JoinHandle<()>>,
+    over: Arc<AtomicBool>,
+    _folder: TempDir,
+}
+
+impl Screen {
+    /// Nothing to be seen yet; whoever leaves it wants all to end.
+    pub fn new(interrupt: Arc<AtomicBool>) -> Self {
+        Self {
+            interrupt,
+            begun: None,
+            shown: None,
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        match &mut self.shown {
+            // A caption that cannot be written is not worth the play.
+            Some(shown) => drop(writeln!(shown.captions, "{text}")),
+            None => println!("{text}"),
+        }
+    }
+}
+
+impl Audience for Screen {
+    fn agent(&mut self, address: &str) {
+        self.shown = Some(Shown::open(address, &self.interrupt));
+    }
+
+    fn caption(&mut self, moment: &Moment) {
+        let begun = *self.begun.get_or_insert(moment.at);
+        let seconds = moment.at.saturating_duration_since(begun).as_secs_f64();
+        let label = moment.stage.label();
+        // Bold, where it is a stage.
+        let label = if label.is_empty() {
+            String::new()
+        } else {
+            format!("\x1b[1m{label}:\x1b[0m ")
+        };
+        self.say(&format!("{seconds:>6.1} s  {label}{}", moment.text));
+        if self.shown.is_some() && !matches!(moment.stage, Stage::Failure | Stage::Named) {
+            wait(READ);
+        }
+    }
+
+    fn printed(&mut self, printed: &Printed) {
+        // `top` is on the screen already, where it is that of one agent.
+        if self.shown.is_none() || !printed.command.starts_with("tracer top") {
+            self.say(&format!(
+                "\n\x1b[1m$ {}\x1b[0m\n{}\n",
+                printed.command,
+                printed.output.trim_end()
+            ));
+            wait(READ_VERDICT);
+        }
+    }
+
+    fn end(&mut self) {
+        self.say("\nThat was it. \x1b[1mq\x1b[0m leaves; then all that the demo made is removed.");
+        if let Some(shown) = &mut self.shown {
+            shown.over.store(true, Ordering::Relaxed);
+            if let Some(attached) = shown.attached.take() {
+                // It does not panic.
+                let _ = attached.join();
+            }
+        }
+    }
+}
+
+fn wait(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        check_interrupt();
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn tmux(socket: &str) -> Command {
+    let mut tmux = Command::new("tmux");
+    // The user's own tmux, and what he has set there, are none of ours.
+    tmux.args(["-L", socket, "-f", "/dev/null"])
+        .env_remove("TMUX");
+    tmux
+}
+
+impl Shown {
+    fn open(address: &str, interrupt: &Arc<AtomicBool>) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folders can be made");
+        let path = folder.path().join("captions");
+        let captions = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .expect("files can be made");
+        let socket = format!("tracer-demo-{}", id());
+        // Whichever of the two is left, all of it is.
+        let leave = format!("tmux -L {socket} kill-server");
+        let top = format!("{} top --agent {address}; {leave}", tracer_path().display());
+        let read = format!("tail -n +1 -f {}; {leave}", path.display());
+        check(tmux(&socket).args(["new-session", "-d", "-x", "200", "-y", "60", &top]));
+        check(tmux(&socket).args(["split-window", "-v", "-l", "40%", &read]));
+        check(tmux(&socket).args(["select-pane", "-t", "0"]));
+        let hint = " tracer demo: above `tracer top`, below what happens; q or Ctrl-C ends it ";
+        for (option, value) in [
+            ("status-left-length", "100"),
+            ("status-left", hint),
+            ("status-right", ""),
+        ] {
+            check(tmux(&socket).args(["set-option", "-g", option, value]));
+        }
+        check(tmux(&socket).args(["set-option", "-g", "window-status-current-format", ""]));
+        let child = tmux(&socket)
+            .arg("attach-session")
+            .stdin(Stdio::inherit())
+            .spawn()
+            .expect("tmux runs");
+        let over = Arc::new(AtomicBool::new(false));
+        let attached = watch(child, Arc::clone(&over), Arc::clone(interrupt));
+        Self {
+            socket,
+            captions,
+            attached: Some(attached),
+            over,
+            _folder: folder,
+        }
+    }
+}
+
+/// Whoever leaves before the end wants it to end.
+fn watch(mut child: Child, over: Arc<AtomicBool>, interrupt: Arc<AtomicBool>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        // An error means that nobody is there.
+        let _ = child.wait();
+        if !over.load(Ordering::Relaxed) {
+            interrupt.store(true, Ordering::Relaxed);
+        }
+    })
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // The user may have ended it.
+        let _ = tmux(&self.socket)
+            .arg("kill-server")
+            .stderr(Stdio::null())
+            .status();
+        if let Some(attached) = self.attached.take() {
+            let _ = attached.join();
+        }
+    }
+}
