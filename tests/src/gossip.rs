@@ -18,8 +18,9 @@ use crate::wait::{ensure, eventually};
 
 /// Package and program.
 const SERF: &str = "serf";
-/// Members on UDP and TCP, by serf's own default.
-pub const PORT: u16 = 7946;
+/// Each node is in two clusters, as Consul's servers are: one of the site, one of all sites. Their ports on UDP and
+/// TCP, and those of the command line.
+const POOLS: [(u16, u16); 2] = [(7946, 7373), (7947, 7374)];
 
 /// How a node is sick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl Sickness {
     }
 }
 
-/// One node: a namespace, and a cgroup with all its processes, which is serf.
+/// One node: a namespace, and a cgroup with all its processes, which are serfs.
 #[derive(Debug)]
 pub struct Member {
     /// Its name, in serf and to tracer.
@@ -73,9 +74,8 @@ pub struct Member {
     /// Its namespace.
     pub netns: Arc<Netns>,
     number: u8,
-    serf: Reaped,
-    said: Collected,
-    // After the process, which must be gone when it goes.
+    serfs: [(Reaped, Collected); POOLS.len()],
+    // After the processes, which must be gone when it goes.
     cgroup: Cgroup,
 }
 
@@ -94,27 +94,29 @@ impl Member {
             "link set {name} master gossip\nlink set {name} up"
         ));
         let cgroup = Cgroup::make(&name);
-        let mut serf = netns.run(|| {
-            Command::new(unpacked::program(SERF, SERF))
-                .args(["agent", "-log-level=debug", "-rpc-addr=127.0.0.1:7373"])
-                .arg(format!("-node={name}"))
-                .arg(format!("-bind={}:{PORT}", address(number)))
-                .args(["-retry-interval=1s", &format!("-retry-join={}", address(1))])
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("serf runs")
+        let serfs = POOLS.map(|(port, command_port)| {
+            let mut serf = netns.run(|| {
+                Command::new(unpacked::program(SERF, SERF))
+                    .args(["agent", "-log-level=debug", "-retry-interval=1s"])
+                    .arg(format!("-rpc-addr=127.0.0.1:{command_port}"))
+                    .arg(format!("-node={name}"))
+                    .arg(format!("-bind={}:{port}", address(number)))
+                    .arg(format!("-retry-join={}:{port}", address(1)))
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("serf runs")
+            });
+            let said = collect(serf.stdout.take().expect("stdout is piped"));
+            cgroup.take_in(serf.id());
+            (Reaped(serf), said)
         });
-        let said = collect(serf.stdout.take().expect("stdout is piped"));
-        let serf = Reaped(serf);
-        cgroup.take_in(serf.0.id());
         Self {
             name,
             netns,
             number,
-            serf,
-            said,
+            serfs,
             cgroup,
         }
     }
@@ -124,21 +126,28 @@ impl Member {
         address(self.number)
     }
 
-    /// What its serf has logged.
+    /// What its serfs have logged, one behind the other.
     pub fn log(&self) -> String {
-        self.said.text()
+        self.serfs.iter().map(|(_, said)| said.text()).collect()
     }
 
-    /// How often its serf suspected a member, as it logged it.
+    /// How often its serfs suspected a member, as they logged it.
     pub fn suspected(&self, member: &str) -> usize {
         let line = format!("memberlist: Suspect {member} has failed");
         self.log().lines().filter(|l| l.contains(&line)).count()
     }
 
-    /// Does its serf run?
-    fn ensure_runs(&mut self) {
-        let ended = self.serf.0.try_wait().expect("child can be waited for");
-        assert!(ended.is_none(), "serf ended ({ended:?}): {}", self.log());
+    /// Do its serfs run, and has each seen so many members?
+    fn check(&mut self, nodes: usize) -> Result<(), String> {
+        for (serf, said) in &mut self.serfs {
+            let ended = serf.0.try_wait().expect("child can be waited for");
+            assert!(ended.is_none(), "serf ended ({ended:?}): {}", said.text());
+            let joined = said.text().matches("EventMemberJoin: ").count();
+            ensure(joined >= nodes, || {
+                format!("{} knows {joined} of {nodes}: {}", self.name, said.text())
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -163,19 +172,10 @@ impl Gossip {
             .ip_batch("link add gossip type bridge\nlink set gossip up");
         let members = (1..=nodes).map(|n| Member::start(&lab, n)).collect();
         let mut gossip = Self { members, _lab: lab };
-        eventually(Duration::from_secs(30), || {
-            for member in &mut gossip.members {
-                member.ensure_runs();
-                let joined = member.log().matches("EventMemberJoin: ").count();
-                ensure(joined >= usize::from(nodes), || {
-                    format!(
-                        "{} knows {joined} of {nodes}: {}",
-                        member.name,
-                        member.log()
-                    )
-                })?;
-            }
-            Ok::<(), String>(())
+        // What gossip has lost comes with the next exchange of everything, each 30 s.
+        eventually(Duration::from_secs(75), || {
+            let mut members = gossip.members.iter_mut();
+            members.try_for_each(|member| member.check(nodes.into()))
         });
         gossip
     }
@@ -194,6 +194,18 @@ impl Gossip {
         };
         let members = self.members.iter().map(|member| member.name.as_str());
         members.map(|name| (name, of(name))).collect()
+    }
+
+    /// Ground truth: connections to a member on which the others' serf waited in vain for an answer, as it logged
+    /// them.
+    pub fn unanswered(&self, name: &str) -> usize {
+        let to = format!("->{}:", self.member(name).address());
+        let words = ["read tcp", &to, "i/o timeout"];
+        let waited = |line: &&str| words.iter().all(|word| line.contains(word));
+        let others = self.members.iter().filter(|member| member.name != name);
+        others
+            .map(|member| member.log().lines().filter(waited).count())
+            .sum()
     }
 
     /// Makes a member sick until the guard goes.

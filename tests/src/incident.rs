@@ -164,21 +164,18 @@ impl Timeline {
 
     /// The same, of which only so many lines are kept and given.
     pub fn ask_head(&mut self, agent: &Agent, arguments: &[&str], lines: usize) -> String {
+        let address = agent.address();
         let mut command = tracer();
-        command.args(arguments).args(["--agent", &agent.address()]);
+        command.args(arguments).args(["--agent", &address]);
         let mut shown = format!("tracer {}", arguments.join(" "));
         if lines < usize::MAX {
             shown = format!("{shown} | head -{lines}");
         }
-        self.show_head(&shown, &mut command, lines)
+        self.show(&shown, &mut command, lines)
     }
 
-    /// Runs a command of tracer that asks no agent, keeps what it printed under the name `shown`, and gives it.
-    pub fn show(&mut self, shown: &str, command: &mut Command) -> String {
-        self.show_head(shown, command, usize::MAX)
-    }
-
-    fn show_head(&mut self, shown: &str, command: &mut Command, lines: usize) -> String {
+    /// Runs a command of tracer, keeps so many lines of what it printed, under the name `shown`, and gives them.
+    pub fn show(&mut self, shown: &str, command: &mut Command, lines: usize) -> String {
         let ended = run(command, Duration::from_secs(10));
         assert!(ended.status.success(), "{command:?}: {ended:#?}");
         let printed = Printed {

@@ -37,15 +37,15 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-/// What one incident needs besides; unpacked, for their packages start daemons.
-const GOSSIP: &[Tool] = &[
-    Tool {
-        program: "serf",
-        package: "serf",
-    },
+/// The same for a cluster, of packages that would start a daemon if they were installed.
+const UNPACKED: &[Tool] = &[
     Tool {
         program: "prometheus",
         package: "prometheus",
+    },
+    Tool {
+        program: "serf",
+        package: "serf",
     },
 ];
 
@@ -67,7 +67,7 @@ enum Incident {
     Overflow,
     /// Pods are replaced, and their clients go on calling the dead
     DeadEndpoint,
-    /// One node of a gossip cluster starves, and all others complain
+    /// A gossip cluster flaps because one of its nodes stands still again and again
     SickNode,
 }
 
@@ -102,10 +102,10 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.yes {
         ask(options.incident)?;
     }
-    let toolchain = setup::ensure(TOOLS)?;
     if matches!(options.incident, Incident::SickNode) {
-        setup::unpacked::ensure(GOSSIP)?;
+        setup::unpacked::ensure(UNPACKED)?;
     }
+    let toolchain = setup::ensure(TOOLS)?;
     let mut cargo = sh::cargo();
     cargo.args([
         "build",

@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tests::gossip::Sickness;
-use tests::incident::sick_node::{self, SickNode};
-use tests::incident::{Audience, Timeline, dead_endpoint, overflow};
+use tests::incident::{Audience, Timeline, dead_endpoint, overflow, sick_node};
 use tests::wait::{Interrupted, end_on};
 
 use crate::plain::Plain;
@@ -28,16 +26,8 @@ type Play = fn(&mut Timeline);
 const PLAYS: [(&str, Play); 3] = [
     ("overflow", overflow::play),
     ("dead-endpoint", dead_endpoint::play),
-    ("sick-node", one_sick_node),
+    ("sick-node", sick_node::play),
 ];
-
-/// `top` shows the agent of a node that is well, and to which the sick one is a peer.
-fn one_sick_node(timeline: &mut Timeline) {
-    let scene = SickNode::start();
-    timeline.watch(scene.agent("n1"));
-    sick_node::play(timeline, &scene, Sickness::Starved);
-    timeline.linger();
-}
 
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;

@@ -77,8 +77,8 @@ impl Audience for Screen {
     }
 
     fn printed(&mut self, printed: &Printed) {
-        // `top` is on the screen already.
-        if !printed.command.starts_with("tracer top") {
+        // `top` is on the screen already, where it is that of one agent.
+        if self.shown.is_none() || !printed.command.starts_with("tracer top") {
             self.say(&format!(
                 "\n\x1b[1m$ {}\x1b[0m\n{}\n",
                 printed.command,

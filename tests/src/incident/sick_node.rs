@@ -20,6 +20,7 @@ use crate::kubernetes::repository;
 use crate::process::{run, tracer};
 use crate::prometheus::{Prometheus, Sample};
 use crate::standin_apiserver::StandinApiserver;
+use crate::tcp::truth::PEERS;
 use crate::wait::{check_interrupt, ensure, eventually, patient};
 
 /// Nodes of the cluster.
@@ -119,6 +120,13 @@ impl SickNode {
             .collect()
     }
 
+    /// What all agents together count as unanswered by a node.
+    pub fn unanswered(&self, node: &str) -> usize {
+        let labels = [("peer", node), ("kind", "unanswered")];
+        let of = |agent: &Agent| agent.metrics().count(PEERS, &labels);
+        usize::try_from(self.agents.iter().map(of).sum::<u64>()).expect("it is no more than that")
+    }
+
     /// Alerts that name a node, firing or about to.
     pub fn alerts(&self) -> Vec<Sample> {
         self.prometheus.query(ALERTS)
@@ -136,8 +144,19 @@ fn in_short(nodes: &[Value]) -> String {
     lines.collect()
 }
 
-/// Plays it: all are well; [`SICK`] gets sick; tracer names it, and nobody else.
-pub fn play(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
+/// Plays it to its end, for somebody who watches: a node that stands still again and again.
+pub fn play(timeline: &mut Timeline) {
+    timeline.now(
+        Stage::Step,
+        format!("{NODES} nodes are made, each with serf and an agent; that takes half a minute"),
+    );
+    let scene = SickNode::start();
+    fall_ill(timeline, &scene, Sickness::Paused);
+    timeline.linger();
+}
+
+/// All are well; [`SICK`] gets sick; tracer names it, and nobody else.
+pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
     let gossip = &scene.gossip;
     eventually(SOON, || {
         let nodes = scene.nodes();
@@ -182,6 +201,7 @@ pub fn play(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
     timeline.show(
         &format!("tracer top --prometheus {prometheus} --once"),
         &mut scene.top(&[]),
+        usize::MAX,
     );
     timeline.ask(scene.agent(SICK), &["why"]);
     let alerts = eventually(Duration::from_mins(2), || {

@@ -103,12 +103,6 @@ fn is_over(value: &DestinationValue) -> bool {
     value.redirected != 0 && age >= Duration::from_nanos(REDIRECTED_NS)
 }
 
-/// The moment of a `CLOCK_MONOTONIC` time.
-fn moment_of(ktime_ns: u64, now: Instant) -> Instant {
-    let age = kernel::monotonic().saturating_sub(Duration::from_nanos(ktime_ns));
-    now.checked_sub(age).unwrap_or(now)
-}
-
 impl Dead {
     /// Takes a reading over. `owner` names a client, once it is decided; `tenant` says who has an
     /// address.
@@ -136,7 +130,7 @@ impl Dead {
         for (silence, (sum, first_ns)) in &failed {
             let (destination, then) = silence;
             let row = self.rows.entry(*silence).or_insert_with(|| Row {
-                since: moment_of(*first_ns, now),
+                since: moment::from_ns(*first_ns),
                 forgiven: 0,
             });
             if sum.saturating_sub(row.forgiven) < IN_A_ROW {
@@ -145,11 +139,12 @@ impl Dead {
             let value = present.get(destination);
             if value.is_some_and(|value| value.answered == *then && !is_over(value)) {
                 let tenant = tenant(address(destination.family, destination.address));
-                let is_anew = tenant.until.is_none()
-                    && tenant.noticed.is_some_and(|noticed| noticed > row.since);
-                if is_anew {
+                let anew = tenant
+                    .noticed
+                    .filter(|noticed| tenant.until.is_none() && *noticed > row.since);
+                if let Some(noticed) = anew {
                     row.forgiven = *sum;
-                    row.since = now;
+                    row.since = now.max(noticed);
                     continue;
                 }
                 self.list.push(DeadEndpoint {
