@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use crate::events::Events;
 use crate::http::{self, Response};
 use crate::metrics::Metrics;
-use crate::process::{Collected, Ended, Reaped, collect, run, tracer_path, without_settings};
+use crate::process::{
+    Collected, Ended, Reaped, collect, run, tracer, tracer_path, without_settings,
+};
 use crate::wait::{eventually, patient};
 
 /// A running agent; killed on drop.
@@ -127,6 +129,15 @@ impl Agent {
         let response = self.http("GET", "/metrics");
         assert_eq!(response.status, 200, "{}", response.body);
         Metrics::parse(&response.body)
+    }
+
+    /// What `tracer why` says of the node, or of a pod, as `NAMESPACE/POD`.
+    pub fn why(&self, pod: Option<&str>) -> Value {
+        let mut command = tracer();
+        command.args(["why", "--output", "json", "--agent", &self.address()]);
+        let ended = run(command.args(pod), Duration::from_secs(10));
+        assert!(ended.status.success(), "{ended:#?}");
+        serde_json::from_str(&ended.stdout).expect("the verdict is JSON")
     }
 
     /// `/api/v1/snapshot`.

@@ -5,14 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
 use tests::events::Event;
 use tests::incident::dead_endpoint::DeadEndpoint;
 use tests::incident::dead_endpoint::control::{API, Answering, Asking, Etcd, PEERS};
 use tests::incident::dead_endpoint::street::{Street, port};
 use tests::incident::pods::Pods;
 use tests::incident::{NAMED_WITHIN, Stage, Timeline, page};
-use tests::process::{run, tracer};
 use tests::tcp::truth::{
     DEAD_INFO, PEERS as PEER_FAILURES, POD_CONNECTS, RETRANSMITS, dead_of, last_owner,
 };
@@ -20,14 +18,6 @@ use tests::tcp::{Manner, Server, Tally, kernel};
 use tests::unseen::Unseen;
 use tests::wait::ensure;
 use tests::{Agent, Lab, eventually};
-
-fn why(agent: &Agent, pod: Option<&str>) -> Value {
-    let mut command = tracer();
-    command.args(["why", "--output", "json", "--agent", &agent.address()]);
-    let ended = run(command.args(pod), Duration::from_secs(10));
-    assert!(ended.status.success(), "{ended:#?}");
-    serde_json::from_str(&ended.stdout).expect("the verdict is JSON")
-}
 
 /// Seconds since 1970 of an RFC 3339 time in UTC, by `date`.
 fn seconds(text: &str) -> f64 {
@@ -72,10 +62,10 @@ fn check_nobody_else(scene: &DeadEndpoint) {
             || event.text("destination") == scene.healthy.to_string()
     });
     assert!(failed.is_none(), "{failed:?}");
-    let verdict = why(&scene.agent, Some(&calm.name()));
+    let verdict = scene.agent.why(Some(&calm.name()));
     assert_eq!(verdict["health"], "fine", "{verdict:#}");
     for way in &scene.ways {
-        let verdict = why(&scene.agent, Some(&way.pod.name())).to_string();
+        let verdict = scene.agent.why(Some(&way.pod.name())).to_string();
         let healthy = scene.healthy.to_string();
         assert!(
             !verdict.contains(&healthy),
@@ -119,7 +109,7 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
     let mut scene = DeadEndpoint::new(&node, &mut timeline);
     scene.events.listen(Duration::from_millis(500));
     check_nobody_else(&scene);
-    let healthy = why(&scene.agent, None);
+    let healthy = scene.agent.why(None);
     assert_eq!(healthy["health"], "fine", "{healthy:#}");
 
     scene.deploy(&mut timeline);
@@ -133,7 +123,7 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
     scene.await_results();
     // Each is told in the verdict on its client.
     for way in &scene.ways {
-        let verdict = why(&scene.agent, Some(&way.pod.name()));
+        let verdict = scene.agent.why(Some(&way.pod.name()));
         let finding = &verdict["findings"][0];
         assert_eq!(finding["rule"], "dead-endpoint", "{verdict:#}");
         assert_eq!(
@@ -279,7 +269,7 @@ fn a_member_of_etcd_that_is_cut_off_is_named_by_the_others() {
         let peer = lost.ip().to_string();
         let again = metrics.count(PEER_FAILURES, &[("peer", &peer), ("kind", "retransmit")]);
         ensure(again > 0, || format!("nothing sent again to {peer}"))?;
-        let verdict = why(&agent, Some("kube-system/etcd-0"));
+        let verdict = agent.why(Some("kube-system/etcd-0"));
         ensure(verdict.to_string().contains(&to), || format!("{verdict:#}"))
     });
     timeline.now(
@@ -358,14 +348,14 @@ fn a_server_that_accepts_and_never_answers_is_named() {
         let shown = agent.metrics().count(SILENT, &waits.listed.labels());
         ensure(shown == 1, || format!("{shown} silent connections"))
     });
-    let verdict = why(&agent, Some("kube-system/controllers-0"));
+    let verdict = agent.why(Some("kube-system/controllers-0"));
     assert_eq!(verdict["findings"][0]["rule"], "silent-peer", "{verdict:#}");
     assert_eq!(
         verdict["findings"][0]["figures"]["destination"], to,
         "{verdict:#}"
     );
     timeline.ask(&agent, &["why", "kube-system/controllers-0"]);
-    let fine = why(&agent, Some("kube-system/scheduler-0"));
+    let fine = agent.why(Some("kube-system/scheduler-0"));
     assert_eq!(fine["health"], "fine", "{fine:#}");
 
     // A restart.

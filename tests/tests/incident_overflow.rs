@@ -22,14 +22,6 @@ const FAILURES: &str = "tracer_pod_dns_failures_total";
 /// The agent's window.
 const WINDOW: Duration = Duration::from_secs(20);
 
-fn why(scene: &Overflow, pod: Option<&str>) -> Value {
-    let mut command = tracer();
-    command.args(["why", "--output", "json", "--agent", &scene.agent.address()]);
-    let ended = run(command.args(pod), Duration::from_secs(10));
-    assert!(ended.status.success(), "{ended:#?}");
-    serde_json::from_str(&ended.stdout).expect("the verdict is JSON")
-}
-
 fn count(metrics: &Metrics, name: &str, one: &Resident, more: &[(&str, &str)]) -> u64 {
     metrics.count(name, &[&one.listed.labels()[..], more].concat())
 }
@@ -192,7 +184,7 @@ fn check_holders(scene: &Overflow) {
             most(shown.iter().map(|one| one.0.clone()).collect()),
         );
         ensure(saw == says, || format!("{says:?} hold most, not {saw:?}"))?;
-        let verdict = why(scene, None);
+        let verdict = scene.agent.why(None);
         let top = verdict["findings"][0]["figures"]["top_holder"].as_str();
         ensure(top.is_some_and(|top| saw.contains(top)), || {
             format!("not one of {saw:?}: {verdict:#}")
@@ -248,7 +240,7 @@ fn check_calm(scene: &Overflow) {
             .sum();
         let refused = count(&metrics, POD_CREATES, calm, &FULL);
         assert!(failed == 0.0 && refused == 0, "{}", calm.name());
-        let verdict = why(scene, Some(&calm.name()));
+        let verdict = scene.agent.why(Some(&calm.name()));
         assert_eq!(verdict["health"], "fine", "{verdict:#}");
     }
     let accused = scene.events.seen.iter().find(|event| {
@@ -278,7 +270,7 @@ fn pods_arrive_until_the_table_is_full_and_the_advice_ends_it() {
     scene.ask(&mut timeline);
     check_ratio(&scene);
     check_holders(&scene);
-    let verdict = why(&scene, None);
+    let verdict = scene.agent.why(None);
     assert_eq!(verdict["health"], "sick", "{verdict:#}");
     assert_eq!(verdict["findings"][0]["rule"], "table-full", "{verdict:#}");
 

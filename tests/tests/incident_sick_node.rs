@@ -13,6 +13,7 @@ fn the_sick_node_is_named(sickness: Sickness) {
     let mut timeline = Timeline::of_test();
     fall_ill(&mut timeline, &scene, sickness);
     let took = timeline.assert_named();
+    let blamed = scene.blamed();
     // Ground truth: it is whom the others' serf suspects.
     let suspicions = scene.gossip.suspicions();
     let most = suspicions.iter().max_by_key(|(_, n)| *n).expect("members");
@@ -26,6 +27,8 @@ fn the_sick_node_is_named(sickness: Sickness) {
             ensure(shown == waited, || format!("{shown}, serf says {waited}")).map(|()| waited)
         });
         assert!(waited >= 10, "the lab failed: {waited}");
+        let sick = scene.gossip.member(SICK).address();
+        assert!(blamed.iter().eq([&sick]), "{blamed:?}");
     }
     // Nobody else is accused, by then or later.
     assert_eq!(scene.odd(), [SICK], "{timeline:?}");

@@ -125,8 +125,8 @@ fn who_scrapes_at_the_same_time_gets_the_same_exposition() {
             .collect()
     });
     // Each exposition tells the agent's CPU time and the age of its sources, so no two are alike. A
-    // reading serves for 100 ms.
-    let readings = 1 + begun.elapsed().as_millis() as usize / 100;
+    // reading serves for 100 ms, and one of before serves the first.
+    let readings = 2 + begun.elapsed().as_millis() as usize / 100;
     assert!(
         bodies.len() <= readings && readings < SCRAPERS,
         "{} expositions of at most {readings} readings",

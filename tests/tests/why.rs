@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tests::dns::{A, Client, Lookup, Server};
 use tests::nft::Rules;
 use tests::overflow::{LIMITS, Overflow};
@@ -11,14 +10,6 @@ use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Thresholds, eventually};
 
 const LIMIT: Duration = Duration::from_secs(10);
-
-fn why(agent: &Agent, pod: Option<&str>) -> Value {
-    let mut command = tracer();
-    command.args(["why", "--output", "json", "--agent", &agent.address()]);
-    let ended = run(command.args(pod), LIMIT);
-    assert!(ended.status.success(), "{ended:#?}");
-    serde_json::from_str(&ended.stdout).expect("the verdict is JSON")
-}
 
 fn text(agent: &Agent, pod: Option<&str>) -> String {
     let mut command = tracer();
@@ -47,7 +38,7 @@ fn record(agent: &Agent, name: &str) {
 fn an_overflow_is_named_with_figures_and_the_command_that_ends_it() {
     let mut lab = Lab::new();
     let scene = Overflow::new(&lab, &[]);
-    let healthy = why(&scene.agent, None);
+    let healthy = scene.agent.why(None);
     assert_eq!(healthy["health"], "fine", "{healthy:#}");
     assert_eq!(healthy["findings"], serde_json::json!([]), "{healthy:#}");
     let said = text(&scene.agent, None);
@@ -58,7 +49,7 @@ fn an_overflow_is_named_with_figures_and_the_command_that_ends_it() {
     let (lost, refused) = scene.strike();
     let all_lost = lost[0] + lost[1];
     let verdict = eventually(Duration::from_secs(10), || {
-        let verdict = why(&scene.agent, None);
+        let verdict = scene.agent.why(None);
         let figures = &verdict["findings"][0]["figures"];
         let right = figures["lookups_failed"] == all_lost && figures["refused"] == refused;
         ensure(right, || {
@@ -91,7 +82,7 @@ fn an_overflow_is_named_with_figures_and_the_command_that_ends_it() {
     }
     eprintln!("{said}");
     // The pod: its own share of it.
-    let pod = why(&scene.agent, Some(&greedy));
+    let pod = scene.agent.why(Some(&greedy));
     assert_eq!(
         pod["findings"][0]["figures"]["lookups_failed"], lost[0],
         "{pod:#}"
@@ -109,7 +100,7 @@ fn an_incident_that_is_over_is_told_as_over() {
     let (_, refused) = scene.strike();
     drop(limits);
     let verdict = eventually(Duration::from_secs(15), || {
-        let verdict = why(&scene.agent, None);
+        let verdict = scene.agent.why(None);
         let over = verdict["health"] == "fine" && verdict["findings"][0]["rule"] == "was-full";
         ensure(over, || format!("not over: {verdict:#}")).map(|()| verdict)
     });
@@ -137,7 +128,7 @@ fn a_server_that_refuses_is_not_the_nodes_fault() {
     let tally = client.run(&pod, lookups.collect());
     assert_eq!(tally.outcome("refused"), 10, "the lab failed: {tally:?}");
     let verdict = eventually(Duration::from_secs(5), || {
-        let verdict = why(&agent, None);
+        let verdict = agent.why(None);
         let figures = &verdict["findings"][0]["figures"];
         let right = figures["lookups_failed"] == 10 && figures["lookups"] == 40;
         ensure(right, || format!("10 of 40 were refused: {verdict:#}")).map(|()| verdict)
@@ -173,7 +164,7 @@ fn a_rule_that_drops_queries_is_the_nodes() {
     let tally = client.run(&pod, (1..8).map(ask).collect());
     assert_eq!(tally.outcome("timeout"), 7, "the lab failed: {tally:?}");
     let verdict = eventually(Duration::from_secs(5), || {
-        let verdict = why(&agent, None);
+        let verdict = agent.why(None);
         let right = verdict["findings"][0]["figures"]["lookups_failed"] == 7;
         ensure(right, || format!("7 lookups died: {verdict:#}")).map(|()| verdict)
     });

@@ -258,29 +258,30 @@ impl Counts {
         }
     }
 
-    /// What was counted since `earlier`.
+    /// What was counted since `earlier`; 0 where `earlier` has more.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
+        let less = |mine: &mut u64, theirs: u64| *mine = mine.saturating_sub(theirs);
         let mut counts = *self;
-        counts.queries -= earlier.queries;
-        counts.started -= earlier.started;
+        less(&mut counts.queries, earlier.queries);
+        less(&mut counts.started, earlier.started);
         for (mine, theirs) in counts.outcomes.iter_mut().zip(&earlier.outcomes) {
-            *mine -= theirs;
+            less(mine, *theirs);
         }
         for (mine, theirs) in counts.causes.iter_mut().zip(&earlier.causes) {
-            *mine -= theirs;
+            less(mine, *theirs);
         }
-        counts.late -= earlier.late;
-        counts.unmatched -= earlier.unmatched;
-        counts.untracked -= earlier.untracked;
-        counts.received -= earlier.received;
+        less(&mut counts.late, earlier.late);
+        less(&mut counts.unmatched, earlier.unmatched);
+        less(&mut counts.untracked, earlier.untracked);
+        less(&mut counts.received, earlier.received);
         for (mine, theirs) in counts.served.iter_mut().zip(&earlier.served) {
-            *mine -= theirs;
+            less(mine, *theirs);
         }
-        counts.served_untracked -= earlier.served_untracked;
-        counts.duration_ns -= earlier.duration_ns;
+        less(&mut counts.served_untracked, earlier.served_untracked);
+        less(&mut counts.duration_ns, earlier.duration_ns);
         for (mine, theirs) in counts.buckets.iter_mut().zip(&earlier.buckets) {
-            *mine -= theirs;
+            less(mine, *theirs);
         }
         counts
     }

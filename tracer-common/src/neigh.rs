@@ -267,21 +267,21 @@ impl Counts {
         self.recreated += other.recreated;
     }
 
-    /// What was counted since `earlier`.
+    /// What was counted since `earlier`; 0 where `earlier` has more.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut evictions = self.evictions;
         for (mine, theirs) in evictions.iter_mut().zip(&earlier.evictions) {
-            *mine -= theirs;
+            *mine = mine.saturating_sub(*theirs);
         }
         Self {
-            created: self.created - earlier.created,
-            table_full: self.table_full - earlier.table_full,
-            no_memory: self.no_memory - earlier.no_memory,
-            kernel_full: self.kernel_full - earlier.kernel_full,
+            created: self.created.saturating_sub(earlier.created),
+            table_full: self.table_full.saturating_sub(earlier.table_full),
+            no_memory: self.no_memory.saturating_sub(earlier.no_memory),
+            kernel_full: self.kernel_full.saturating_sub(earlier.kernel_full),
             evictions,
-            forced_gc: self.forced_gc - earlier.forced_gc,
-            recreated: self.recreated - earlier.recreated,
+            forced_gc: self.forced_gc.saturating_sub(earlier.forced_gc),
+            recreated: self.recreated.saturating_sub(earlier.recreated),
         }
     }
 

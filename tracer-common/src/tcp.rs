@@ -145,12 +145,12 @@ impl Counts {
         }
     }
 
-    /// What was counted since `earlier`.
+    /// What was counted since `earlier`; 0 where `earlier` has more.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = *self;
         for (mine, theirs) in counts.fields().into_iter().zip(earlier.values()) {
-            *mine -= theirs;
+            *mine = mine.saturating_sub(theirs);
         }
         counts
     }

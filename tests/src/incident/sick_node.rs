@@ -6,7 +6,9 @@
 //! told which node is sick. Names of peers come from (a stand-in for) the API server, as in a cluster; a real
 //! Prometheus scrapes all of them and evaluates the real rules.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,8 @@ use crate::wait::{check_interrupt, ensure, eventually, patient};
 pub const NODES: u8 = 7;
 /// The one that gets sick.
 pub const SICK: &str = "n3";
+/// One that does not.
+const WELL: &str = "n1";
 /// Alerts that name a node which others have trouble with.
 const ALERTS: &str = "ALERTS{alertname=~\"TracerManyNodesFailTowardsPeer|TracerNodeOutlier\"}";
 /// How long a table may take.
@@ -127,6 +131,24 @@ impl SickNode {
         usize::try_from(self.agents.iter().map(of).sum::<u64>()).expect("it is no more than that")
     }
 
+    /// Where connections end unanswered, by `tracer why` on the nodes that are well.
+    pub fn blamed(&self) -> BTreeSet<IpAddr> {
+        let others = self.gossip.members.iter().zip(&self.agents);
+        let others = others.filter(|(member, _)| member.name != SICK);
+        let findings = others.flat_map(|(_, agent)| match agent.why(None)["findings"].take() {
+            Value::Array(findings) => findings,
+            other => panic!("no findings: {other}"),
+        });
+        findings
+            .filter(|finding| finding["rule"] == "connections-unanswered")
+            .map(|finding| {
+                let to = finding["figures"]["destination"].as_str();
+                let to: SocketAddr = to.expect("a destination").parse().expect("an address");
+                to.ip()
+            })
+            .collect()
+    }
+
     /// Alerts that name a node, firing or about to.
     pub fn alerts(&self) -> Vec<Sample> {
         self.prometheus.query(ALERTS)
@@ -204,6 +226,7 @@ pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
         usize::MAX,
     );
     timeline.ask(scene.agent(SICK), &["why"]);
+    timeline.ask(scene.agent(WELL), &["why"]);
     let alerts = eventually(Duration::from_mins(2), || {
         let alerts = scene.alerts();
         ensure(!alerts.is_empty(), || "no alert is pending".into()).map(|()| alerts)

@@ -38,7 +38,7 @@ impl Tally for u64 {
         *self += other;
     }
     fn since(&self, earlier: &Self) -> Self {
-        self - earlier
+        self.saturating_sub(*earlier)
     }
     fn events(&self) -> u64 {
         *self

@@ -31,9 +31,15 @@ pub const CROWDED_GRACE: Duration = Duration::from_mins(2);
 pub trait Tally: Copy + Default + PartialEq {
     /// Adds another's.
     fn plus(&mut self, other: &Self);
-    /// What was counted since `earlier`.
+    /// What was counted since `earlier`; 0 where `earlier` has more.
     #[must_use]
     fn since(&self, earlier: &Self) -> Self;
+    /// Has `earlier` more of something?
+    fn is_below(&self, earlier: &Self) -> bool {
+        let mut back = self.since(earlier);
+        back.plus(earlier);
+        back != *self
+    }
     /// How many events it stands for.
     fn events(&self) -> u64;
 }
@@ -137,7 +143,10 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 None => entry.since,
             };
             let owner = resolve(&key, since).map(&mut admit);
-            if counts.events() < entry.seen.events() {
+            // Where the agent before was killed as it took the key out, more may have come than it knew of.
+            let began_anew = counts.events() < entry.seen.events()
+                || self.resumed && counts.is_below(&entry.seen);
+            if began_anew {
                 // It had left the kernel, which has begun to count it anew.
                 if let Some(old) = &entry.owner {
                     let share = entry.share();
@@ -386,6 +395,30 @@ mod tests {
         assert_eq!((total(&next, "a"), total(&next, "b")), (Some(9), None));
         next.update([(1, 12)], start, named("b"), |o| o);
         assert_eq!((total(&next, "a"), total(&next, "b")), (Some(9), Some(3)));
+    }
+
+    #[test]
+    fn a_key_that_left_while_nobody_wrote_is_counted_anew() {
+        let counts = |created, table_full| {
+            let of_family = tracer_common::neigh::Counts {
+                created,
+                table_full,
+                ..Default::default()
+            };
+            [of_family, tracer_common::neigh::Counts::default()]
+        };
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+        ledger.update([(1, counts(5, 90))], now, name, |o| o);
+        let mut written = Vec::new();
+        rmp_serde::encode::write_named(&mut written, &ledger).unwrap();
+        let mut next: Ledger<u32, crate::aggregate::figures::NeighCounts> =
+            rmp_serde::from_slice(&written).unwrap();
+        // More than there was, and not what there was.
+        next.update([(1, counts(200, 2))], now, name, |o| o);
+        let totals = next.totals();
+        assert_eq!(totals[&Owner::new("shop", "a")], counts(205, 92));
     }
 
     #[test]

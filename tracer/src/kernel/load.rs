@@ -348,6 +348,11 @@ impl Loaded {
             Some(why) => Err(anyhow!("{why}")),
             None => sends::watch(self),
         };
+        if result.is_err()
+            && let Err(error) = sends::leave(self)
+        {
+            tracing::error!("queries that never become a packet are counted wrongly: {error:#}");
+        }
         let status = &mut self.hooks[Hook::Dns as usize];
         match result {
             Ok(verified) => status.verified.extend(verified),

@@ -62,20 +62,17 @@ pub fn globals(btf: &Btf) -> Result<Vec<(&'static str, u32)>> {
     ])
 }
 
-/// Loads and attaches both; gives the instructions that the verifier walked through, by program. Where
-/// one cannot be, the kernel holds none of them.
-pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
-    let result = try_watch(loaded);
-    if result.is_err() {
-        tell_programs(&mut loaded.ebpf, false)?;
-        for (name, _) in PROGRAMS {
-            loaded.unload(name);
-        }
+/// The kernel holds none of them, nor do the other programs reckon with one: an agent before may have left both.
+pub fn leave(loaded: &mut Loaded) -> Result<()> {
+    for (name, _) in PROGRAMS {
+        loaded.unload(name);
     }
-    result
+    tell_programs(&mut loaded.ebpf, false)
 }
 
-fn try_watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
+/// Loads and attaches both; gives the instructions that the verifier walked through, by program. Where
+/// one cannot be, [`leave`] is to follow.
+pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
     let mut btf = None;
     let mut verified = Vec::new();
     for (name, function) in PROGRAMS {

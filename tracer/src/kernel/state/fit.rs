@@ -105,7 +105,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (2, "a8d96c0750d9ecd7")
+            (2, "c124b05b401efafd")
         );
     }
 

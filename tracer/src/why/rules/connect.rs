@@ -92,8 +92,34 @@ fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
 /// Established connections whose other end has fallen silent: it vanished, or takes requests and
 /// answers none.
 pub(super) fn silent_peer(facts: &Facts) -> Vec<Finding> {
-    let recent = facts.recent("connect_failure", "silent");
-    let mut found: Vec<Finding> = ranked(&recent, |f| f.towards.as_deref())
+    silences(facts, "silent-peer", "silent", |towards, whose, often| {
+        format!(
+            "{towards} does not answer on connections of {whose} that are established ({often}): it is \
+             cut off, or takes requests and answers none"
+        )
+    })
+}
+
+/// Connections that the other end's kernel took, and on which nobody answered until the client gave up.
+pub(super) fn unanswered(facts: &Facts) -> Vec<Finding> {
+    let rule = "connections-unanswered";
+    silences(facts, rule, "unanswered", |towards, whose, often| {
+        format!(
+            "{towards} takes connections of {whose} and never answers, until the client gives up \
+             ({often}): its kernel is well, its process starves, is paused or hangs"
+        )
+    })
+}
+
+/// Those towards whom events of this result tell of silence, one finding for each.
+fn silences(
+    facts: &Facts,
+    rule: &'static str,
+    result: &str,
+    sentence: impl Fn(&str, &str, &str) -> String,
+) -> Vec<Finding> {
+    let recent = facts.recent("connect_failure", result);
+    ranked(&recent, |f| f.towards.as_deref())
         .into_iter()
         .take(TOLD)
         .map(|(towards, times)| {
@@ -112,16 +138,16 @@ pub(super) fn silent_peer(facts: &Facts) -> Vec<Finding> {
             let since = first.as_deref().map_or_else(String::new, |first| {
                 format!(" since {}", moment(first, &facts.snapshot.time))
             });
+            let often = format!(
+                "{} {}{since}",
+                counted(times as u64, "time", "times"),
+                window(facts)
+            );
             Finding {
-                rule: "silent-peer",
+                rule,
                 weight: Weight::Elsewhere,
                 share: 0.0,
-                sentence: format!(
-                    "{towards} does not answer on connections of {whose} that are established \
-                     ({} {}{since}): it is cut off, or takes requests and answers none",
-                    counted(times as u64, "time", "times"),
-                    window(facts),
-                ),
+                sentence: sentence(towards, &whose, &often),
                 since: first,
                 figures: figures([
                     ("destination", json!(towards)),
@@ -137,9 +163,7 @@ pub(super) fn silent_peer(facts: &Facts) -> Vec<Finding> {
                 )),
             }
         })
-        .collect();
-    found.sort_by_key(|f| std::cmp::Reverse(f.figures["recorded"].as_u64()));
-    found
+        .collect()
 }
 
 /// Connection attempts fail, and no dead endpoint explains them.

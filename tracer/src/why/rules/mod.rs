@@ -57,7 +57,7 @@ pub struct Finding {
 type Rule = fn(&Facts) -> Vec<Finding>;
 
 /// All rules, by name; the first of two that weigh the same stands above.
-pub const RULES: [(&str, Rule); 12] = [
+pub const RULES: [(&str, Rule); 13] = [
     ("table-full", neighbour::table_full),
     ("conntrack-full", sockets::conntrack_full),
     ("table-thrashes", neighbour::table_thrashes),
@@ -66,6 +66,7 @@ pub const RULES: [(&str, Rule); 12] = [
     ("receive-buffer-full", sockets::receive_buffer_full),
     ("dead-endpoint", connect::dead_endpoint),
     ("silent-peer", connect::silent_peer),
+    ("connections-unanswered", connect::unanswered),
     ("dns-killed-elsewhere", dns::killed_elsewhere),
     ("connects-fail", connect::connects_fail),
     ("server-does-not-answer", sockets::server_does_not_answer),

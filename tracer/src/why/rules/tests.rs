@@ -251,24 +251,26 @@ fn a_server_here_that_is_silent_is_named() {
     assert_eq!(verdict.next, "tracer why (netns)/hub");
 }
 
+/// A connection of that pod to a member of etcd ended so.
+fn silence(result: &str, time: &str, pod: &str) -> Failure {
+    let line = format!(
+        r#"{{"time":"{time}","kind":"connect_failure","node":"n",
+        "pod":{{"namespace":"kube-system","name":"{pod}"}},"source":"10.0.0.1:40000",
+        "destination":"10.0.0.3:2380","result":"{result}"}}"#
+    );
+    Failure::parse(&line).unwrap()
+}
+
 #[test]
 fn a_peer_that_fell_silent_is_told_with_who_waits_for_it() {
     let (mut snapshot, _) = recorded!("fine");
     snapshot.time = "2026-11-22T06:40:00Z".into();
-    let event = |time: &str, pod: &str| {
-        let line = format!(
-            r#"{{"time":"{time}","kind":"connect_failure","node":"n",
-            "pod":{{"namespace":"kube-system","name":"{pod}"}},"source":"10.0.0.1:40000",
-            "destination":"10.0.0.3:2380","result":"silent"}}"#
-        );
-        Failure::parse(&line).unwrap()
-    };
-    let long_ago = [event("2026-11-22T06:30:00Z", "etcd-0")];
+    let long_ago = [silence("silent", "2026-11-22T06:30:00Z", "etcd-0")];
     assert_eq!(node(&snapshot, &long_ago).findings, []);
     let lately = [
-        event("2026-11-22T06:39:30Z", "etcd-0"),
-        event("2026-11-22T06:39:40Z", "etcd-0"),
-        event("2026-11-22T06:39:41Z", "etcd-1"),
+        silence("silent", "2026-11-22T06:39:30Z", "etcd-0"),
+        silence("silent", "2026-11-22T06:39:40Z", "etcd-0"),
+        silence("silent", "2026-11-22T06:39:41Z", "etcd-1"),
     ];
     let verdict = node(&snapshot, &lately);
     assert_eq!(verdict.health, Health::FailsElsewhere);
@@ -278,6 +280,27 @@ fn a_peer_that_fell_silent_is_told_with_who_waits_for_it() {
             "silent-peer",
             "10.0.0.3:2380 does not answer on connections of 2 pods that are established (3 times \
              in the last 60 s since 06:39:30 UTC): it is cut off, or takes requests and answers none"
+        )
+    );
+}
+
+#[test]
+fn a_peer_that_takes_connections_and_never_answers_is_told() {
+    let (mut snapshot, _) = recorded!("fine");
+    snapshot.time = "2026-11-22T06:40:00Z".into();
+    let lately = [
+        silence("unanswered", "2026-11-22T06:39:30Z", "etcd-0"),
+        silence("unanswered", "2026-11-22T06:39:40Z", "etcd-0"),
+    ];
+    let verdict = node(&snapshot, &lately);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    assert_eq!(
+        first(&verdict),
+        (
+            "connections-unanswered",
+            "10.0.0.3:2380 takes connections of kube-system/etcd-0 and never answers, until the client \
+             gives up (2 times in the last 60 s since 06:39:30 UTC): its kernel is well, its process \
+             starves, is paused or hangs"
         )
     );
 }
