@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tests::dns::truth::{CAUSES, check_node};
 use tests::incident::overflow::callers::Tally;
 use tests::incident::overflow::town::{BRIDGE, Resident};
