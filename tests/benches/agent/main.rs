@@ -17,15 +17,26 @@ use crate::report::Report;
 
 fn run() -> Result<()> {
     let interrupt = Interrupt::listen()?;
+    let starts = start::measure(&interrupt)?;
+    let pods = cost::of_pods(&interrupt)?;
+    // One lab at a time: a temporary would live until the statement's end, and keep the next one waiting.
+    let lookups = {
+        let lab = Lab::new();
+        cost::of_lookups(&lab, &interrupt)?
+    };
+    let failures = {
+        let mut lab = Lab::new();
+        cost::of_failures(&mut lab, &interrupt)?
+    };
     let report = Report {
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()
             .into_owned(),
-        starts: start::measure(&interrupt)?,
-        pods: cost::of_pods(&interrupt)?,
-        lookups: cost::of_lookups(&Lab::new(), &interrupt)?,
-        failures: cost::of_failures(&mut Lab::new(), &interrupt)?,
+        starts,
+        pods,
+        lookups,
+        failures,
     };
     if std::env::args().any(|argument| argument == "--output=json") {
         println!("{}", serde_json::to_string_pretty(&report)?);
