@@ -63,7 +63,7 @@ impl FromStr for Wanted {
 }
 
 /// One that can be booted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kernel {
     /// Its release, as `uname -r` says it.
     pub release: String,

@@ -36,6 +36,7 @@ use crate::{
     build,
     setup::{self, Tool},
     sh,
+    test::RUN_AGAIN,
 };
 
 /// Debian's kernels that are booted where none is named: the oldest that its users run, and the
@@ -118,7 +119,9 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
     let suite = suite::pick(filters)?;
     let mut plans = Vec::new();
     for wanted in kernels {
-        plans.push(Plan::prepare(wanted, &suite, &layer)?);
+        let kernel = Kernel::ensure(wanted, &layer)?;
+        let folder = sh::target().join("vm").join(&kernel.release);
+        plans.push(Plan::prepare(kernel, folder, &suite, &layer)?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
@@ -153,6 +156,11 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
                 false
             }
         };
+        let sound = sound
+            || match report {
+                Ok(report) => plan.pass_again(report, &suite, accel, &layer)?,
+                Err(_) => false,
+            };
         if !sound {
             failed.push(format!(
                 "{} (its logs: {})",
@@ -181,15 +189,43 @@ struct Report {
 }
 
 impl Plan {
-    fn prepare(wanted: &Wanted, suite: &[Binary], layer: &Layer) -> Result<Self> {
-        let kernel = Kernel::ensure(wanted, layer)?;
-        let folder = sh::target().join("vm").join(&kernel.release);
+    fn prepare(kernel: Kernel, folder: PathBuf, suite: &[Binary], layer: &Layer) -> Result<Self> {
         setup::unpacked::fresh(&folder)?;
         let plan = Self { kernel, folder };
         initrd::write(&plan.initrd(), &plan.kernel, layer)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
         fs::write(plan.folder.join("guest.sh"), guest::script(suite)?)?;
         Ok(plan)
+    }
+
+    /// Do the few that failed pass in a machine that has just been booted?
+    fn pass_again(
+        &self,
+        report: &Report,
+        suite: &[Binary],
+        accel: Accel,
+        layer: &Layer,
+    ) -> Result<bool> {
+        let few = report.few_failed();
+        if few.is_empty() {
+            return Ok(false);
+        }
+        let names: Vec<String> = few.iter().map(|(f, t)| format!("{f}::{t}")).collect();
+        sh::step(format!("{}: run again: {}", self.kernel, names.join(", ")));
+        let suite = suite::only(suite, &few);
+        let mut folder = self.folder.clone().into_os_string();
+        folder.push("-again");
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &suite, layer)?;
+        let passed = plan.boot(accel, &suite, layer)?.print();
+        if passed {
+            for name in names {
+                eprintln!(
+                    "  FLAKY   {name} on {}: failed, and passed when run again",
+                    self.kernel
+                );
+            }
+        }
+        Ok(passed)
     }
 
     fn initrd(&self) -> PathBuf {
@@ -256,6 +292,26 @@ impl Plan {
 }
 
 impl Report {
+    /// The tests that failed, where nothing else is wrong and they are so few that it may be an accident.
+    fn few_failed(&self) -> Vec<(&str, &str)> {
+        let results = &self.results;
+        let failed = results
+            .tests
+            .iter()
+            .filter(|test| test.2 == Outcome::Failed);
+        let failed: Vec<_> = failed.map(|(f, t, _)| (f.as_str(), t.as_str())).collect();
+        let ended = failed.len() + results.count(Outcome::Passed) + results.count(Outcome::Ignored);
+        let is_sound = ended == results.tests.len()
+            && results.finished
+            && self.cut.is_none()
+            && results::complaints(&self.console).is_empty();
+        if is_sound && failed.len() <= RUN_AGAIN {
+            failed
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Results by name; whether all is well.
     fn print(&self) -> bool {
         let results = &self.results;

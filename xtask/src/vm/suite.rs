@@ -65,6 +65,21 @@ pub fn pick(filters: &[String]) -> Result<Vec<Binary>> {
     Ok(picked)
 }
 
+/// These tests of a suite, as file and name.
+pub fn only(suite: &[Binary], wanted: &[(&str, &str)]) -> Vec<Binary> {
+    let files = suite.iter().map(|binary| Binary {
+        file: binary.file.clone(),
+        path: binary.path.clone(),
+        tests: binary
+            .tests
+            .iter()
+            .filter(|test| wanted.contains(&(&binary.file, test)))
+            .cloned()
+            .collect(),
+    });
+    files.filter(|binary| !binary.tests.is_empty()).collect()
+}
+
 /// Builds the end-to-end tests: their binaries by file.
 fn build() -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = sh::cargo();
@@ -178,6 +193,19 @@ mod tests {
         );
         assert_eq!(chosen(&["image"]), ["an_image_overflows"]);
         assert!(chosen(&["nothing"]).is_empty());
+    }
+
+    #[test]
+    fn only_those_that_are_named_are_left() {
+        let left = only(
+            &suite(),
+            &[("neigh", "ipv6_overflows"), ("gc", "ipv4_overflows")],
+        );
+        let left: Vec<_> = left
+            .iter()
+            .map(|b| (b.file.as_str(), &b.tests[..]))
+            .collect();
+        assert_eq!(left, [("neigh", &["ipv6_overflows".to_owned()][..])]);
     }
 
     #[test]
