@@ -38,8 +38,9 @@ pub struct Leaving {
 }
 
 impl Aggregate {
-    /// Which keys may leave the kernel's maps: those of pods that are gone, and of cgroups and
-    /// namespaces of nobody that have been idle for long. Figures of what is no pod stay.
+    /// Which keys may leave the kernel's maps: those of pods that are gone, of namespaces that pods had who
+    /// have others now, and of cgroups and namespaces of nobody that have been idle for long. Figures of what
+    /// is no pod stay.
     pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
         if !resolver.has_heard_all() {
             return Leaving::default();
@@ -73,11 +74,20 @@ impl Aggregate {
             crowded(reading.receive_drops.len()),
         );
         let (drops, tcp) = (crowded(reading.drops.len()), crowded(reading.tcp.len()));
+        let in_use: HashSet<u64> = reading
+            .neigh
+            .iter()
+            .filter(|(_, value)| value.live > 0)
+            .map(|(key, _)| key.net_cookie)
+            .collect();
         let mut leaving = Leaving {
             neigh: self.neigh.retire(
                 now,
                 ledger::GRACE,
-                |&cookie, owner| cookie != 0 && (ended(owner) || is_unknown(owner)),
+                |&cookie, owner| {
+                    let has_left = || resolver.has_left(cookie) && !in_use.contains(&cookie);
+                    cookie != 0 && (ended(owner) || is_unknown(owner) || has_left())
+                },
                 ended,
             ),
             forwarded: self.forwarded.retire(
@@ -94,6 +104,7 @@ impl Aggregate {
                         && (dns
                             || ended(owner)
                             || is_unknown(owner)
+                            || resolver.has_left(key.net_cookie)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -106,6 +117,7 @@ impl Aggregate {
                         && (receivers
                             || ended(owner)
                             || is_unknown(owner)
+                            || resolver.has_left(key.net_cookie)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -118,6 +130,7 @@ impl Aggregate {
                         && (drops
                             || ended(owner)
                             || is_unknown(owner)
+                            || resolver.has_left(key.net_cookie)
                             || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
                 },
                 ended,
@@ -130,6 +143,7 @@ impl Aggregate {
                         && (tcp
                             || ended(owner)
                             || is_unknown(owner)
+                            || resolver.has_left(key.net_cookie)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -169,4 +183,80 @@ impl Aggregate {
 /// What is no pod keeps its figures: host units, the unknown, the rest.
 fn is_lasting(owner: &Owner) -> bool {
     is_unknown(owner) || owner.namespace == "(host)"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use anyhow::Result;
+    use tracer_common::AF_INET;
+
+    use super::*;
+    use crate::{
+        kernel::maps::Reading,
+        pods::{Ask, Known, Source},
+    };
+
+    struct Changing(Arc<Mutex<Vec<Known>>>);
+
+    impl Source for Changing {
+        fn name(&self) -> &'static str {
+            "changing"
+        }
+        fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
+            Ok(self.0.lock().unwrap().clone())
+        }
+    }
+
+    /// A pod of a StatefulSet, in this namespace.
+    fn web(net_cookie: u64) -> Known {
+        Known {
+            net_cookie: Some(net_cookie),
+            ..Known::of(Owner::new("shop", "web-0"))
+        }
+    }
+
+    fn reading(live: u32) -> Reading {
+        let key = |net_cookie| neigh::Key {
+            net_cookie,
+            ..neigh::Key::rest(AF_INET)
+        };
+        let value = |live| neigh::Value {
+            counts: neigh::Counts {
+                created: 3,
+                ..neigh::Counts::default()
+            },
+            live,
+            ..neigh::Value::default()
+        };
+        Reading {
+            neigh: vec![(key(5), value(live)), (key(6), value(1))],
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_made_anew_under_its_name_keeps_its_sum_and_not_its_keys() {
+        let pods = Arc::new(Mutex::new(vec![web(5)]));
+        let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
+        resolver.refresh(Ask::Regularly);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        aggregate.update(reading(1), &resolver, start, 0);
+        *pods.lock().unwrap() = vec![web(6)];
+        assert!(resolver.refresh(Ask::Changed).is_some());
+        let later = start + ledger::GRACE;
+        // As long as it has entries in the table, they are counted under the key.
+        aggregate.update(reading(1), &resolver, start, 0);
+        assert!(aggregate.retire(&resolver, later).neigh.is_empty());
+        aggregate.update(reading(0), &resolver, start, 0);
+        assert_eq!(aggregate.retire(&resolver, later).neigh, [5]);
+        let mut after = reading(0);
+        after.neigh.remove(0);
+        aggregate.update(after, &resolver, start, 1);
+        let owners = &aggregate.picture().owners;
+        let web = &owners[&Owner::new("shop", "web-0")];
+        assert_eq!(web.neigh[0].created, 6);
+    }
 }

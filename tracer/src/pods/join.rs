@@ -60,6 +60,8 @@ pub(super) struct Join {
     uids: Claims<String>,
     /// The latest owner last.
     addresses: HashMap<IpAddr, Vec<Tenure>>,
+    /// When it last took over what the sources say.
+    updated: Option<Instant>,
 }
 
 impl Join {
@@ -102,6 +104,7 @@ impl Join {
                 self.inodes.entry(netns).or_insert_with(|| k.owner.clone());
             }
         }
+        self.updated = Some(now);
         self.update_addresses(known, now, asked)
     }
 
@@ -193,6 +196,12 @@ impl Join {
             .get(&cookie)
             .map(|(owner, _)| owner)
             .or_else(|| self.inodes.get(&inode))
+    }
+
+    /// Was that namespace somebody's until lately, and is nobody's now?
+    pub(super) fn has_left(&self, cookie: u64) -> bool {
+        let claim = self.cookies.get(&cookie);
+        claim.is_some_and(|(_, at)| Some(*at) != self.updated)
     }
 
     /// The pod that had the address then; the last of several.

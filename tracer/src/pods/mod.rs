@@ -452,6 +452,12 @@ impl Resolver {
         self.cgroups.is_there(id)
     }
 
+    /// Was that namespace a pod's until lately, which is gone or has another now? A pod that is made anew
+    /// under its old name has.
+    pub fn has_left(&self, net_cookie: u64) -> bool {
+        self.join.has_left(net_cookie)
+    }
+
     /// Who of this node had an address last, or has it.
     pub fn tenant(&self, address: &IpAddr) -> Tenant {
         let last = self.join.tenant(address);
