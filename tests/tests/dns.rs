@@ -22,7 +22,7 @@ fn start_agent() -> Agent {
 }
 
 /// Clients of each pod. All they ask for is under way at once, and what is answered must be so within
-/// their second: an emulated processor does the fourth part of it.
+/// their second: an emulated processor does the sixth part of it.
 fn clients_of_a_pod() -> usize {
     if is_emulated() { 1 } else { 2 }
 }
