@@ -300,11 +300,12 @@ impl Containerd {
             .unwrap_or_else(|why| panic!("in {}: {why}", pod.name))
     }
 
-    /// Ends a pod.
+    /// Ends a pod; tried again as a kubelet does, for a shim that is ending may hang up on containerd.
     pub fn remove(&mut self, pod: &CriPod) {
-        self.client()
-            .remove_sandbox(&pod.sandbox)
-            .unwrap_or_else(|why| panic!("{}: {why}", pod.name));
+        eventually(Duration::from_secs(15), || {
+            let gone = self.client().remove_sandbox(&pod.sandbox);
+            gone.map_err(|why| format!("{}: {why}", pod.name))
+        });
         self.sandboxes.remove(&pod.sandbox);
     }
 
