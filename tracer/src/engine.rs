@@ -38,7 +38,8 @@ use crate::{
         self,
         btf::{self, Btf},
         conntrack::{self, Conntrack},
-        load::{HookStatus, Loaded, Parameters},
+        kallsyms::Reading,
+        load::{self, HookStatus, Loaded, Parameters},
         maps::{Filling, Maps},
         neighbour_tables::{self, NeighbourTable},
         offsets::Offsets,
@@ -146,6 +147,7 @@ impl Engine {
         kernel::capabilities::check()?;
         // What is configured wrongly is told before anything that takes long.
         let mut resolver = Resolver::new(config)?;
+        let functions = Reading::of(load::FUNCTIONS);
         let btf = Btf::open(btf::VMLINUX)?;
         let offsets = Offsets::resolve(&btf);
         let mut reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
@@ -160,6 +162,7 @@ impl Engine {
             &parameters(config),
             &offsets,
             &reasons,
+            functions,
             true,
             state.as_ref(),
         )?;
@@ -237,6 +240,8 @@ impl Engine {
                 .context("cannot start a thread")?,
         );
         drop(workers);
+        // Reading the kernel's types took ten times of what is in use from now on.
+        kernel::sys::trim_memory();
         Ok(engine)
     }
 

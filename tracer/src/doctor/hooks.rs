@@ -10,7 +10,8 @@ use crate::kernel::{
     self,
     btf::Btf,
     capabilities,
-    load::{HookStatus, Loaded, Parameters, State},
+    kallsyms::Reading,
+    load::{self, HookStatus, Loaded, Parameters, State},
     maps::Maps,
     offsets::Offsets,
     reasons::Reasons,
@@ -94,7 +95,9 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
-    let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, false, None) {
+    let functions = Reading::of(load::FUNCTIONS);
+    let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, functions, false, None)
+    {
         Ok(loaded) => loaded,
         Err(why) => return without(&explain(&why)),
     };

@@ -1,73 +1,79 @@
 //! Where functions of the kernel are, from /proc/kallsyms. The addresses are zero without
 //! CAP_SYSLOG (or with kernel.kptr_restrict=2).
 
-use std::{collections::BTreeMap, fs, ops::Range};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead, BufReader},
+    ops::Range,
+    thread::{self, JoinHandle},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 const PATH: &str = "/proc/kallsyms";
 
-/// Address ranges of those of `names` that the kernel has as functions of their own.
-pub fn ranges<'a>(names: &[&'a str]) -> Result<BTreeMap<&'a str, Range<u64>>> {
-    // Read once: the kernel makes its 100,000 lines anew for each reader.
-    let text = fs::read(PATH).with_context(|| format!("cannot read {PATH}"))?;
-    ranges_in(&text, names)
+/// Address ranges of functions, by name: of those that the kernel has as functions of their own.
+pub type Ranges = BTreeMap<&'static str, Range<u64>>;
+
+/// The file being read, beside other work: the kernel makes its 200,000 lines anew for each reader,
+/// which takes it 50 ms.
+pub struct Reading(JoinHandle<Result<Ranges>>);
+
+impl Reading {
+    /// Begins to look for these.
+    pub fn of(names: &'static [&'static str]) -> Self {
+        Self(thread::spawn(|| {
+            let file = File::open(PATH).with_context(|| format!("cannot open {PATH}"))?;
+            ranges_in(BufReader::new(file), names)
+        }))
+    }
+
+    /// Waits for the end.
+    pub fn ranges(self) -> Result<Ranges> {
+        let read = self.0.join();
+        read.unwrap_or_else(|_| Err(anyhow!("{PATH} was not read to its end")))
+    }
 }
 
-/// The same in the file's text.
-pub(crate) fn ranges_in<'a>(
-    text: &[u8],
-    names: &[&'a str],
-) -> Result<BTreeMap<&'a str, Range<u64>>> {
-    let starts = starts(text, names);
+/// The same in a text of lines of address, kind, name, and for modules their name, with blanks between.
+pub(crate) fn ranges_in(mut text: impl BufRead, names: &[&'static str]) -> Result<Ranges> {
+    let mut starts = BTreeMap::new();
+    // All: the symbols of a module come in no order.
+    let mut addresses = Vec::new();
+    let mut line = Vec::new();
+    while text
+        .read_until(b'\n', &mut line)
+        .with_context(|| format!("cannot read {PATH}"))?
+        > 0
+    {
+        if let Some((address, name)) = symbol(&line) {
+            if let Some(wanted) = names.iter().find(|wanted| wanted.as_bytes() == name) {
+                starts.entry(*wanted).or_insert(address);
+            }
+            addresses.push(address);
+        }
+        line.clear();
+    }
     if starts.values().any(|address| *address == 0) {
         bail!("{PATH} hides the addresses: CAP_SYSLOG is missing, or kernel.kptr_restrict is 2");
     }
-    Ok(ends(text, &starts))
+    Ok(starts
+        .into_iter()
+        .map(|(name, start)| {
+            // A function ends where the next symbol begins.
+            let after = addresses.iter().filter(|address| **address > start);
+            (name, start..after.min().copied().unwrap_or(u64::MAX))
+        })
+        .collect())
 }
 
-/// Lines of address, kind, name, and for modules their name, with blanks between.
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|byte| *byte == b'\n')
-}
-
-fn address(line: &[u8]) -> Option<u64> {
-    let digits = line.split(|byte| *byte == b' ').next()?;
-    u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
-}
-
-fn name(line: &[u8]) -> Option<&[u8]> {
-    let name = line.split(|byte| *byte == b' ').nth(2)?;
-    name.split(|byte| *byte == b'\t').next()
-}
-
-fn starts<'a>(text: &[u8], names: &[&'a str]) -> BTreeMap<&'a str, u64> {
-    let mut starts = BTreeMap::new();
-    for line in lines(text) {
-        if let Some(name) = name(line)
-            && let Some(wanted) = names.iter().find(|wanted| wanted.as_bytes() == name)
-            && let Some(address) = address(line)
-        {
-            starts.entry(*wanted).or_insert(address);
-        }
-    }
-    starts
-}
-
-/// A function ends where the next symbol begins.
-fn ends<'a>(text: &[u8], starts: &BTreeMap<&'a str, u64>) -> BTreeMap<&'a str, Range<u64>> {
-    let mut ranges: BTreeMap<&str, Range<u64>> = starts
-        .iter()
-        .map(|(name, start)| (*name, *start..u64::MAX))
-        .collect();
-    for address in lines(text).filter_map(address) {
-        for range in ranges.values_mut() {
-            if address > range.start && address < range.end {
-                range.end = address;
-            }
-        }
-    }
-    ranges
+fn symbol(line: &[u8]) -> Option<(u64, &[u8])> {
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let address = u64::from_str_radix(str::from_utf8(words.next()?).ok()?, 16).ok()?;
+    let name = words.nth(1)?;
+    let end = name.iter().position(u8::is_ascii_whitespace);
+    Some((address, &name[..end.unwrap_or(name.len())]))
 }
 
 #[cfg(test)]
@@ -84,8 +90,7 @@ ffffffff81000900 T last	[module]
     #[test]
     fn a_function_ends_where_the_next_begins() {
         let names = ["___neigh_create", "neigh_periodic_work", "none", "last"];
-        let starts = starts(LINES.as_bytes(), &names);
-        let ranges = ends(LINES.as_bytes(), &starts);
+        let ranges = ranges_in(LINES.as_bytes(), &names).unwrap();
         assert_eq!(ranges["last"].start, 0xffff_ffff_8100_0900);
         assert_eq!(
             ranges["___neigh_create"],

@@ -4,13 +4,11 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    fs::{self, File},
+    fs,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::MetadataExt as _,
     },
-    path::Path,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -18,10 +16,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, RingBuf},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
-        links::{FdLink, PinnedLink},
-    },
+    programs::{CgroupSkbAttachType, Program, links::PinnedLink},
     util::online_cpus,
 };
 use tracer_common::{
@@ -32,7 +27,9 @@ use tracer_common::{
 };
 
 use super::{
-    cgroup, kallsyms, linkage,
+    cgroup,
+    kallsyms::Reading,
+    linkage,
     maps::Maps,
     mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
     offsets::Offsets,
@@ -42,8 +39,11 @@ use super::{
     state::{Pins, StateDir},
     without,
 };
+use verify::Verdicts;
 
+mod attach;
 mod pinning;
+mod verify;
 
 pub use super::mechanisms::mechanism;
 
@@ -52,7 +52,7 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
 
 /// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
-const FUNCTIONS: [(&str, &str, &str); 5] = [
+const BOUNDS: [(&str, &str, &str); 5] = [
     ("___neigh_create", "NEIGH_CREATE_START", "NEIGH_CREATE_END"),
     (
         "neigh_periodic_work",
@@ -67,6 +67,17 @@ const FUNCTIONS: [(&str, &str, &str); 5] = [
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
+
+/// Functions whose places the programs are told.
+pub const FUNCTIONS: &[&str] = &{
+    let mut names = [""; BOUNDS.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = BOUNDS[at].0;
+        at += 1;
+    }
+    names
+};
 
 /// What the programs are told before they are loaded.
 #[derive(Clone, Debug)]
@@ -145,15 +156,18 @@ pub struct Loaded {
     pins: Option<Pins>,
     /// The attachments that are, by program.
     links: HashMap<String, PinnedLink>,
+    /// What became of the programs that the verifier was given at once, until each is asked for.
+    verdicts: Verdicts,
 }
 
 impl Loaded {
     /// Loads every hook that this kernel can carry. `attach` false loads only: what `doctor` does. With a
-    /// state folder, what is pinned there is gone on with.
+    /// state folder, what is pinned there is gone on with. `functions`: of [`FUNCTIONS`].
     pub fn load(
         parameters: &Parameters,
         offsets: &Offsets,
         reasons: &Reasons,
+        functions: Reading,
         attach: bool,
         state: Option<&StateDir>,
     ) -> Result<(Self, Maps)> {
@@ -181,10 +195,10 @@ impl Loaded {
         loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
         let only_netns = only::netns()?;
         loader.override_global("ONLY_NETNS", &only_netns, true);
-        let functions = kallsyms::ranges(FUNCTIONS.map(|(name, _, _)| name).as_slice());
+        let functions = functions.ranges();
         let bounds: Vec<(&str, u64)> = functions
             .iter()
-            .flat_map(|ranges| FUNCTIONS.iter().filter_map(|f| Some((f, ranges.get(f.0)?))))
+            .flat_map(|ranges| BOUNDS.iter().filter_map(|f| Some((f, ranges.get(f.0)?))))
             .flat_map(|((_, start, end), range)| [(*start, range.start), (*end, range.end)])
             .collect();
         for (global, address) in &bounds {
@@ -251,18 +265,22 @@ impl Loaded {
             logger,
             pins,
             links: HashMap::new(),
+            verdicts: HashMap::new(),
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
-        for hook in [
+        let plans = [
             Hook::Cgroups,
             Hook::Drops,
             Hook::Neigh,
             Hook::Gc,
             Hook::Tcp,
             Hook::Dns,
-        ] {
-            let status = programs.start(hook, offsets, attach);
+        ]
+        .map(|hook| (hook, plan(hook, offsets)));
+        programs.verify(&plans, offsets);
+        for (hook, plan) in plans {
+            let status = programs.start(hook, plan, attach);
             programs.hooks.push(status);
         }
         programs.hooks.sort_by_key(|status| status.hook);
@@ -276,7 +294,21 @@ impl Loaded {
         Ok((programs, maps))
     }
 
-    fn start(&mut self, hook: Hook, offsets: &Offsets, attach: bool) -> HookStatus {
+    /// Gives the verifier what the hooks are made of, but what is in the state folder already.
+    fn verify(&mut self, plans: &[(Hook, Result<Plan>)], offsets: &Offsets) {
+        let plans = plans.iter().filter_map(|(_, plan)| plan.as_ref().ok());
+        let mut names: Vec<_> = plans.flat_map(|plan| plan.load.iter().copied()).collect();
+        if why_no_sends(offsets).is_none() {
+            names.extend(sends::PROGRAMS.map(|(name, _)| name));
+        }
+        names.retain(|name| {
+            let pins = self.pins.as_ref();
+            !pins.is_some_and(|pins| pins.program(name).exists())
+        });
+        self.verdicts = verify::all(&mut self.ebpf, &names);
+    }
+
+    fn start(&mut self, hook: Hook, plan: Result<Plan>, attach: bool) -> HookStatus {
         let mut status = HookStatus {
             hook,
             state: State::Attached,
@@ -285,13 +317,10 @@ impl Loaded {
             not_seen: String::new(),
             verified: Vec::new(),
         };
-        let result = match offsets.why_not(hook) {
-            Some(why) => Err(anyhow!("{why}")),
-            None => Plan::of(hook, &offsets.features).and_then(|plan| {
-                self.try_start(hook, &plan, attach, &mut status.verified)?;
-                Ok(plan.lost)
-            }),
-        };
+        let result = plan.and_then(|plan| {
+            self.try_start(hook, &plan, attach, &mut status.verified)?;
+            Ok(plan.lost)
+        });
         match result {
             Ok(lost) if lost.is_empty() => {}
             Ok(lost) => {
@@ -343,9 +372,8 @@ impl Loaded {
         if !self.is_attached(Hook::Dns) {
             return;
         }
-        let result = match &offsets.no_sends {
-            _ if without::is_without("fexit") => Err(anyhow!("TRACER_WITHOUT says so")),
-            Some(why) => Err(anyhow!("{why}")),
+        let result = match why_no_sends(offsets) {
+            Some(why) => Err(anyhow!(why)),
             None => sends::watch(self),
         };
         if result.is_err()
@@ -407,86 +435,28 @@ impl Loaded {
         Ok(())
     }
 
-    /// Loads a program, or takes over the one that is pinned. Gives the instructions that the verifier walked
-    /// through, where the kernel tells.
-    fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
+    /// Takes over the program that is pinned, or pins one that has passed the verifier. Gives the instructions
+    /// that the verifier walked through, where the kernel tells.
+    pub(super) fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
         let adopted = self.adopt(name)?;
-        let (result, info) = match self.ebpf.program_mut(name) {
-            Some(Program::RawTracePoint(program)) => {
-                let result = if adopted { Ok(()) } else { program.load() };
-                (result, program.info())
-            }
-            Some(Program::CgroupSkb(program)) => {
-                let result = if adopted { Ok(()) } else { program.load() };
-                (result, program.info())
-            }
-            _ => return Err(anyhow!("the eBPF object has no program {name}")),
-        };
-        result.map_err(|error| explain(name, error))?;
-        if !adopted {
-            self.pin(name)?;
-        }
-        Ok(info?.verified_instruction_count())
-    }
-
-    fn attach_tracepoint(&mut self, name: &str, tracepoint: &str) -> Result<()> {
-        if self.adopt_link(name)? {
-            return Ok(());
-        }
-        let program: &mut RawTracePoint = self.program(name)?;
-        let id = program
-            .attach(tracepoint)
-            .with_context(|| format!("cannot attach to the raw tracepoint {tracepoint}"))?;
-        if self.pins.is_some() {
-            let program: &mut RawTracePoint = self.program(name)?;
-            let link = program.take_link(id)?;
-            self.pin_link(name, FdLink::from(link))?;
-        }
-        Ok(())
-    }
-
-    fn attach_cgroup(&mut self, name: &str, path: &PathBuf, at: CgroupSkbAttachType) -> Result<()> {
-        if self.adopt_link(name)? {
-            return Ok(());
-        }
-        let root = File::open(path)
-            .with_context(|| format!("cannot open the root of cgroup2 {}", path.display()))?;
-        let program: &mut CgroupSkb = self.program(name)?;
-        // Single makes a link, which has the semantics of "multi": aya-rs/aya#1078.
-        let id = program
-            .attach(root, at, CgroupAttachMode::Single)
-            .with_context(|| format!("cannot attach {name} to cgroup2 at {}", path.display()))?;
-        if self.pins.is_some() {
-            let program: &mut CgroupSkb = self.program(name)?;
-            let link = program.take_link(id)?;
-            self.pin_link(name, FdLink::try_from(link)?)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
-    where
-        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-    {
+        let verdict = self.verdicts.remove(name);
         let program = self
             .ebpf
             .program_mut(name)
             .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
-        Ok(program.try_into()?)
-    }
-
-    pub(super) fn unload(&mut self, name: &str) {
-        self.unpin(name);
-        self.links.remove(name);
-        let result = match self.ebpf.program_mut(name) {
-            Some(Program::RawTracePoint(program)) => program.unload(),
-            Some(Program::CgroupSkb(program)) => program.unload(),
-            Some(Program::FExit(program)) => program.unload(),
-            _ => Ok(()),
-        };
-        if let Err(error) = result {
-            tracing::debug!("{name} was not loaded: {error}");
+        if !adopted {
+            verdict.unwrap_or_else(|| verify::load(name, program))?;
         }
+        let info = match program {
+            Program::RawTracePoint(program) => program.info(),
+            Program::CgroupSkb(program) => program.info(),
+            Program::FExit(program) => program.info(),
+            _ => return Err(anyhow!("the program {name} is of no kind that is loaded")),
+        };
+        if !adopted {
+            self.pin(name)?;
+        }
+        Ok(info?.verified_instruction_count())
     }
 
     /// Is the hook at work, fully or in part?
@@ -548,50 +518,19 @@ impl Loaded {
     }
 }
 
-/// The last words of the verifier, and the rest of them into a file.
-pub(super) fn explain(name: &str, error: ProgramError) -> anyhow::Error {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return anyhow!(error).context(format!("cannot load the eBPF program {name}"));
-    };
-    let log = verifier_log.to_string();
-    if log.trim().is_empty() {
-        return anyhow!(io_error).context(format!("cannot load the eBPF program {name}"));
+/// What a hook loads, unless the kernel lacks what it cannot do without.
+fn plan(hook: Hook, offsets: &Offsets) -> Result<Plan> {
+    match offsets.why_not(hook) {
+        Some(why) => Err(anyhow!("{why}")),
+        None => Plan::of(hook, &offsets.features),
     }
-    let path = std::env::temp_dir().join(format!("tracer-verifier-{name}.log"));
-    let said = log
-        .lines()
-        .rev()
-        .find(|l| {
-            !l.starts_with("processed")
-                && !l.starts_with("verification time")
-                && !l.starts_with("stack depth")
-                && !l.trim().is_empty()
-        })
-        .unwrap_or_default()
-        .to_owned();
-    let kept = match write_private(&path, &log) {
-        Ok(()) => format!(" (its log: {})", path.display()),
-        Err(_) => String::new(), // the last words must do
-    };
-    anyhow!("the verifier refuses the eBPF program {name}: {said}{kept}")
 }
 
-/// A new file, never one that somebody else put there.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+fn why_no_sends(offsets: &Offsets) -> Option<String> {
+    if without::is_without("fexit") {
+        return Some("TRACER_WITHOUT says so".to_owned());
     }
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)?
-        .write_all(text.as_bytes())
+    offsets.no_sends.as_ref().map(ToString::to_string)
 }
 
 /// The ring, in the form that the reader takes.

@@ -8,20 +8,22 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
-    Btf as AyaBtf, Ebpf,
+    Ebpf,
     maps::{Array, HashMap},
-    programs::FExit,
 };
 use tracer_common::dns::Sent;
 
-use super::{
-    btf::Btf,
-    load::{Loaded, explain},
-};
+use super::{btf::Btf, load::Loaded};
 
 /// Programs and the functions that they end with.
 pub const PROGRAMS: [(&str, &str); 2] =
     [("udp_sent", "udp_sendmsg"), ("udpv6_sent", "udpv6_sendmsg")];
+
+/// The one that a program ends with.
+pub fn function(program: &str) -> &'static str {
+    let of_program = PROGRAMS.iter().find(|(name, _)| *name == program);
+    of_program.map_or("", |(_, function)| function)
+}
 
 /// What is not seen without them, as `tracer doctor` says it.
 pub const NOT_SEEN: &str = "sends that fail before IP output, such as without a route in the pod: the application has the \
@@ -73,24 +75,9 @@ pub fn leave(loaded: &mut Loaded) -> Result<()> {
 /// Loads and attaches both; gives the instructions that the verifier walked through, by program. Where
 /// one cannot be, [`leave`] is to follow.
 pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
-    let mut btf = None;
     let mut verified = Vec::new();
-    for (name, function) in PROGRAMS {
-        let adopted = loaded.adopt(name)?;
-        if !adopted {
-            // The library's own, for the ids of functions: read again, and dropped at once.
-            let btf = match &btf {
-                Some(btf) => btf,
-                None => btf.insert(AyaBtf::from_sys_fs().context("cannot read the kernel's BTF")?),
-            };
-            let program: &mut FExit = loaded.program(name)?;
-            program
-                .load(function, btf)
-                .map_err(|error| explain(name, error))?;
-            loaded.pin(name)?;
-        }
-        let program: &mut FExit = loaded.program(name)?;
-        let instructions = program.info()?.verified_instruction_count();
+    for (name, _) in PROGRAMS {
+        let instructions = loaded.load_program(name)?;
         verified.extend(instructions.map(|count| (name.to_owned(), count)));
     }
     if !PROGRAMS.iter().all(|(name, _)| loaded.is_pinned(name)) {

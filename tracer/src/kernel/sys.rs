@@ -34,6 +34,15 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     }
 }
 
+/// Gives free memory back to the kernel, which glibc's allocator keeps by itself.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it locks what it touches.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The eBPF ring, to be waited for. Needs a tokio runtime.
 pub fn async_ring(ring: super::load::Ring) -> io::Result<AsyncFd<super::load::Ring>> {
     // SAFETY: the ring owns its file descriptor for as long as it lives, and always has the same.
