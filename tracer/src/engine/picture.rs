@@ -35,7 +35,7 @@ impl Engine {
             .of(taken.at, format, || self.render(&picture, &taken, format))
     }
 
-    fn render(&self, picture: &Picture, taken: &Taken, format: Format) -> Result<Vec<u8>> {
+    fn render(&self, picture: &Picture, taken: &Taken, format: Format) -> Result<String> {
         let hooks = self.hooks();
         let (sources, gone) = {
             let resolver = lock(&self.resolver);

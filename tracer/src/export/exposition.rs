@@ -19,7 +19,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    fn new(text: Vec<u8>) -> Self {
+    fn new(text: String) -> Self {
         Self {
             plain: text.into(),
             gzip: OnceLock::new(),
@@ -61,7 +61,7 @@ impl Latest {
         &self,
         reading: Instant,
         format: Format,
-        make: impl FnOnce() -> Result<Vec<u8>>,
+        make: impl FnOnce() -> Result<String>,
     ) -> Result<Arc<Exposition>> {
         let slot = match format {
             Format::Text => &self.text,
@@ -97,22 +97,27 @@ mod tests {
         let count = AtomicU32::new(0);
         let first = Instant::now();
         let scrape = |reading, format| {
-            let make = || Ok(vec![count.fetch_add(1, Ordering::Relaxed) as u8; 1000]);
+            let make = || {
+                Ok(count
+                    .fetch_add(1, Ordering::Relaxed)
+                    .to_string()
+                    .repeat(1000))
+            };
             latest.of(reading, format, make).unwrap()
         };
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| assert_eq!(scrape(first, Format::Text).plain()[..], [0; 1000]));
+                scope.spawn(|| assert_eq!(scrape(first, Format::Text).plain()[..], [b'0'; 1000]));
             }
         });
-        assert_eq!(scrape(first, Format::OpenMetrics).plain()[..], [1; 1000]);
+        assert_eq!(scrape(first, Format::OpenMetrics).plain()[..], [b'1'; 1000]);
         let second = first + Duration::from_millis(1);
         let exposition = scrape(second, Format::Text);
-        assert_eq!(exposition.plain()[..], [2; 1000]);
+        assert_eq!(exposition.plain()[..], [b'2'; 1000]);
         let mut text = Vec::new();
         let gzip = exposition.gzip();
         GzDecoder::new(&gzip[..]).read_to_end(&mut text).unwrap();
-        assert_eq!(text, [2; 1000]);
+        assert_eq!(text, [b'2'; 1000]);
         assert_eq!(count.load(Ordering::Relaxed), 3);
     }
 }

@@ -8,18 +8,19 @@ pub(crate) mod fuzz;
 mod openmetrics;
 mod pod;
 mod tcp;
+mod text;
 mod zeros;
 
 use std::{net::IpAddr, sync::Arc};
 
-use prometheus::{Encoder as _, TextEncoder, proto::MetricFamily};
+use anyhow::Result;
 use tracer_common::{
     Hook,
     neigh::{self, Gc},
     peers::Kind,
 };
 
-use self::families::{Families, infinities, process};
+use self::families::{Families, process};
 use super::negotiate::Format;
 use crate::{
     aggregate::{Figures, Picture, ledger::Tally as _},
@@ -77,31 +78,14 @@ pub struct View<'a> {
 }
 
 /// What Prometheus scrapes.
-pub fn render(view: &View<'_>, format: Format) -> anyhow::Result<Vec<u8>> {
-    write(&gathered(view), format)
-}
-
-fn write(families: &[MetricFamily], format: Format) -> anyhow::Result<Vec<u8>> {
-    match format {
-        Format::Text => {
-            let mut text = Vec::new();
-            TextEncoder::new().encode(families, &mut text)?;
-            Ok(infinities(text))
-        }
-        Format::OpenMetrics => openmetrics::encode(families),
-    }
-}
-
-fn gathered(view: &View<'_>) -> Vec<MetricFamily> {
-    let mut families = Families::new(view.node);
+pub fn render(view: &View<'_>, format: Format) -> Result<String> {
+    let mut families = Families::new(view.node, format);
     node(&mut families, view);
     for (owner, figures) in &view.picture.owners {
         pod::add(&mut families, owner, figures, view);
     }
     own(&mut families, view);
-    let mut families = families.finish();
-    families.extend(process(view.node));
-    families
+    families.finish(process(view.node))
 }
 
 fn node(out: &mut Families, view: &View<'_>) {

@@ -1,11 +1,15 @@
-//! Builds metric families sample by sample.
+//! Builds the text of metric families sample by sample.
 
 use std::collections::HashMap;
 
+use anyhow::Result;
 use prometheus::{
     core::Collector as _,
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
+
+use super::{openmetrics, text};
+use crate::export::negotiate::Format;
 
 /// A label.
 fn pair(name: &str, value: &str) -> LabelPair {
@@ -13,14 +17,6 @@ fn pair(name: &str, value: &str) -> LabelPair {
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
     pair
-}
-
-/// The encoder writes `inf`; Prometheus' format has `+Inf`. No label ends a line.
-pub fn infinities(text: Vec<u8>) -> Vec<u8> {
-    match String::from_utf8(text) {
-        Ok(text) => text.replace(" inf\n", " +Inf\n").into_bytes(),
-        Err(error) => error.into_bytes(),
-    }
 }
 
 /// The usual `process_*`, with the node as on every series.
@@ -32,20 +28,57 @@ pub fn process(node: &str) -> Vec<MetricFamily> {
     families
 }
 
-/// Metric families in the order of their first sample.
+/// Samples of a family that wait to be written: a sample takes four times the memory of its line.
+const WAITING: usize = 16;
+
+/// One family: what is written, and what waits for it.
+struct Family {
+    waiting: MetricFamily,
+    text: String,
+}
+
+impl Family {
+    /// Writes what waits.
+    fn write(&mut self, format: Format) -> Result<()> {
+        let mut text = match format {
+            Format::Text => text::encode(&self.waiting)?,
+            Format::OpenMetrics => openmetrics::encode(&self.waiting)?,
+        };
+        if !self.text.is_empty() {
+            text.drain(..head(&text));
+        }
+        self.text.push_str(&text);
+        self.waiting.mut_metric().clear();
+        Ok(())
+    }
+}
+
+/// Length of the lines before the first sample.
+fn head(text: &str) -> usize {
+    text.split_inclusive('\n')
+        .take_while(|line| line.starts_with('#'))
+        .map(str::len)
+        .sum()
+}
+
+/// Metric families in the order of their first sample, written as they come.
 pub struct Families {
     node: String,
-    done: Vec<MetricFamily>,
+    format: Format,
+    done: Vec<Family>,
     index: HashMap<&'static str, usize>,
+    result: Result<()>,
 }
 
 impl Families {
     /// For one node.
-    pub fn new(node: &str) -> Self {
+    pub fn new(node: &str, format: Format) -> Self {
         Self {
             node: node.to_owned(),
+            format,
             done: Vec::new(),
             index: HashMap::new(),
+            result: Ok(()),
         }
     }
 
@@ -59,11 +92,14 @@ impl Families {
         fill: impl FnOnce(&mut Metric),
     ) {
         let index = *self.index.entry(name).or_insert_with(|| {
-            let mut family = MetricFamily::default();
-            family.set_name(format!("tracer_{name}"));
-            family.set_help(help.to_owned());
-            family.set_field_type(kind);
-            self.done.push(family);
+            let mut waiting = MetricFamily::default();
+            waiting.set_name(format!("tracer_{name}"));
+            waiting.set_help(help.to_owned());
+            waiting.set_field_type(kind);
+            self.done.push(Family {
+                waiting,
+                text: String::new(),
+            });
             self.done.len() - 1
         });
         let mut metric = Metric::default();
@@ -75,7 +111,11 @@ impl Families {
                 .collect(),
         );
         fill(&mut metric);
-        self.done[index].mut_metric().push(metric);
+        let family = &mut self.done[index];
+        family.waiting.mut_metric().push(metric);
+        if family.waiting.get_metric().len() == WAITING && self.result.is_ok() {
+            self.result = family.write(self.format);
+        }
     }
 
     /// Adds a sample of a counter.
@@ -96,8 +136,24 @@ impl Families {
         });
     }
 
-    /// All families.
-    pub fn finish(self) -> Vec<MetricFamily> {
-        self.done
+    /// The text of all, and of these.
+    pub fn finish(self, more: Vec<MetricFamily>) -> Result<String> {
+        self.result?;
+        let more = more.into_iter().map(|waiting| Family {
+            waiting,
+            text: String::new(),
+        });
+        let mut all = String::new();
+        for mut family in self.done.into_iter().chain(more) {
+            if !family.waiting.get_metric().is_empty() {
+                family.write(self.format)?;
+            }
+            all.push_str(&family.text);
+        }
+        if self.format == Format::OpenMetrics {
+            all.push_str(openmetrics::END);
+        }
+        all.shrink_to_fit();
+        Ok(all)
     }
 }

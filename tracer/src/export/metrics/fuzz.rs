@@ -9,11 +9,7 @@ type Sample = (String, Vec<(String, String)>, f64);
 /// Label values, the node's first, and help, in both formats.
 pub(crate) fn round_trip(values: &[&str; 3], help: &str, counted: u64, measured: f64) {
     let [node, first, second] = *values;
-    let mut families = Families::new(node);
     let labels = [("first", first), ("second", second)];
-    families.counter("events_total", help, &labels, counted);
-    families.gauge("age", help, &[("first", second)], measured);
-    let families = families.finish();
     let own = |more: &[(&str, &str)]| {
         let node = ("node", node);
         let all = std::iter::once(&node).chain(more);
@@ -29,8 +25,10 @@ pub(crate) fn round_trip(values: &[&str; 3], help: &str, counted: u64, measured:
         ("tracer_age".to_owned(), own(&[("first", second)]), measured),
     ];
     for format in [Format::Text, Format::OpenMetrics] {
-        let text = write(&families, format).expect("it can be written");
-        let text = String::from_utf8(text).expect("it is text");
+        let mut families = Families::new(node, format);
+        families.counter("events_total", help, &labels, counted);
+        families.gauge("age", help, &[("first", second)], measured);
+        let text = families.finish(Vec::new()).expect("it can be written");
         let found: Vec<Sample> = text.split('\n').filter_map(sample).collect();
         assert_eq!(found.len(), expected.len(), "{text:?}");
         for (found, expected) in found.iter().zip(&expected) {

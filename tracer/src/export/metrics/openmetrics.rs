@@ -13,17 +13,13 @@ use prometheus::proto::{Metric, MetricFamily, MetricType};
 /// Base units that end a family's name.
 const UNITS: [&str; 3] = ["seconds", "bytes", "ratio"];
 
-/// Encodes the families.
-pub fn encode(families: &[MetricFamily]) -> Result<Vec<u8>> {
-    let mut text = String::new();
-    for family in families {
-        write_family(&mut text, family)?;
-    }
-    text.push_str("# EOF\n");
-    Ok(text.into_bytes())
-}
+/// What comes after the last family.
+pub const END: &str = "# EOF\n";
 
-fn write_family(out: &mut String, family: &MetricFamily) -> Result<()> {
+/// A family with its samples.
+pub fn encode(family: &MetricFamily) -> Result<String> {
+    let mut text = String::new();
+    let out = &mut text;
     let full = family.name();
     let (name, kind, suffix) = match family.get_field_type() {
         MetricType::COUNTER => match full.strip_suffix("_total") {
@@ -75,7 +71,7 @@ fn write_family(out: &mut String, family: &MetricFamily) -> Result<()> {
             MetricType::UNTYPED => bail!("{full} has no type"),
         }
     }
-    Ok(())
+    Ok(text)
 }
 
 fn write_sample(
@@ -156,10 +152,11 @@ mod tests {
     use prometheus::proto::{Bucket, Histogram, Summary};
 
     use super::{super::families::Families, *};
+    use crate::export::negotiate::Format;
 
     #[test]
     fn every_type_is_written_as_the_specification_says() {
-        let mut families = Families::new("n1");
+        let mut families = Families::new("n1", Format::OpenMetrics);
         families.counter("lost_total", "A \"quoted\"\\ word.", &[("why", "a\nb")], 3);
         families.gauge("build_info", "1.", &[("version", "2")], 1.0);
         families.gauge("until_full_seconds", "Or never.", &[], f64::INFINITY);
@@ -185,7 +182,7 @@ mod tests {
             summary.set_sample_sum(0.5);
             metric.set_summary(summary);
         });
-        let text = String::from_utf8(encode(&families.finish()).unwrap()).unwrap();
+        let text = families.finish(Vec::new()).unwrap();
         let expected = r#"# TYPE tracer_lost counter
 # HELP tracer_lost A \"quoted\"\\ word.
 tracer_lost_total{node="n1",why="a\nb"} 3
