@@ -149,7 +149,14 @@ fn play_in(kernel: &vm::Wanted, incident: Incident) -> Result<()> {
     if let Ok(cache) = env::var("XDG_CACHE_HOME") {
         variables.push(("XDG_CACHE_HOME", cache));
     }
-    match vm::show(kernel, TOOLS, &words, &variables)? {
+    let program = vm::Program {
+        words: &words,
+        variables: &variables,
+        tools: TOOLS,
+        // Seven agents and fourteen of serf: emulated, the first of them was not ready after 150 s.
+        is_heavy: matches!(incident, Incident::SickNode),
+    };
+    match vm::show(kernel, &program)? {
         0 => Ok(()),
         // It has said why.
         code => process::exit(code.into()),

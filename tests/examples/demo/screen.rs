@@ -1,7 +1,7 @@
 //! For a terminal: `tracer top` above, captions below, by tmux.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Write as _, stdout};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -203,6 +203,7 @@ fn watch(mut child: Child, over: Arc<AtomicBool>, interrupt: Arc<AtomicBool>) ->
     thread::spawn(move || {
         // An error means that nobody is there.
         let _ = child.wait();
+        let _ = writeln!(stdout(), "removing what the demo has made");
         if !over.load(Ordering::Relaxed) {
             interrupt.store(true, Ordering::Relaxed);
         }

@@ -24,7 +24,7 @@ use crate::neigh::{Family, Thresholds, table_fulls};
 use crate::netns::{Lab, Netns};
 use crate::process::check;
 use crate::unseen::Unseen;
-use crate::wait::{check_interrupt, ensure, eventually, patient};
+use crate::wait::{check_interrupt, ensure, eventually, is_emulated, patient};
 
 /// gc_thresh1, 2, 3 as Linux has them where nobody changed them.
 pub const DEFAULT_LIMITS: [u64; 3] = [128, 512, 1024];
@@ -145,8 +145,13 @@ impl Overflow {
                 self.pods.await_known(&self.agent);
                 self.callers.arrive(wave.len());
                 if arrived == 0 {
+                    let pace = if is_emulated() {
+                        "at a time, as fast as an emulated machine can,"
+                    } else {
+                        "a second"
+                    };
                     let text = format!(
-                        "{WAVE} pods a second arrive; each looks up a name and calls a service every second"
+                        "{WAVE} pods {pace} arrive; each looks up a name and calls a service every second"
                     );
                     timeline.now(Stage::Onset, text);
                 }
@@ -174,16 +179,17 @@ impl Overflow {
 
     fn warned(&self, timeline: &mut Timeline) -> bool {
         let mut events = self.events.seen.iter();
-        let rising = |event: &&crate::events::Event| {
-            event.text("kind") == "neighbour_pressure" && event.text("state") == "rising"
+        let warns = |event: &&crate::events::Event| {
+            event.text("kind") == "neighbour_pressure" && event.text("state") != "normal"
         };
-        let Some(event) = events.find(rising) else {
+        let Some(event) = events.find(warns) else {
             return false;
         };
         let (entries, limit) = (&event.json["entries"], &event.json["limit"]);
         let left = event.json["time_until_full_seconds"].as_f64();
         let left = left.map_or_else(String::new, |left| format!(", full in {left:.0} s"));
-        let text = format!("event `neighbour_pressure`: rising, {entries} of {limit}{left}");
+        let state = event.text("state");
+        let text = format!("event `neighbour_pressure`: {state}, {entries} of {limit}{left}");
         timeline.at(event.at, Stage::Omen, text);
         true
     }

@@ -33,7 +33,10 @@ use self::{
     results::{Outcome, Results},
     suite::Binary,
 };
-pub use self::{kernel::Wanted, show::show};
+pub use self::{
+    kernel::Wanted,
+    show::{Program, show},
+};
 use crate::{
     build,
     setup::{self, Tool},

@@ -22,36 +22,45 @@ use crate::{setup::Tool, sh};
 /// Longer than anybody watches: what is on the screen may well stand still.
 const PATIENT: Duration = Duration::from_hours(24);
 
-/// Runs a program that needs these tools on a kernel, and gives its exit code. The machine ends with it.
-pub fn show(
-    wanted: &Wanted,
-    tools: &[Tool],
-    words: &[&str],
-    variables: &[(&str, String)],
-) -> Result<u8> {
-    let layer = Layer::ensure(tools)?;
+/// What is shown.
+pub struct Program<'a> {
+    /// Command and arguments.
+    pub words: &'a [&'a str],
+    /// Its environment, beyond what each machine has.
+    pub variables: &'a [(&'a str, String)],
+    /// What it calls.
+    pub tools: &'a [Tool],
+    /// It is too much for a machine that is emulated.
+    pub is_heavy: bool,
+}
+
+/// Runs a program on a kernel, and gives its exit code. The machine ends with it.
+pub fn show(wanted: &Wanted, program: &Program) -> Result<u8> {
+    let layer = Layer::ensure(program.tools)?;
     let kernel = Kernel::ensure(wanted, &layer)?;
     let terminal = Terminal::find()?;
-    let mut variables = variables.to_vec();
+    let mut variables = program.variables.to_vec();
     if terminal.is_some() {
         variables.push((
             "TERM",
             env::var("TERM").unwrap_or_else(|_| "vt100".to_owned()),
         ));
     }
-    let size = terminal.as_ref().map(Terminal::size).transpose()?;
-    let script = guest::of_program(words, &variables, size)?;
+    let size = terminal.as_ref().map(|terminal| terminal.size);
+    let script = guest::of_program(program.words, &variables, size)?;
     let folder = sh::target()
         .join("vm")
         .join(format!("{}-shown", kernel.release));
     let plan = Plan::prepare(kernel, folder, &script, &layer)?;
     let accel = Accel::find(&plan.kernel, &plan.initrd(), &layer)?;
+    ensure!(
+        accel == Accel::Kvm || !program.is_heavy,
+        "without hardware virtualisation this is too much for a virtual machine: play it without --vm"
+    );
     sh::step(format!("booting {} ({accel:?})", plan.kernel));
     if accel == Accel::Tcg {
-        sh::step(
-            "no hardware virtualisation: all of it is some ten times slower, and an agent's start takes \
-             half a minute",
-        );
+        sh::step("no hardware virtualisation: all of it takes some ten times as long,");
+        sh::step("an agent's start half a minute, hundreds of pods two");
     }
     let mut qemu = plan.machine(accel, &layer)?;
     let (mut machine, said) = match up(&mut qemu) {
@@ -118,6 +127,8 @@ fn after<'a>(bytes: &'a [u8], mark: &[u8]) -> Option<&'a [u8]> {
 struct Terminal {
     /// As `stty -g` has them.
     settings: String,
+    /// Lines and columns; a serial line's, where it does not say.
+    size: (u16, u16),
 }
 
 impl Terminal {
@@ -126,13 +137,10 @@ impl Terminal {
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             return Ok(None);
         }
-        let settings = stty(&["-g"])?;
-        Ok(Some(Self { settings }))
-    }
-
-    /// Lines and columns; a serial line's, where it does not say.
-    fn size(&self) -> Result<(u16, u16)> {
-        Ok(size(&stty(&["size"])?).unwrap_or((24, 80)))
+        Ok(Some(Self {
+            settings: stty(&["-g"])?,
+            size: size(&stty(&["size"])?).unwrap_or((24, 80)),
+        }))
     }
 
     /// From now on each key is a byte, and each byte is shown as it is.
