@@ -241,6 +241,8 @@ impl Timeline {
                 Some(after) => after.as_secs_f64(),
                 None => -(zero - moment.at).as_secs_f64(),
             };
+            // No -0.0.
+            let seconds = if seconds.abs() < 0.05 { 0.0 } else { seconds };
             (seconds, moment)
         })
     }
