@@ -72,8 +72,8 @@ pub struct Printed {
 
 /// Who watches while it is played.
 pub trait Audience {
-    /// There is an agent now, at this address (as `--agent` wants it).
-    fn agent(&mut self, address: &str);
+    /// There is something to be seen now, by `tracer top` with these arguments.
+    fn top(&mut self, arguments: &[&str]);
     /// This happens. May take its time, while the play's clients go on.
     fn caption(&mut self, moment: &Moment);
     /// tracer printed this.
@@ -87,7 +87,7 @@ pub trait Audience {
 pub struct Log;
 
 impl Audience for Log {
-    fn agent(&mut self, _address: &str) {}
+    fn top(&mut self, _arguments: &[&str]) {}
 
     fn caption(&mut self, moment: &Moment) {
         let label = moment.stage.label();
@@ -140,7 +140,15 @@ impl Timeline {
 
     /// There is an agent to be watched.
     pub fn watch(&mut self, agent: &Agent) {
-        self.audience.agent(&agent.address());
+        self.audience.top(&["--agent", &agent.address()]);
+    }
+
+    /// There are all nodes to be watched, by this Prometheus.
+    pub fn watch_cluster(&mut self, prometheus: &str) {
+        // More often than in a real cluster, where nothing is new within seconds.
+        let interval = ["--interval", "2s"];
+        self.audience
+            .top(&[&["--prometheus", prometheus], &interval[..]].concat());
     }
 
     /// This happens now.
@@ -233,6 +241,8 @@ impl Timeline {
                 Some(after) => after.as_secs_f64(),
                 None => -(zero - moment.at).as_secs_f64(),
             };
+            // No -0.0.
+            let seconds = if seconds.abs() < 0.05 { 0.0 } else { seconds };
             (seconds, moment)
         })
     }

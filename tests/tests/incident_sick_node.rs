@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use tests::eventually;
 use tests::gossip::Sickness;
-use tests::incident::Timeline;
-use tests::incident::sick_node::{SICK, SickNode, fall_ill};
+use tests::incident::sick_node::{SICK, SickNode, TABLE, fall_ill, get_well};
+use tests::incident::{Stage, Timeline, page};
 use tests::wait::ensure;
 
 fn the_sick_node_is_named(sickness: Sickness) {
     let scene = SickNode::start();
     let mut timeline = Timeline::of_test();
-    fall_ill(&mut timeline, &scene, sickness);
+    let sick = fall_ill(&mut timeline, &scene, sickness);
+    get_well(&mut timeline, sick);
     let took = timeline.assert_named();
     let blamed = scene.blamed();
     // Ground truth: it is whom the others' serf suspects.
@@ -37,6 +38,10 @@ fn the_sick_node_is_named(sickness: Sickness) {
         sickness.name(),
         timeline.text()
     );
+    if sickness == Sickness::Paused {
+        let why = [SICK, "n1"].map(|node| format!("tracer why  # on {node}"));
+        page::renew("sick-node", &timeline, &[TABLE, &why[0], &why[1]]);
+    }
 }
 
 #[test]
@@ -52,4 +57,28 @@ fn a_lossy_node_is_named() {
 #[test]
 fn a_paused_node_is_named() {
     the_sick_node_is_named(Sickness::Paused);
+}
+
+/// The chart's rules as they are, with the minutes that they wait.
+#[test]
+#[ignore = "it takes seven minutes"]
+fn the_alerts_on_a_paused_node_fire() {
+    let scene = SickNode::start();
+    let mut timeline = Timeline::of_test();
+    let sick = fall_ill(&mut timeline, &scene, Sickness::Paused);
+    for name in ["TracerManyNodesFailTowardsPeer", "TracerNodeOutlier"] {
+        eventually(Duration::from_mins(8), || {
+            let alerts = scene.alerts();
+            let others = alerts.iter().find(|one| one.labels["node"] != SICK);
+            assert!(others.is_none(), "{others:?} is accused");
+            let fires = alerts
+                .iter()
+                .any(|one| one.labels["alertname"] == name && one.labels["alertstate"] == "firing");
+            ensure(fires, || format!("{name} does not fire: {alerts:?}"))
+        });
+        timeline.now(Stage::Step, format!("alert {name} for {SICK}: firing"));
+    }
+    get_well(&mut timeline, sick);
+    eprintln!("{timeline:?}");
+    page::renew_part("sick-node", "timeline: alerts", &timeline, &[]);
 }

@@ -81,7 +81,8 @@ enum Verb {
         /// Where the SVG goes
         svg: std::path::PathBuf,
     },
-    /// Build, then play an outage on this kernel, with `tracer top` beside it; needs root. TRACER_BIN=PATH shows another binary
+    /// Build, then play an outage, with `tracer top` beside it: on this kernel, which needs root, or in a virtual
+    /// machine. TRACER_BIN=PATH shows another binary
     Demo(demo::Options),
     /// Build, then watch an agent under mixed load for a while: memory, loss, errors, figures against the truth;
     /// needs root. TRACER_BIN=PATH watches another binary

@@ -3,6 +3,7 @@
 
 mod plain;
 mod screen;
+mod wrapped;
 
 use std::any::Any;
 use std::env;
@@ -18,6 +19,7 @@ use tests::wait::{Interrupted, end_on};
 
 use crate::plain::Plain;
 use crate::screen::Screen;
+use crate::wrapped::{size, wrapped};
 
 /// A play, to its end.
 type Play = fn(&mut Timeline);
@@ -28,6 +30,9 @@ const PLAYS: [(&str, Play); 3] = [
     ("dead-endpoint", dead_endpoint::play),
     ("sick-node", sick_node::play),
 ];
+
+/// Behind time and stage in [`Timeline::text`].
+const COURSE_MARGIN: usize = 27;
 
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -61,12 +66,18 @@ fn main() -> ExitCode {
     let mut timeline = Timeline::with(audience);
     // What the play made is removed on its way out, whatever ends it.
     let played = catch_unwind(AssertUnwindSafe(|| play(&mut timeline)));
-    let course = timeline.text();
+    let mut course = timeline.text();
+    if on_terminal {
+        course = wrapped(&course, size().1, COURSE_MARGIN);
+    }
     // Gives the terminal back.
     drop(timeline);
     match played {
         Ok(()) => {
-            println!("\nWhat happened, in seconds from the onset:\n\n{course}");
+            println!(
+                "\nWhat happened, in seconds from the onset:\n\n{}",
+                course.trim_end()
+            );
             ExitCode::SUCCESS
         }
         Err(panic) if was_interrupted(&*panic, &interrupt) => {

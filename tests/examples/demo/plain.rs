@@ -11,13 +11,13 @@ const LINES: usize = 12;
 /// Prints to stdout.
 #[derive(Debug, Default)]
 pub struct Plain {
-    agent: Option<String>,
+    top: Option<Vec<String>>,
     begun: Option<Instant>,
 }
 
 impl Audience for Plain {
-    fn agent(&mut self, address: &str) {
-        self.agent = Some(address.to_owned());
+    fn top(&mut self, arguments: &[&str]) {
+        self.top = Some(arguments.iter().map(ToString::to_string).collect());
     }
 
     fn caption(&mut self, moment: &Moment) {
@@ -30,9 +30,9 @@ impl Audience for Plain {
             format!("{label}: ")
         };
         println!("\n### {seconds:.1} s  {label}{}\n", moment.text);
-        let Some(agent) = &self.agent else { return };
+        let Some(arguments) = &self.top else { return };
         let mut top = tracer();
-        top.args(["top", "--once", "--agent", agent]);
+        top.args(["top", "--once"]).args(arguments);
         let table = run(&mut top, Duration::from_secs(10)).stdout;
         for line in table.lines().take(LINES) {
             println!("{line}");

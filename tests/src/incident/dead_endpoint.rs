@@ -21,7 +21,7 @@ use crate::netns::{Lab, Netns};
 use crate::nft::Rules;
 use crate::tcp::truth::last_owner;
 use crate::tcp::{Manner, Server};
-use crate::wait::{check_interrupt, ensure, eventually};
+use crate::wait::{check_interrupt, ensure, eventually, patient};
 
 /// Where ledgers listen.
 pub const LEDGER: u16 = 8080;
@@ -203,11 +203,7 @@ impl DeadEndpoint {
     /// clients go on.
     pub fn deploy(&mut self, timeline: &mut Timeline) {
         self.went = Some(SystemTime::now());
-        timeline.now(
-            Stage::Onset,
-            "a deployment: ledger-0 and ledger-1 are deleted, ledger-2's program ends, the service has \
-             no endpoint; the clients are not told",
-        );
+        let onset = Instant::now();
         for gone in 0..2 {
             let ledger = self.ledgers[gone].take().expect("it is there");
             self.pods.remove(&ledger.listed.name);
@@ -227,6 +223,12 @@ impl DeadEndpoint {
                 SERVICE.port()
             ),
         ));
+        timeline.at(
+            onset,
+            Stage::Onset,
+            "a deployment: ledger-0 and ledger-1 are deleted, ledger-2's program ends, the service has \
+             no endpoint; the clients are not told",
+        );
     }
 
     /// Waits until each dead endpoint has a name: an event tells client, destination and who it was,
@@ -247,12 +249,11 @@ impl DeadEndpoint {
                 let text = format!("{}: {} gets `{result}`", way.pod.name(), way.what);
                 timeline.at(at, Stage::Failure, text);
             }
-            let metrics = self.agent.metrics();
-            for (number, way) in self.ways.iter().enumerate() {
-                if named[number].is_none()
+            for (way, named) in self.ways.iter().zip(&mut named) {
+                if named.is_none()
                     && let Some(event) = self.events.seen.iter().find(|event| way.is_told(event))
                 {
-                    named[number] = Some(event.at);
+                    *named = Some(event.at);
                     let text = format!(
                         "event `connect_failure`: {} -> {} {}{}",
                         way.pod.name(),
@@ -262,15 +263,18 @@ impl DeadEndpoint {
                     );
                     timeline.at(event.at, Stage::Named, text);
                 }
+            }
+            let metrics = self.agent.metrics();
+            for (way, dead) in self.ways.iter().zip(&mut dead) {
                 let shown = last_owner(&metrics, &way.to.to_string());
-                if dead[number].is_none() && shown.as_deref() == Some(way.owner) {
-                    dead[number] = Some(Instant::now());
+                if dead.is_none() && shown.as_deref() == Some(way.owner) {
+                    *dead = Some(Instant::now());
                     let text = format!("metric `tracer_dead_endpoint_info`: {}", way.to);
                     timeline.now(Stage::Step, text);
                 }
             }
             assert!(
-                onset.elapsed() < NAMED_WITHIN,
+                onset.elapsed() < patient(NAMED_WITHIN),
                 "not named: {named:?} {dead:?}\n{timeline:?}{:?}",
                 self.events
                     .seen

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{NAMED_WITHIN, Stage, Timeline};
 use crate::agent::Agent;
-use crate::gossip::{Gossip, Sickness};
+use crate::gossip::{Gossip, Sick, Sickness};
 use crate::kubernetes::repository;
 use crate::process::{run, tracer};
 use crate::prometheus::{Prometheus, Sample};
@@ -33,6 +33,8 @@ pub const SICK: &str = "n3";
 const WELL: &str = "n1";
 /// Alerts that name a node which others have trouble with.
 const ALERTS: &str = "ALERTS{alertname=~\"TracerManyNodesFailTowardsPeer|TracerNodeOutlier\"}";
+/// The table of all nodes, as it is typed where this variable is the Prometheus' address.
+pub const TABLE: &str = "tracer top --prometheus $PROMETHEUS --once";
 /// How long a table may take.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -173,12 +175,14 @@ pub fn play(timeline: &mut Timeline) {
         format!("{NODES} nodes are made, each with serf and an agent; that takes half a minute"),
     );
     let scene = SickNode::start();
-    fall_ill(timeline, &scene, Sickness::Paused);
+    timeline.watch_cluster(&scene.prometheus.url());
+    let sick = fall_ill(timeline, &scene, Sickness::Paused);
+    get_well(timeline, sick);
     timeline.linger();
 }
 
 /// All are well; [`SICK`] gets sick; tracer names it, and nobody else.
-pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
+pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) -> Sick {
     let gossip = &scene.gossip;
     eventually(SOON, || {
         let nodes = scene.nodes();
@@ -219,14 +223,12 @@ pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
         Stage::Named,
         format!("`tracer top --prometheus` has {SICK} first: {reason}"),
     );
-    let prometheus = scene.prometheus.url();
-    timeline.show(
-        &format!("tracer top --prometheus {prometheus} --once"),
-        &mut scene.top(&[]),
-        usize::MAX,
-    );
-    timeline.ask(scene.agent(SICK), &["why"]);
-    timeline.ask(scene.agent(WELL), &["why"]);
+    timeline.show(TABLE, &mut scene.top(&[]), usize::MAX);
+    for node in [SICK, WELL] {
+        let mut why = tracer();
+        why.args(["why", "--agent", &scene.agent(node).address()]);
+        timeline.show(&format!("tracer why  # on {node}"), &mut why, usize::MAX);
+    }
     let alerts = eventually(Duration::from_mins(2), || {
         let alerts = scene.alerts();
         ensure(!alerts.is_empty(), || "no alert is pending".into()).map(|()| alerts)
@@ -235,12 +237,17 @@ pub fn fall_ill(timeline: &mut Timeline, scene: &SickNode, sickness: Sickness) {
         timeline.now(
             Stage::Step,
             format!(
-                "alert {} ({}) for {}",
-                alert.labels["alertname"], alert.labels["alertstate"], alert.labels["node"]
+                "alert {} for {}: {}",
+                alert.labels["alertname"], alert.labels["node"], alert.labels["alertstate"]
             ),
         );
         assert_eq!(alert.labels["node"], SICK, "{alerts:?}");
     }
+    sick
+}
+
+/// It runs as the others do again.
+pub fn get_well(timeline: &mut Timeline, sick: Sick) {
     drop(sick);
     timeline.now(Stage::Step, format!("{SICK} is well again"));
 }

@@ -3,20 +3,72 @@
 use std::{
     env,
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 
-use super::{results::MARK, suite::Binary};
+use super::{
+    results::{MARK, STATUS, UP},
+    suite::Binary,
+};
 use crate::{build, sh};
 
 /// Runs the picked tests one after the other, as `cargo test` would on the host.
-pub fn script(suite: &[Binary]) -> Result<String> {
-    let own = env::current_exe()?;
+pub fn of_tests(suite: &[Binary]) -> Result<String> {
     let tested = env::var_os("TRACER_BIN").map_or_else(build::tested_binary, PathBuf::from);
-    let home = env::var("HOME").context("HOME is not set")?;
     let variables = [
+        ("TERM", "dumb".to_owned()),
+        ("TRACER_BIN", text(&path::absolute(tested)?)?),
+    ];
+    // The host's, seen through the shared files.
+    let mut body = "rm -f /tmp/tracer-verifier-*.log\n".to_owned();
+    for binary in suite {
+        writeln!(body, "echo '{MARK}file {}'", binary.file)?;
+        write!(
+            body,
+            "{} --test-threads=1 --color=never --exact",
+            quoted(&text(&binary.path)?)
+        )?;
+        for test in &binary.tests {
+            write!(body, " {}", quoted(test))?;
+        }
+        body += "\n";
+        body += REFUSALS;
+    }
+    writeln!(
+        body,
+        "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'"
+    )?;
+    script(&variables, &body)
+}
+
+/// Runs one program, on a terminal of this size (lines and columns) where there is one. How it ended goes to
+/// the console.
+pub fn of_program(
+    words: &[&str],
+    variables: &[(&str, String)],
+    size: Option<(u16, u16)>,
+) -> Result<String> {
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    let words = words.join(" ");
+    let mut body = String::new();
+    if let Some((lines, columns)) = size {
+        writeln!(body, "stty -F /dev/ttyS1 sane rows {lines} cols {columns}")?;
+        // In a session that the line belongs to: Ctrl-C is a signal then.
+        writeln!(body, "setsid --ctty --wait {words} <>/dev/ttyS1 >&0 2>&1")?;
+    } else {
+        writeln!(body, "{words}")?;
+    }
+    writeln!(body, "echo \"{STATUS}$?\" >/dev/console")?;
+    script(variables, &body)
+}
+
+/// The script that does this, with what all of them need around it.
+fn script(variables: &[(&str, String)], body: &str) -> Result<String> {
+    let own = env::current_exe()?;
+    let home = env::var("HOME").context("HOME is not set")?;
+    let all = [
         ("HOME", home),
         // A user's PATH may lack the administrator's folders.
         (
@@ -27,39 +79,20 @@ pub fn script(suite: &[Binary]) -> Result<String> {
             ),
         ),
         ("LANG", "C.UTF-8".to_owned()),
-        ("TERM", "dumb".to_owned()),
-        ("TRACER_BIN", text(&tested)?),
         ("TRACER_XTASK", text(&own)?),
         ("TRACER_PATIENCE", super::PATIENCE.to_string()),
     ];
     let mut script = "#!/bin/bash\n# Made by `cargo xtask vm`.\n".to_owned();
     // The second serial line; the first is the kernel's.
     script += "exec </dev/null >/dev/ttyS1 2>&1\nstty -F /dev/ttyS1 raw -echo\n";
-    writeln!(script, "echo '{MARK}up'")?;
-    for (name, value) in variables {
-        writeln!(script, "export {name}={}", quoted(&value))?;
+    writeln!(script, "echo '{UP}'")?;
+    for (name, value) in all.iter().chain(variables) {
+        writeln!(script, "export {name}={}", quoted(value))?;
     }
     writeln!(script, "cd {}", quoted(&text(&sh::root().join("tests"))?))?;
-    // The host's, seen through the shared files.
-    script += "rm -f /tmp/tracer-verifier-*.log\n";
-    for binary in suite {
-        writeln!(script, "echo '{MARK}file {}'", binary.file)?;
-        write!(
-            script,
-            "{} --test-threads=1 --color=never --exact",
-            quoted(&text(&binary.path)?)
-        )?;
-        for test in &binary.tests {
-            write!(script, " {}", quoted(test))?;
-        }
-        script += "\n";
-        script += REFUSALS;
-    }
-    // What the serial line still holds is sent before the machine is gone.
-    writeln!(
-        script,
-        "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'\nstty -F /dev/ttyS1 -raw\nsync"
-    )?;
+    script += body;
+    // What the serial lines still hold is sent before the machine is gone.
+    script += "stty -F /dev/ttyS1 -raw\nstty -F /dev/ttyS0 -raw\nsync\n";
     script += "echo o >/proc/sysrq-trigger\nsleep 60\n";
     Ok(script)
 }
@@ -96,14 +129,39 @@ mod tests {
             path: PathBuf::from("/it's here/neigh-1"),
             tests: vec!["a".to_owned(), "b::c".to_owned()],
         }];
-        let script = script(&suite).unwrap();
+        let script = of_tests(&suite).unwrap();
         assert!(
             script.contains(
                 r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'"
             ),
             "{script}"
         );
-        let read = Command::new("bash").args(["-n", "-c", &script]).output();
+        assert_is_read(&script);
+    }
+
+    #[test]
+    fn a_program_has_a_terminal_where_the_user_has_one() {
+        let variables = [("TERM", "xterm".to_owned())];
+        let words = ["/it's here/demo", "overflow"];
+        let on_terminal = of_program(&words, &variables, Some((24, 80))).unwrap();
+        assert!(
+            on_terminal.contains(
+                r"sane rows 24 cols 80
+setsid --ctty --wait '/it'\''s here/demo' 'overflow' <>/dev/ttyS1"
+            ),
+            "{on_terminal}"
+        );
+        assert_is_read(&on_terminal);
+        let piped = of_program(&words, &variables, None).unwrap();
+        assert!(
+            piped.contains("tests'\n'/it'\\''s here/demo' 'overflow'\n"),
+            "{piped}"
+        );
+        assert_is_read(&piped);
+    }
+
+    fn assert_is_read(script: &str) {
+        let read = Command::new("bash").args(["-n", "-c", script]).output();
         assert!(read.unwrap().status.success());
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     io::Read as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant},
@@ -72,10 +72,10 @@ pub fn share(qemu: &mut Command, name: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts it; what it says is what QEMU writes on stdout.
+/// Starts it; what it says is what QEMU writes on stdout, what it is told is what QEMU reads on stdin.
 pub fn start(qemu: &mut Command) -> Result<Machine> {
     let mut child = qemu
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("failed to start `{}`", sh::shown(qemu)))?;
@@ -98,13 +98,24 @@ pub fn start(qemu: &mut Command) -> Result<Machine> {
 }
 
 impl Machine {
-    /// What it says next; nothing once it has ended, an error where it is silent for too long.
+    /// What it says next, as text with plain line ends.
     pub fn more(&mut self, limit: Duration) -> Result<Option<String>> {
+        let bytes = self.bytes(limit)?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', "")))
+    }
+
+    /// What it says next; nothing once it has ended, an error where it is silent for too long.
+    pub fn bytes(&mut self, limit: Duration) -> Result<Option<Vec<u8>>> {
         match self.output.recv_timeout(limit) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).replace('\r', ""))),
+            Ok(bytes) => Ok(Some(bytes)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => bail!("silent for {limit:?}"),
         }
+    }
+
+    /// Where it is told something; given once.
+    pub fn input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// How long ago it was started.

@@ -12,11 +12,13 @@ mod layer;
 mod machine;
 mod modules;
 mod results;
+mod show;
 mod suite;
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -24,13 +26,16 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
 
-pub use self::kernel::Wanted;
 use self::{
     accel::Accel,
     kernel::Kernel,
     layer::Layer,
     results::{Outcome, Results},
     suite::Binary,
+};
+pub use self::{
+    kernel::Wanted,
+    show::{Program, show},
 };
 use crate::{
     build,
@@ -121,7 +126,12 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
     for wanted in kernels {
         let kernel = Kernel::ensure(wanted, &layer)?;
         let folder = sh::target().join("vm").join(&kernel.release);
-        plans.push(Plan::prepare(kernel, folder, &suite, &layer)?);
+        plans.push(Plan::prepare(
+            kernel,
+            folder,
+            &guest::of_tests(&suite)?,
+            &layer,
+        )?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
@@ -189,12 +199,12 @@ struct Report {
 }
 
 impl Plan {
-    fn prepare(kernel: Kernel, folder: PathBuf, suite: &[Binary], layer: &Layer) -> Result<Self> {
+    fn prepare(kernel: Kernel, folder: PathBuf, script: &str, layer: &Layer) -> Result<Self> {
         setup::unpacked::fresh(&folder)?;
         let plan = Self { kernel, folder };
         initrd::write(&plan.initrd(), &plan.kernel, layer)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
-        fs::write(plan.folder.join("guest.sh"), guest::script(suite)?)?;
+        fs::write(plan.folder.join("guest.sh"), script)?;
         Ok(plan)
     }
 
@@ -215,7 +225,8 @@ impl Plan {
         let suite = suite::only(suite, &few);
         let mut folder = self.folder.clone().into_os_string();
         folder.push("-again");
-        let plan = Self::prepare(self.kernel.clone(), folder.into(), &suite, layer)?;
+        let script = guest::of_tests(&suite)?;
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script, layer)?;
         let passed = plan.boot(accel, &suite, layer)?.print();
         if passed {
             for name in names {
@@ -232,8 +243,13 @@ impl Plan {
         self.folder.join("initrd")
     }
 
-    fn boot(&self, accel: Accel, suite: &[Binary], layer: &Layer) -> Result<Report> {
-        let console = self.folder.join("console.log");
+    /// Where the kernel's own messages go.
+    fn console(&self) -> PathBuf {
+        self.folder.join("console.log")
+    }
+
+    /// The machine, with the host's files, and its second serial line as QEMU's input and output.
+    fn machine(&self, accel: Accel, layer: &Layer) -> Result<Command> {
         let mut qemu = machine::qemu(layer, accel, &self.kernel, &self.initrd(), "")?;
         machine::share(&mut qemu, "host", Path::new("/"))?;
         machine::share(&mut qemu, "layer", layer.root())?;
@@ -241,9 +257,14 @@ impl Plan {
         machine::share(&mut qemu, "work", &self.folder)?;
         // A line of its own for the tests: the kernel's messages would stand in the middle of theirs.
         qemu.arg("-serial")
-            .arg(format!("file:{}", console.display()))
+            .arg(format!("file:{}", self.console().display()))
             .args(["-chardev", "stdio,id=tests,signal=off"])
             .args(["-serial", "chardev:tests"]);
+        Ok(qemu)
+    }
+
+    fn boot(&self, accel: Accel, suite: &[Binary], layer: &Layer) -> Result<Report> {
+        let mut qemu = self.machine(accel, layer)?;
         sh::step(format!("booting {} ({accel:?})", self.kernel));
         let expected = suite.iter().flat_map(|binary| {
             let tests = binary.tests.iter();
@@ -285,7 +306,7 @@ impl Plan {
             results,
             took: start.elapsed(),
             cut,
-            console: fs::read(&console)
+            console: fs::read(self.console())
                 .map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""))?,
         })
     }

@@ -5,6 +5,12 @@ use std::fmt;
 /// Marks the guest script's own lines.
 pub const MARK: &str = "tracer-vm: ";
 
+/// The first of them.
+pub const UP: &str = "tracer-vm: up";
+
+/// On the console: how a program ended.
+pub const STATUS: &str = "tracer-vm: status ";
+
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -126,6 +132,13 @@ pub fn complaints(console: &str) -> Vec<&str> {
         .collect()
 }
 
+/// How a program ended, by the console.
+pub fn status(console: &str) -> Option<u8> {
+    let mut lines = console.lines().rev();
+    let number = lines.find_map(|line| line.split_once(STATUS))?.1;
+    number.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,5 +191,12 @@ tracer-vm: end",
 [    3.0] Kernel panic - not syncing: Fatal exception";
         assert_eq!(complaints(console).len(), 2);
         assert!(complaints("[    1.0] all is well").is_empty());
+    }
+
+    #[test]
+    fn a_programs_end_is_found_among_the_kernels_words() {
+        let console = "[    1.0] Linux\ntracer-vm: status 130\r\n[    9.0] sysrq: Power Off";
+        assert_eq!(status(console), Some(130));
+        assert_eq!(status("[    1.0] Linux"), None);
     }
 }
