@@ -1,7 +1,6 @@
 //! `cargo xtask build`: the eBPF object, checked, and the release binary that holds it.
 
 use std::{
-    env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -10,8 +9,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    arch::Arch,
     object,
-    setup::{self, Toolchain},
+    setup::{self, Toolchain, cross},
     sh,
 };
 
@@ -22,37 +22,38 @@ const TARGET: &str = if cfg!(target_endian = "little") {
     "bpfeb-unknown-none"
 };
 
-pub fn run() -> Result<()> {
-    build(&setup::ensure(&[])?)
+pub fn run(arch: Arch) -> Result<()> {
+    build(&setup::ensure(&[])?, arch)
 }
 
 /// The object, and the release binary.
-pub fn build(toolchain: &Toolchain) -> Result<()> {
-    let found = build_object(toolchain)?;
-    build_binary(&["--release"], &binary())?;
+pub fn build(toolchain: &Toolchain, arch: Arch) -> Result<()> {
+    let found = build_object(toolchain, arch)?;
+    build_binary(arch, &["--release"], &binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
 
 /// The object, and the binary as the tests run it: with overflow and debug assertions, and of the
 /// dependencies that the tests are built of anyway.
-pub fn build_for_tests(toolchain: &Toolchain) -> Result<()> {
-    let found = build_object(toolchain)?;
-    build_binary(&[], &tested_binary())?;
+pub fn build_for_tests(toolchain: &Toolchain, arch: Arch) -> Result<()> {
+    let found = build_object(toolchain, arch)?;
+    build_binary(arch, &[], &tested_binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
 
 /// The object alone.
 pub fn build_ebpf(toolchain: &Toolchain) -> Result<()> {
-    let found = build_object(toolchain)?;
+    let found = build_object(toolchain, Arch::HOST)?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
 
-fn build_binary(arguments: &[&str], binary: &Path) -> Result<()> {
+fn build_binary(arch: Arch, arguments: &[&str], binary: &Path) -> Result<()> {
+    cross::ensure(arch)?;
     sh::run(
-        sh::cargo()
+        cross::cargo(arch)
             .args(["build", "--package", "tracer"])
             .args(arguments),
     )
@@ -65,8 +66,8 @@ fn build_binary(arguments: &[&str], binary: &Path) -> Result<()> {
 }
 
 /// Says what is in the object.
-fn build_object(toolchain: &Toolchain) -> Result<String> {
-    let built = compile_ebpf(toolchain)?;
+fn build_object(toolchain: &Toolchain, arch: Arch) -> Result<String> {
+    let built = compile_ebpf(toolchain, arch)?;
     let bytes = fs::read(&built).with_context(|| format!("failed to read {}", built.display()))?;
     let unfit = || format!("the eBPF object {} is not fit", built.display());
     let bytes = object::strip(&bytes).with_context(unfit)?;
@@ -75,17 +76,17 @@ fn build_object(toolchain: &Toolchain) -> Result<String> {
     Ok(found.to_string())
 }
 
-pub fn binary() -> PathBuf {
-    sh::target().join("release/tracer")
+pub fn binary(arch: Arch) -> PathBuf {
+    cross::folder(arch).join("release/tracer")
 }
 
 /// The one that the tests run.
-pub fn tested_binary() -> PathBuf {
-    sh::target().join("debug/tracer")
+pub fn tested_binary(arch: Arch) -> PathBuf {
+    cross::folder(arch).join("debug/tracer")
 }
 
 /// A cargo command for the eBPF crate; what it needs more goes after.
-pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
+pub fn ebpf_cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
     let compiler = &toolchain.compiler;
     // Debian's compiler comes without cargo; ours can drive it.
     let cargo = compiler.sibling("cargo").unwrap_or_else(sh::cargo_path);
@@ -95,7 +96,7 @@ pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
     // The target's own linker is found through PATH; naming it here makes cargo build anew when
     // another one is taken.
     let flags = [
-        format!("--cfg=bpf_target_arch=\"{ARCH}\""),
+        format!("--cfg=bpf_target_arch=\"{}\"", arch.rust()),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", toolchain.linker.display()),
@@ -118,8 +119,9 @@ pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
     command
 }
 
-fn compile_ebpf(toolchain: &Toolchain) -> Result<PathBuf> {
-    sh::run(&mut ebpf_cargo(toolchain, "build")).context("the eBPF object could not be built")?;
+fn compile_ebpf(toolchain: &Toolchain, arch: Arch) -> Result<PathBuf> {
+    sh::run(&mut ebpf_cargo(toolchain, arch, "build"))
+        .context("the eBPF object could not be built")?;
     Ok(sh::target()
         .join("ebpf")
         .join(TARGET)

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh,
@@ -120,8 +121,8 @@ pub fn run(options: &Options) -> Result<()> {
     demo.arg(options.incident.name());
     // Another binary may be shown.
     if env::var_os("TRACER_BIN").is_none() {
-        build::build(&toolchain)?;
-        demo.env("TRACER_BIN", build::binary());
+        build::build(&toolchain, Arch::HOST)?;
+        demo.env("TRACER_BIN", build::binary(Arch::HOST));
     }
     // In the place of this process, so that signals reach who cleans up.
     let error = demo.exec();

@@ -18,6 +18,7 @@ use clap::Args;
 use self::oci::Image;
 pub use self::root::libraries;
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh,
@@ -99,8 +100,8 @@ fn binary() -> Result<PathBuf> {
         return fs::canonicalize(&binary)
             .with_context(|| format!("TRACER_BIN: there is no {}", binary.display()));
     }
-    build::build(&setup::ensure(TOOLS)?)?;
-    Ok(build::binary())
+    build::build(&setup::ensure(TOOLS)?, Arch::HOST)?;
+    Ok(build::binary(Arch::HOST))
 }
 
 /// The workspace's.

@@ -8,24 +8,19 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{results::MARK, suite::Binary};
-use crate::{build, sh};
+use super::{board::Board, results::MARK, suite::Binary};
+use crate::{arch::Arch, build, sh};
 
 /// Runs the picked tests one after the other, as `cargo test` would on the host.
-pub fn script(suite: &[Binary]) -> Result<String> {
+pub fn script(arch: Arch, suite: &[Binary]) -> Result<String> {
     let own = env::current_exe()?;
-    let tested = env::var_os("TRACER_BIN").map_or_else(build::tested_binary, PathBuf::from);
+    let line = Board::of(arch)?.tests;
+    let tested =
+        env::var_os("TRACER_BIN").map_or_else(|| build::tested_binary(arch), PathBuf::from);
     let home = env::var("HOME").context("HOME is not set")?;
     let variables = [
         ("HOME", home),
-        // A user's PATH may lack the administrator's folders.
-        (
-            "PATH",
-            format!(
-                "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                env::var("PATH").unwrap_or_default()
-            ),
-        ),
+        ("PATH", path(arch)),
         ("LANG", "C.UTF-8".to_owned()),
         ("TERM", "dumb".to_owned()),
         ("TRACER_BIN", text(&tested)?),
@@ -34,7 +29,10 @@ pub fn script(suite: &[Binary]) -> Result<String> {
     ];
     let mut script = "#!/bin/bash\n# Made by `cargo xtask vm`.\n".to_owned();
     // The second serial line; the first is the kernel's.
-    script += "exec </dev/null >/dev/ttyS1 2>&1\nstty -F /dev/ttyS1 raw -echo\n";
+    writeln!(
+        script,
+        "exec </dev/null >{line} 2>&1\nstty -F {line} raw -echo"
+    )?;
     writeln!(script, "echo '{MARK}up'")?;
     for (name, value) in variables {
         writeln!(script, "export {name}={}", quoted(&value))?;
@@ -58,10 +56,23 @@ pub fn script(suite: &[Binary]) -> Result<String> {
     // What the serial line still holds is sent before the machine is gone.
     writeln!(
         script,
-        "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'\nstty -F /dev/ttyS1 -raw\nsync"
+        "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'\nstty -F {line} -raw\nsync"
     )?;
     script += "echo o >/proc/sysrq-trigger\nsleep 60\n";
     Ok(script)
+}
+
+/// Where the guest's programs are.
+fn path(arch: Arch) -> String {
+    const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+    if arch == Arch::HOST {
+        // A user's PATH may lack the administrator's folders.
+        let own = env::var("PATH").unwrap_or_default();
+        format!("{own}:/usr/local/sbin:/usr/local/bin:{SYSTEM}")
+    } else {
+        // The other folders are the host's alone.
+        SYSTEM.to_owned()
+    }
 }
 
 /// What the verifier said of a program that it refused ends with the reason.
@@ -96,7 +107,7 @@ mod tests {
             path: PathBuf::from("/it's here/neigh-1"),
             tests: vec!["a".to_owned(), "b::c".to_owned()],
         }];
-        let script = script(&suite).unwrap();
+        let script = script(Arch::HOST, &suite).unwrap();
         assert!(
             script.contains(
                 r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'"

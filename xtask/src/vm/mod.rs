@@ -5,6 +5,7 @@
 //! tools are where they are on the host, and there is no image to keep. It has no network device.
 
 mod accel;
+mod board;
 mod guest;
 mod initrd;
 mod kernel;
@@ -28,13 +29,14 @@ pub use self::kernel::Wanted;
 use self::{
     accel::Accel,
     kernel::Kernel,
-    layer::Layer,
+    layer::Layers,
     results::{Outcome, Results},
     suite::Binary,
 };
 use crate::{
+    arch::Arch,
     build,
-    setup::{self, Tool},
+    setup::{self, Tool, cross},
     sh,
     test::RUN_AGAIN,
 };
@@ -90,6 +92,9 @@ pub struct Options {
     /// vmlinuz in one; may be repeated [default: 6.1 and 6.12]
     #[arg(long = "kernel", value_name = "SERIES|FILE")]
     kernels: Vec<Wanted>,
+    /// The kernels' architecture: amd64 or arm64; another one than this machine's is emulated
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
     /// Run the tests of these files, and those whose name contains one of these, instead of the
     /// core tests; an empty one runs all
     #[arg(last = true, value_name = "TEST FILTER")]
@@ -99,13 +104,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     if env::var_os("TRACER_BIN").is_none() {
         let toolchain = setup::ensure(&[])?;
-        build::build_for_tests(&toolchain)?;
+        build::build_for_tests(&toolchain, options.arch)?;
     }
-    test(&options.kernels, &options.filters)
+    test(options.arch, &options.kernels, &options.filters)
 }
 
 /// Runs the tests on kernels, two machines at a time. What they run must be built.
-pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
+pub fn test(arch: Arch, kernels: &[Wanted], filters: &[String]) -> Result<()> {
     let default: Vec<Wanted> = KERNELS
         .iter()
         .map(|series| Wanted::Series((*series).to_owned()))
@@ -115,18 +120,19 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
     } else {
         kernels
     };
-    let layer = Layer::ensure(TOOLS)?;
-    let suite = suite::pick(filters)?;
+    cross::ensure(arch)?;
+    let layers = Layers::ensure(arch, TOOLS)?;
+    let suite = suite::pick(filters, &layers)?;
     let mut plans = Vec::new();
     for wanted in kernels {
-        let kernel = Kernel::ensure(wanted, &layer)?;
+        let kernel = Kernel::ensure(wanted, &layers)?;
         let folder = sh::target().join("vm").join(&kernel.release);
-        plans.push(Plan::prepare(kernel, folder, &suite, &layer)?);
+        plans.push(Plan::prepare(kernel, folder, &suite, &layers)?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
     };
-    let accel = Accel::find(&first.kernel, &first.initrd(), &layer)?;
+    let accel = Accel::find(&first.kernel, &first.initrd(), &layers)?;
     let mut reports = Vec::new();
     // The tests of one are one after the other, so each has need of little more than a processor.
     let together = thread::available_parallelism()
@@ -136,7 +142,7 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
         thread::scope(|scope| {
             let running: Vec<_> = plans
                 .iter()
-                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layer)))
+                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layers)))
                 .collect();
             for (plan, thread) in plans.iter().zip(running) {
                 let report = thread
@@ -158,7 +164,7 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
         };
         let sound = sound
             || match report {
-                Ok(report) => plan.pass_again(report, &suite, accel, &layer)?,
+                Ok(report) => plan.pass_again(report, &suite, accel, &layers)?,
                 Err(_) => false,
             };
         if !sound {
@@ -189,12 +195,15 @@ struct Report {
 }
 
 impl Plan {
-    fn prepare(kernel: Kernel, folder: PathBuf, suite: &[Binary], layer: &Layer) -> Result<Self> {
+    fn prepare(kernel: Kernel, folder: PathBuf, suite: &[Binary], layers: &Layers) -> Result<Self> {
         setup::unpacked::fresh(&folder)?;
         let plan = Self { kernel, folder };
-        initrd::write(&plan.initrd(), &plan.kernel, layer)
+        initrd::write(&plan.initrd(), &plan.kernel, layers)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
-        fs::write(plan.folder.join("guest.sh"), guest::script(suite)?)?;
+        fs::write(
+            plan.folder.join("guest.sh"),
+            guest::script(layers.arch, suite)?,
+        )?;
         Ok(plan)
     }
 
@@ -204,7 +213,7 @@ impl Plan {
         report: &Report,
         suite: &[Binary],
         accel: Accel,
-        layer: &Layer,
+        layers: &Layers,
     ) -> Result<bool> {
         let few = report.few_failed();
         if few.is_empty() {
@@ -215,8 +224,8 @@ impl Plan {
         let suite = suite::only(suite, &few);
         let mut folder = self.folder.clone().into_os_string();
         folder.push("-again");
-        let plan = Self::prepare(self.kernel.clone(), folder.into(), &suite, layer)?;
-        let passed = plan.boot(accel, &suite, layer)?.print();
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &suite, layers)?;
+        let passed = plan.boot(accel, &suite, layers)?.print();
         if passed {
             for name in names {
                 eprintln!(
@@ -232,18 +241,15 @@ impl Plan {
         self.folder.join("initrd")
     }
 
-    fn boot(&self, accel: Accel, suite: &[Binary], layer: &Layer) -> Result<Report> {
+    fn boot(&self, accel: Accel, suite: &[Binary], layers: &Layers) -> Result<Report> {
         let console = self.folder.join("console.log");
-        let mut qemu = machine::qemu(layer, accel, &self.kernel, &self.initrd(), "")?;
+        let mut qemu = machine::qemu(layers, accel, &self.kernel, &self.initrd(), "")?;
         machine::share(&mut qemu, "host", Path::new("/"))?;
-        machine::share(&mut qemu, "layer", layer.root())?;
+        machine::share(&mut qemu, "layer", layers.guest.root())?;
         machine::share(&mut qemu, "modules", &self.kernel.modules)?;
         machine::share(&mut qemu, "work", &self.folder)?;
         // A line of its own for the tests: the kernel's messages would stand in the middle of theirs.
-        qemu.arg("-serial")
-            .arg(format!("file:{}", console.display()))
-            .args(["-chardev", "stdio,id=tests,signal=off"])
-            .args(["-serial", "chardev:tests"]);
+        machine::lines(&mut qemu, layers, &console)?;
         sh::step(format!("booting {} ({accel:?})", self.kernel));
         let expected = suite.iter().flat_map(|binary| {
             let tests = binary.tests.iter();
