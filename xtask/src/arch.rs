@@ -12,11 +12,6 @@ impl Arch {
     pub const AMD64: Self = Self("x86_64");
     pub const ARM64: Self = Self("aarch64");
 
-    /// As Rust and QEMU call it.
-    pub fn rust(self) -> &'static str {
-        self.0
-    }
-
     /// As Debian, Go and OCI call it.
     pub fn debian(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the eBPF object, checked, and the release binary that holds it.
 
 use std::{
+    env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -28,7 +29,7 @@ pub fn run(arch: Arch) -> Result<()> {
 
 /// The object, and the release binary.
 pub fn build(toolchain: &Toolchain, arch: Arch) -> Result<()> {
-    let found = build_object(toolchain, arch)?;
+    let found = build_object(toolchain)?;
     build_binary(arch, &["--release"], &binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
@@ -37,7 +38,7 @@ pub fn build(toolchain: &Toolchain, arch: Arch) -> Result<()> {
 /// The object, and the binary as the tests run it: with overflow and debug assertions, and of the
 /// dependencies that the tests are built of anyway.
 pub fn build_for_tests(toolchain: &Toolchain, arch: Arch) -> Result<()> {
-    let found = build_object(toolchain, arch)?;
+    let found = build_object(toolchain)?;
     build_binary(arch, &[], &tested_binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
@@ -45,7 +46,7 @@ pub fn build_for_tests(toolchain: &Toolchain, arch: Arch) -> Result<()> {
 
 /// The object alone.
 pub fn build_ebpf(toolchain: &Toolchain) -> Result<()> {
-    let found = build_object(toolchain, Arch::HOST)?;
+    let found = build_object(toolchain)?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
@@ -66,8 +67,8 @@ fn build_binary(arch: Arch, arguments: &[&str], binary: &Path) -> Result<()> {
 }
 
 /// Says what is in the object.
-fn build_object(toolchain: &Toolchain, arch: Arch) -> Result<String> {
-    let built = compile_ebpf(toolchain, arch)?;
+fn build_object(toolchain: &Toolchain) -> Result<String> {
+    let built = compile_ebpf(toolchain)?;
     let bytes = fs::read(&built).with_context(|| format!("failed to read {}", built.display()))?;
     let unfit = || format!("the eBPF object {} is not fit", built.display());
     let bytes = object::strip(&bytes).with_context(unfit)?;
@@ -86,7 +87,7 @@ pub fn tested_binary(arch: Arch) -> PathBuf {
 }
 
 /// A cargo command for the eBPF crate; what it needs more goes after.
-pub fn ebpf_cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
+pub fn ebpf_cargo(toolchain: &Toolchain, verb: &str) -> Command {
     let compiler = &toolchain.compiler;
     // Debian's compiler comes without cargo; ours can drive it.
     let cargo = compiler.sibling("cargo").unwrap_or_else(sh::cargo_path);
@@ -96,7 +97,7 @@ pub fn ebpf_cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
     // The target's own linker is found through PATH; naming it here makes cargo build anew when
     // another one is taken.
     let flags = [
-        format!("--cfg=bpf_target_arch=\"{}\"", arch.rust()),
+        format!("--cfg=bpf_target_arch=\"{ARCH}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", toolchain.linker.display()),
@@ -119,9 +120,8 @@ pub fn ebpf_cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
     command
 }
 
-fn compile_ebpf(toolchain: &Toolchain, arch: Arch) -> Result<PathBuf> {
-    sh::run(&mut ebpf_cargo(toolchain, arch, "build"))
-        .context("the eBPF object could not be built")?;
+fn compile_ebpf(toolchain: &Toolchain) -> Result<PathBuf> {
+    sh::run(&mut ebpf_cargo(toolchain, "build")).context("the eBPF object could not be built")?;
     Ok(sh::target()
         .join("ebpf")
         .join(TARGET)

@@ -118,10 +118,7 @@ impl Layers {
     /// Finds the programs of the machines, and those named for the guests; fetches what is nowhere.
     pub fn ensure(arch: Arch, tools: &[Tool]) -> Result<Self> {
         let board = Board::of(arch)?;
-        let host = Layer {
-            root: super::cache()?.join("layer"),
-            packages: apt::HOST,
-        };
+        let host = host()?;
         if arch == Arch::HOST {
             host.ensure(&[&[board.qemu], HOST, GUEST, tools])?;
             let guest = host.clone();
@@ -131,6 +128,28 @@ impl Layers {
         host.ensure(&[&[board.qemu, board.translator], HOST])?;
         guest.ensure(&[GUEST, SYSTEM, tools])?;
         Ok(Self { arch, host, guest })
+    }
+
+    /// Finds what runs a program of an architecture on the host, and the libraries for it; of this
+    /// machine's own nothing is fetched.
+    pub fn to_run(arch: Arch) -> Result<Self> {
+        let host = host()?;
+        if arch == Arch::HOST {
+            let guest = host.clone();
+            return Ok(Self { arch, host, guest });
+        }
+        let guest = foreign(arch)?;
+        host.ensure(&[&[Board::of(arch)?.translator]])?;
+        guest.ensure(&[SYSTEM])?;
+        Ok(Self { arch, host, guest })
+    }
+
+    /// Where such a program would find a file, for whoever reads it here.
+    pub fn file(&self, path: &str) -> PathBuf {
+        if self.arch == Arch::HOST {
+            return PathBuf::from(path);
+        }
+        self.guest.root.join(path.trim_start_matches('/'))
     }
 
     /// A command of a program for the guests that runs on the host: of another architecture's its
@@ -145,6 +164,23 @@ impl Layers {
         command.arg("-L").arg(self.guest.root()).arg(program);
         Ok(command)
     }
+
+    /// Which libraries such a program loads, as `ldd` says it, which knows the machine's own alone.
+    pub fn ldd(&self, program: &Path) -> Result<String> {
+        if self.arch == Arch::HOST {
+            return sh::output(Command::new("ldd").arg(program));
+        }
+        let mut list = self.run(program)?;
+        // For the program's loader, where QEMU's own would heed it in QEMU's environment.
+        sh::output(list.env("QEMU_SET_ENV", "LD_TRACE_LOADED_OBJECTS=1"))
+    }
+}
+
+fn host() -> Result<Layer> {
+    Ok(Layer {
+        root: super::cache()?.join("layer"),
+        packages: apt::HOST,
+    })
 }
 
 /// Of another architecture.

@@ -25,14 +25,13 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
 
-pub use self::kernel::Wanted;
 use self::{
     accel::Accel,
     kernel::Kernel,
-    layer::Layers,
     results::{Outcome, Results},
     suite::Binary,
 };
+pub use self::{kernel::Wanted, layer::Layers};
 use crate::{
     arch::Arch,
     build,
