@@ -25,7 +25,7 @@ pub fn script(arch: Arch, suite: &[Binary]) -> Result<String> {
         ("TERM", "dumb".to_owned()),
         ("TRACER_BIN", text(&tested)?),
         ("TRACER_XTASK", text(&own)?),
-        ("TRACER_PATIENCE", super::PATIENCE.to_string()),
+        ("TRACER_PATIENCE", super::patience()?.to_string()),
     ];
     let mut script = "#!/bin/bash\n# Made by `cargo xtask vm`.\n".to_owned();
     // The second serial line; the first is the kernel's.

@@ -3,6 +3,7 @@
 //!
 //! A guest's root is the host's, shared read-only, under a layer in memory: programs, tests and
 //! tools are where they are on the host, and there is no image to keep. It has no network device.
+//! With another architecture (`--arch`) the layer has all programs, and tracer and tests are cross-built.
 
 mod accel;
 mod board;
@@ -45,8 +46,18 @@ use crate::{
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
 /// How many times longer than on hardware a test may wait for something in an emulated machine
-/// (`tests/src/wait.rs`).
+/// (`tests/src/wait.rs`), unless `TRACER_PATIENCE` says so.
 const PATIENCE: u32 = 10;
+
+fn patience() -> Result<u32> {
+    let Ok(text) = env::var("TRACER_PATIENCE") else {
+        return Ok(PATIENCE);
+    };
+    text.parse()
+        .ok()
+        .filter(|patience| *patience > 0)
+        .with_context(|| format!("TRACER_PATIENCE: {text} is no number of times"))
+}
 
 /// A machine that says nothing for this long hangs. Emulated, an agent's start takes half a minute,
 /// and a test may make four.
@@ -257,11 +268,12 @@ impl Plan {
         let mut results = Results::expecting(expected);
         let start = Instant::now();
         let mut machine = machine::start(&mut qemu)?;
+        let silence = SILENCE * patience()?.div_ceil(PATIENCE);
         let mut boots = 1;
         let mut said = String::new();
         let mut line = String::new();
         let cut = loop {
-            let limit = if said.is_empty() { BOOT } else { SILENCE };
+            let limit = if said.is_empty() { BOOT } else { silence };
             match machine.more(limit) {
                 // On a busy host an emulated machine may find its timers broken.
                 Err(error) if said.is_empty() && boots == 1 => {
