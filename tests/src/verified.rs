@@ -15,11 +15,16 @@ const PERCENT: u32 = 5;
 /// And so many instructions in any case, for the smallest.
 const AT_LEAST: u32 = 16;
 
-/// `6.12` of `6.12.107+deb12-cloud-amd64`.
-pub fn series(release: &str) -> String {
+/// `6.12` of `6.12.107+deb12-cloud-amd64`; other architectures are named: `6.12 aarch64`.
+pub fn series(release: &str, arch: &str) -> String {
     let mut parts = release.split(['.', '-', '+']);
     let parts = [parts.next(), parts.next()];
-    parts.map(Option::unwrap_or_default).join(".")
+    let series = parts.map(Option::unwrap_or_default).join(".");
+    if arch == "x86_64" {
+        series
+    } else {
+        format!("{series} {arch}")
+    }
 }
 
 /// What is recorded, by series.
@@ -84,9 +89,11 @@ mod tests {
 
     #[test]
     fn a_series_is_the_first_two_numbers() {
-        assert_eq!(series("6.12.107+deb12-cloud-amd64"), "6.12");
-        assert_eq!(series("6.1.0-56-cloud-amd64"), "6.1");
-        assert_eq!(series("7.0-rc1"), "7.0");
+        let amd64 = |release| series(release, "x86_64");
+        assert_eq!(amd64("6.12.107+deb12-cloud-amd64"), "6.12");
+        assert_eq!(amd64("6.1.0-56-cloud-amd64"), "6.1");
+        assert_eq!(amd64("7.0-rc1"), "7.0");
+        assert_eq!(series("6.1.0-56-arm64", "aarch64"), "6.1 aarch64");
     }
 
     #[test]
@@ -107,9 +114,9 @@ mod tests {
     fn what_is_written_is_read_again() {
         let old = BTreeMap::from([("6.1".to_owned(), programs(&[("a", 1)]))]);
         let found = programs(&[("a", 2), ("b", 3)]);
-        let text = write(&old, "6.18", &found);
+        let text = write(&old, "6.18 aarch64", &found);
         let mut all = old.clone();
-        all.insert("6.18".to_owned(), found);
+        all.insert("6.18 aarch64".to_owned(), found);
         assert_eq!(parse(&text), Ok(all));
     }
 }

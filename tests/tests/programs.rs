@@ -59,7 +59,7 @@ fn say(text: &str) {
 fn verified_instructions_are_near_what_is_recorded() {
     let _lock = HostLock::take();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("it can be read");
-    let series = verified::series(release.trim());
+    let series = verified::series(release.trim(), env::consts::ARCH);
     let path = repository(RECORDED);
     let text = fs::read_to_string(&path).unwrap_or_default();
     let recorded = verified::parse(&text).unwrap_or_else(|e| panic!("{RECORDED}: {e}"));

@@ -8,7 +8,130 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::sh;
+use crate::{arch::Arch, sh};
+
+/// This machine's packages.
+pub const HOST: Packages = Packages {
+    options: Vec::new(),
+};
+
+/// The packages of one architecture.
+#[derive(Clone, Debug)]
+pub struct Packages {
+    /// What apt is told besides.
+    options: Vec<String>,
+}
+
+impl Packages {
+    /// Those of another architecture, of the distribution that this machine has. apt's lists of them
+    /// and its record of what is installed, which is empty, are in a folder of their own: this
+    /// machine's apt learns nothing of them, and no root is needed.
+    pub fn foreign(arch: Arch, folder: &Path) -> Result<Self> {
+        let lists = folder.join("lists");
+        let archives = folder.join("archives");
+        for folder in [&lists, &archives] {
+            fs::create_dir_all(folder.join("partial"))
+                .with_context(|| format!("failed to make {}", folder.display()))?;
+        }
+        let installed = folder.join("status");
+        fs::write(&installed, "")
+            .with_context(|| format!("failed to write {}", installed.display()))?;
+        Ok(Self {
+            options: vec![
+                format!("APT::Architecture={arch}"),
+                format!("APT::Architectures={arch}"),
+                format!("Dir::State={}", folder.display()),
+                format!("Dir::State::Lists={}", lists.display()),
+                format!("Dir::State::status={}", installed.display()),
+                format!("Dir::Cache={}", folder.display()),
+                format!("Dir::Cache::Archives={}", archives.display()),
+                // The folder may be one that apt's own user cannot enter.
+                "APT::Sandbox::User=root".to_owned(),
+            ],
+        })
+    }
+
+    /// Are they of another architecture?
+    pub fn is_foreign(&self) -> bool {
+        !self.options.is_empty()
+    }
+
+    /// May the lists be read anew? This machine's by root only.
+    pub fn can_update(&self) -> Result<bool> {
+        Ok(self.is_foreign() || sh::is_root()?)
+    }
+
+    /// Reads the package lists anew.
+    pub fn update(&self) -> Result<()> {
+        sh::step("reading the package lists: apt-get update");
+        sh::quietly(self.apt_get().args(["-qq", "update"]))
+            .context("the package lists could not be read")
+    }
+
+    /// Names of packages that match a regular expression.
+    pub fn search(&self, pattern: &str) -> Result<Vec<String>> {
+        let mut search = self.command("apt-cache");
+        let found = sh::output(search.args(["search", "--names-only", pattern]))?;
+        Ok(found
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// What an installation of these packages would add, themselves included.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let simulated = sh::output(
+            self.apt_get()
+                .args(["-s", "-o", "Debug::NoLocking=1", "--no-install-recommends"])
+                .arg("install")
+                .args(packages)
+                .env("LC_ALL", "C"),
+        )
+        .with_context(|| format!("what {} need could not be found", packages.join(", ")))?;
+        Ok(parse_simulation(&simulated))
+    }
+
+    /// Downloads a package into a folder, without installing it: the archive's path.
+    pub fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
+        self.download_all(&[package.to_owned()], folder)?
+            .pop()
+            .with_context(|| format!("apt-get download {package} left no archive"))
+    }
+
+    /// The same of many at once.
+    pub fn download_all(&self, packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
+        sh::quietly(
+            self.apt_get()
+                // The folder may be one that apt's own user cannot enter.
+                .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+                .args(packages)
+                .current_dir(folder),
+        )
+        .with_context(|| format!("{} could not be downloaded", packages.join(", ")))?;
+        Ok(fs::read_dir(folder)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .collect())
+    }
+
+    fn apt_get(&self) -> Command {
+        let mut apt_get = self.command("apt-get");
+        apt_get
+            // A machine that has just booted may still be running its automatic updates.
+            .args(["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"])
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        apt_get
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for option in &self.options {
+            command.arg("-o").arg(option);
+        }
+        command
+    }
+}
 
 pub fn exists() -> bool {
     sh::which("apt-get").is_some() && sh::which("apt-cache").is_some()
@@ -35,27 +158,11 @@ pub fn candidates(names: &[String]) -> Result<Vec<Candidate>> {
     Ok(parse_policy(&policy))
 }
 
-/// Names of packages that match a regular expression.
-pub fn search(pattern: &str) -> Result<Vec<String>> {
-    let found = sh::output(Command::new("apt-cache").args(["search", "--names-only", pattern]))?;
-    Ok(found
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned)
-        .collect())
-}
-
-/// Reads the package lists anew.
-pub fn update() -> Result<()> {
-    sh::step("reading the package lists: apt-get update");
-    sh::quietly(apt_get().args(["-qq", "update"])).context("the package lists could not be read")
-}
-
 /// Installs packages; nothing that is installed gives way to them.
 pub fn install(packages: &[String]) -> Result<()> {
     sh::step(format!("installing packages: {}", packages.join(" ")));
     sh::quietly(
-        apt_get()
+        HOST.apt_get()
             .args([
                 "-qq",
                 "install",
@@ -68,57 +175,12 @@ pub fn install(packages: &[String]) -> Result<()> {
     .context("the packages could not be installed")
 }
 
-/// Downloads a package into a folder, without installing it: the archive's path.
-pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
-    download_all(&[package.to_owned()], folder)?
-        .pop()
-        .with_context(|| format!("apt-get download {package} left no archive"))
-}
-
-/// The same of many at once.
-pub fn download_all(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
-    sh::quietly(
-        apt_get()
-            // The folder may be one that apt's own user cannot enter.
-            .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
-            .args(packages)
-            .current_dir(folder),
-    )
-    .with_context(|| format!("{} could not be downloaded", packages.join(", ")))?;
-    Ok(fs::read_dir(folder)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .collect())
-}
-
-/// What an installation of these packages would add, themselves included.
-pub fn closure(packages: &[&str]) -> Result<Vec<String>> {
-    let simulated = sh::output(
-        apt_get()
-            .args(["-s", "-o", "Debug::NoLocking=1", "--no-install-recommends"])
-            .arg("install")
-            .args(packages)
-            .env("LC_ALL", "C"),
-    )
-    .with_context(|| format!("what {} need could not be found", packages.join(", ")))?;
-    Ok(parse_simulation(&simulated))
-}
-
 /// What somebody without the right to install should type.
 pub fn install_command(packages: &[String]) -> String {
     format!(
         "sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
         packages.join(" ")
     )
-}
-
-fn apt_get() -> Command {
-    let mut apt_get = Command::new("apt-get");
-    apt_get
-        // A machine that has just booted may still be running its automatic updates.
-        .args(["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"])
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    apt_get
 }
 
 fn parse_policy(text: &str) -> Vec<Candidate> {

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh,
@@ -72,8 +73,8 @@ pub fn run(subject: Subject, output: Output) -> Result<()> {
     let mut cargo = sh::cargo();
     // Another binary may be measured, such as the one before a change.
     if std::env::var_os("TRACER_BIN").is_none() {
-        build::build(&toolchain)?;
-        cargo.env("TRACER_BIN", build::binary());
+        build::build(&toolchain, Arch::HOST)?;
+        cargo.env("TRACER_BIN", build::binary(Arch::HOST));
     }
     ensure!(
         sh::is_root()?,

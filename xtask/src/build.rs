@@ -10,8 +10,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    arch::Arch,
     object,
-    setup::{self, Toolchain},
+    setup::{self, Toolchain, cross},
     sh,
 };
 
@@ -22,23 +23,23 @@ const TARGET: &str = if cfg!(target_endian = "little") {
     "bpfeb-unknown-none"
 };
 
-pub fn run() -> Result<()> {
-    build(&setup::ensure(&[])?)
+pub fn run(arch: Arch) -> Result<()> {
+    build(&setup::ensure(&[])?, arch)
 }
 
 /// The object, and the release binary.
-pub fn build(toolchain: &Toolchain) -> Result<()> {
+pub fn build(toolchain: &Toolchain, arch: Arch) -> Result<()> {
     let found = build_object(toolchain)?;
-    build_binary(&["--release"], &binary())?;
+    build_binary(arch, &["--release"], &binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
 
 /// The object, and the binary as the tests run it: with overflow and debug assertions, and of the
 /// dependencies that the tests are built of anyway.
-pub fn build_for_tests(toolchain: &Toolchain) -> Result<()> {
+pub fn build_for_tests(toolchain: &Toolchain, arch: Arch) -> Result<()> {
     let found = build_object(toolchain)?;
-    build_binary(&[], &tested_binary())?;
+    build_binary(arch, &[], &tested_binary(arch))?;
     sh::step(format!("{}: {found}", ebpf_object().display()));
     Ok(())
 }
@@ -50,9 +51,10 @@ pub fn build_ebpf(toolchain: &Toolchain) -> Result<()> {
     Ok(())
 }
 
-fn build_binary(arguments: &[&str], binary: &Path) -> Result<()> {
+fn build_binary(arch: Arch, arguments: &[&str], binary: &Path) -> Result<()> {
+    cross::ensure(arch)?;
     sh::run(
-        sh::cargo()
+        cross::cargo(arch)
             .args(["build", "--package", "tracer"])
             .args(arguments),
     )
@@ -75,13 +77,13 @@ fn build_object(toolchain: &Toolchain) -> Result<String> {
     Ok(found.to_string())
 }
 
-pub fn binary() -> PathBuf {
-    sh::target().join("release/tracer")
+pub fn binary(arch: Arch) -> PathBuf {
+    cross::folder(arch).join("release/tracer")
 }
 
 /// The one that the tests run.
-pub fn tested_binary() -> PathBuf {
-    sh::target().join("debug/tracer")
+pub fn tested_binary(arch: Arch) -> PathBuf {
+    cross::folder(arch).join("debug/tracer")
 }
 
 /// A cargo command for the eBPF crate; what it needs more goes after.

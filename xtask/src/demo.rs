@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh, vm,
@@ -168,8 +169,8 @@ fn tracer() -> Result<PathBuf> {
     if let Some(path) = env::var_os("TRACER_BIN") {
         return Ok(path::absolute(path)?);
     }
-    build::build(&setup::ensure(&[])?)?;
-    Ok(build::binary())
+    build::build(&setup::ensure(&[])?, Arch::HOST)?;
+    Ok(build::binary(Arch::HOST))
 }
 
 fn build_demo() -> Result<PathBuf> {

@@ -1,6 +1,7 @@
 //! What a developer runs: `cargo xtask VERB`, one file a verb.
 
 mod apt;
+mod arch;
 mod bench;
 mod btf;
 mod build;
@@ -23,6 +24,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::arch::Arch;
+
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "tracer's developer commands")]
 struct Cli {
@@ -35,7 +38,11 @@ enum Verb {
     /// Find or make a toolchain that builds eBPF; every other verb does it when needed
     Setup,
     /// Build the eBPF object and the release binary that holds it
-    Build,
+    Build {
+        /// For which machines: amd64 or arm64
+        #[arg(long, default_value_t = Arch::HOST)]
+        arch: Arch,
+    },
     /// Build, then run tracer in the foreground
     Run {
         /// What to pass to tracer [default: agent]
@@ -99,7 +106,7 @@ enum Verb {
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Setup => setup::run(),
-        Verb::Build => build::run(),
+        Verb::Build { arch } => build::run(arch),
         Verb::Run { args } => run::run(args),
         Verb::Test(options) => test::run(&options),
         Verb::Vm(options) => vm::run(&options),

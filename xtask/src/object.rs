@@ -12,7 +12,9 @@ use object::{
     read::elf::{ElfFile64, ElfSection64},
 };
 
-/// Every program and the kind of its section, by which the loader knows the program's type.
+/// Every program and the kind of its section, by which the loader knows the program's type. None of
+/// these types is given registers, whose layout aya's library has by architecture: one object is for
+/// all architectures of a byte order (docs/kernels.md, arm64).
 const PROGRAMS: &[(&str, &str)] = &[
     ("neigh_create", "raw_tp"),
     ("neigh_settle", "raw_tp"),

@@ -4,18 +4,18 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, setup, sh};
+use crate::{arch::Arch, build, setup, sh};
 
 /// A DNS query for example.com to a loopback address where nobody listens; bash alone can send it.
 const UNANSWERED: &str =
     r"printf '\0\1\1\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1' >/dev/udp/127.0.0.2/53";
 
 pub fn run(mut args: Vec<String>) -> Result<()> {
-    build::build(&setup::ensure(&[])?)?;
+    build::build(&setup::ensure(&[])?, Arch::HOST)?;
     if args.is_empty() {
         args.push("agent".to_owned());
     }
-    let binary = build::binary();
+    let binary = build::binary(Arch::HOST);
     let mut tracer = Command::new(&binary);
     tracer.args(&args);
     if !sh::is_root()? {

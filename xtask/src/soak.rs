@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh,
@@ -31,11 +32,11 @@ pub fn run(options: &Options) -> Result<()> {
     let mut cargo = sh::cargo();
     if std::env::var_os("TRACER_BIN").is_none() {
         let binary = if options.debug {
-            build::build_for_tests(&toolchain)?;
-            build::tested_binary()
+            build::build_for_tests(&toolchain, Arch::HOST)?;
+            build::tested_binary(Arch::HOST)
         } else {
-            build::build(&toolchain)?;
-            build::binary()
+            build::build(&toolchain, Arch::HOST)?;
+            build::binary(Arch::HOST)
         };
         cargo.env("TRACER_BIN", binary);
     }

@@ -20,6 +20,7 @@ use clap::Args;
 use tally::Tally;
 
 use crate::{
+    arch::Arch,
     build, dist,
     setup::{self, Tool},
     sh, vm,
@@ -157,7 +158,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         sh::step("only the named tests: format check and lints are left out");
     }
     // Before the lints: tracer's build script takes the eBPF object from it.
-    stages.run("build", || build::build_for_tests(&toolchain))?;
+    stages.run("build", || build::build_for_tests(&toolchain, Arch::HOST))?;
     if filters.is_empty() {
         stages.run("clippy", || sh::run(&mut clippy()))?;
         stages.run("clippy eBPF", || sh::run(&mut clippy_ebpf()))?;
@@ -170,7 +171,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     if unfit.is_some() {
         // The tests that a filter names run there, or the core ones.
         return stages.run("end-to-end tests in virtual machines", || {
-            vm::test(&[], filters)
+            vm::test(Arch::HOST, &[], filters)
         });
     }
     ensure!(
@@ -179,7 +180,9 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         filters.join(", ")
     );
     if !options.no_vm && filters.is_empty() {
-        stages.run("core tests in virtual machines", || vm::test(&[], &[]))?;
+        stages.run("core tests in virtual machines", || {
+            vm::test(Arch::HOST, &[], &[])
+        })?;
     }
     Ok(())
 }
@@ -295,7 +298,7 @@ fn cargo_test(packages: &[&str], arguments: &[String], tally: &mut Tally) -> Res
         .args(packages)
         .arg("--")
         .args(arguments)
-        .env("TRACER_BIN", build::tested_binary())
+        .env("TRACER_BIN", build::tested_binary(Arch::HOST))
         // The tests pack an image and render manifests with it.
         .env("TRACER_XTASK", env::current_exe()?)
         .stdout(Stdio::piped());

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{dist, sh};
+use crate::{arch::Arch, dist, sh};
 
 /// What the image is called.
 pub const NAME: &str = "tracer.local/lab:1";
@@ -49,7 +49,7 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
     let sum = sh::output(Command::new("sha256sum").arg(&layer))?;
     let digest = sum.split_whitespace().next().unwrap_or_default();
     let config = json!({
-        "architecture": dist::architecture(), "os": "linux",
+        "architecture": Arch::HOST.debian(), "os": "linux",
         // The sandbox's, which has nothing to do but to be there.
         "config": {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},

@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::{agent::Agent, lab::Cluster};
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool, kubernetes::Kubernetes},
     sh,
@@ -64,8 +65,8 @@ pub fn run() -> Result<()> {
     let binary: std::path::PathBuf = if let Some(binary) = std::env::var_os("TRACER_BIN") {
         binary.into()
     } else {
-        build::build(&toolchain)?;
-        build::binary()
+        build::build(&toolchain, Arch::HOST)?;
+        build::binary(Arch::HOST)
     };
     let programs = binaries::ensure_built()?;
     sh::step("starting the cluster");

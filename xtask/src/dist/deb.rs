@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use object::{Object as _, ObjectSection as _};
 
-use super::{architecture, date, empty, oci::gzip, write};
-use crate::sh;
+use super::{date, empty, oci::gzip, write};
+use crate::{arch::Arch, sh, vm::Layers};
 
 /// Completions: shell, and where it looks for them.
 const COMPLETIONS: &[(&str, &str)] = &[
@@ -30,10 +30,10 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Writes `tracer_VERSION_ARCHITECTURE.deb` into a folder.
-pub fn pack(binary: &Path, version: &str, output: &Path) -> Result<PathBuf> {
+pub fn pack(binary: &Path, version: &str, output: &Path, layers: &Layers) -> Result<PathBuf> {
     let root = output.join("deb");
     empty(&root)?;
-    let said = |words: &[&str]| sh::output(Command::new(binary).args(words));
+    let said = |words: &[&str]| sh::output(layers.run(binary)?.args(words));
     write(&root.join("usr/bin/tracer"), fs::read(binary)?)?;
     for (shell, path) in COMPLETIONS {
         write(&root.join(path), said(&["completions", shell])? + "\n")?;
@@ -54,10 +54,10 @@ pub fn pack(binary: &Path, version: &str, output: &Path) -> Result<PathBuf> {
     write(&root.join("DEBIAN/conffiles"), "/etc/tracer/tracer.toml\n")?;
     write(
         &root.join("DEBIAN/control"),
-        control(version, &glibc(binary)?),
+        control(version, layers.arch, &glibc(binary)?),
     )?;
     normalize(&root)?;
-    let package = output.join(format!("tracer_{version}_{}.deb", architecture()));
+    let package = output.join(format!("tracer_{version}_{}.deb", layers.arch));
     sh::quietly(
         Command::new("dpkg-deb")
             // Twice as large as by xz, in a thirtieth of the time.
@@ -70,11 +70,11 @@ pub fn pack(binary: &Path, version: &str, output: &Path) -> Result<PathBuf> {
     Ok(package)
 }
 
-fn control(version: &str, glibc: &str) -> String {
+fn control(version: &str, arch: Arch, glibc: &str) -> String {
     format!(
         "Package: tracer\n\
          Version: {version}\n\
-         Architecture: {}\n\
+         Architecture: {arch}\n\
          Maintainer: tracer's maintainers <tracer@localhost>\n\
          Section: net\n\
          Priority: optional\n\
@@ -82,8 +82,7 @@ fn control(version: &str, glibc: &str) -> String {
          Suggests: prometheus\n\
          Description: finds network failures inside the kernel\n \
          An eBPF agent that names the pod, container or unit, the node and the cause of lookups,\n \
-         connections and packets that the kernel gave up. It needs Linux 5.17 or newer with BTF.\n",
-        architecture()
+         connections and packets that the kernel gave up. It needs Linux 5.17 or newer with BTF.\n"
     )
 }
 

@@ -18,9 +18,11 @@ use clap::Args;
 use self::oci::Image;
 pub use self::root::libraries;
 use crate::{
+    arch::Arch,
     build,
     setup::{self, Tool},
     sh,
+    vm::Layers,
 };
 
 /// What it is made with.
@@ -51,6 +53,9 @@ pub struct Wanted {
     /// One of the two
     #[arg(long, value_enum, conflicts_with = "root")]
     only: Option<Product>,
+    /// For which machines: amd64 or arm64
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -60,9 +65,10 @@ enum Product {
 }
 
 pub fn run(wanted: &Wanted) -> Result<()> {
-    let binary = binary()?;
+    let binary = binary(wanted.arch)?;
+    let layers = Layers::to_run(wanted.arch)?;
     if let Some(folder) = &wanted.root {
-        return root::make(folder, &binary);
+        return root::make(folder, &binary, &layers);
     }
     let output = wanted
         .output
@@ -71,7 +77,7 @@ pub fn run(wanted: &Wanted) -> Result<()> {
     fs::create_dir_all(&output).with_context(|| format!("failed to make {}", output.display()))?;
     let version = version()?;
     if wanted.only != Some(Product::Package) {
-        let image = image(&binary, &output)?;
+        let image = pack(&binary, &output, &layers)?;
         sh::step(format!(
             "{}: {} {}",
             image.archive.display(),
@@ -80,27 +86,31 @@ pub fn run(wanted: &Wanted) -> Result<()> {
         ));
     }
     if wanted.only != Some(Product::Image) {
-        let package = deb::pack(&binary, &version, &output)?;
+        let package = deb::pack(&binary, &version, &output, &layers)?;
         sh::step(package.display().to_string());
     }
     Ok(())
 }
 
-/// Packs a binary into an image, into a folder.
+/// Packs a binary of this machine's into an image, into a folder.
 pub fn image(binary: &Path, output: &Path) -> Result<Image> {
+    pack(binary, output, &Layers::to_run(Arch::HOST)?)
+}
+
+fn pack(binary: &Path, output: &Path, layers: &Layers) -> Result<Image> {
     let folder = output.join("image");
-    root::make(&folder, binary)?;
-    oci::pack(&folder, &version()?, output)
+    root::make(&folder, binary, layers)?;
+    oci::pack(&folder, &version()?, layers.arch, output)
 }
 
 /// The one that is named, else a new release build.
-fn binary() -> Result<PathBuf> {
+fn binary(arch: Arch) -> Result<PathBuf> {
     if let Some(binary) = env::var_os("TRACER_BIN") {
         return fs::canonicalize(&binary)
             .with_context(|| format!("TRACER_BIN: there is no {}", binary.display()));
     }
-    build::build(&setup::ensure(TOOLS)?)?;
-    Ok(build::binary())
+    build::build(&setup::ensure(TOOLS)?, arch)?;
+    Ok(build::binary(arch))
 }
 
 /// The workspace's.
@@ -162,13 +172,4 @@ fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     let failed = || format!("failed to write {}", path.display());
     fs::create_dir_all(path.with_file_name("")).with_context(failed)?;
     fs::write(path, contents).with_context(failed)
-}
-
-/// As Go, and so OCI, calls this machine's architecture; Debian calls the usual ones the same.
-pub fn architecture() -> &'static str {
-    match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }

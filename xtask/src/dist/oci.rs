@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{architecture, date, empty, root::PROGRAM, tar};
-use crate::sh;
+use super::{date, empty, root::PROGRAM, tar};
+use crate::{arch::Arch, sh};
 
 /// Where the image says it comes from: from no registry. The chart's default.
 pub const REPOSITORY: &str = "localhost/tracer";
@@ -25,10 +25,10 @@ pub struct Image {
     pub digest: String,
 }
 
-fn config(diff: &str, created: &str) -> Value {
+fn config(diff: &str, created: &str, arch: Arch) -> Value {
     json!({
         "created": created,
-        "architecture": architecture(), "os": "linux",
+        "architecture": arch.debian(), "os": "linux",
         "config": {
             "Entrypoint": [PROGRAM],
             "Cmd": ["agent"],
@@ -41,7 +41,7 @@ fn config(diff: &str, created: &str) -> Value {
 }
 
 /// Makes the image of a root: `tracer-VERSION-ARCHITECTURE.oci.tar` in a folder.
-pub fn pack(root: &Path, version: &str, output: &Path) -> Result<Image> {
+pub fn pack(root: &Path, version: &str, arch: Arch, output: &Path) -> Result<Image> {
     let layout = output.join("oci");
     empty(&layout)?;
     let plain = output.join("layer.tar");
@@ -51,7 +51,7 @@ pub fn pack(root: &Path, version: &str, output: &Path) -> Result<Image> {
     gzip(&plain, &packed)?;
     let layer = blob(&layout, &packed)?;
     let created = rfc3339(date()?)?;
-    let configuration = blob_of(&layout, &config(&diff, &created))?;
+    let configuration = blob_of(&layout, &config(&diff, &created, arch))?;
     let manifest = blob_of(
         &layout,
         &json!({
@@ -63,7 +63,7 @@ pub fn pack(root: &Path, version: &str, output: &Path) -> Result<Image> {
     )?;
     let name = format!("{REPOSITORY}:{version}");
     let mut entry = described(&manifest, "application/vnd.oci.image.manifest.v1+json");
-    entry["platform"] = json!({"architecture": architecture(), "os": "linux"});
+    entry["platform"] = json!({"architecture": arch.debian(), "os": "linux"});
     // The first is for skopeo and podman, the second for containerd.
     entry["annotations"] = json!({
         "org.opencontainers.image.ref.name": name,
@@ -79,7 +79,7 @@ pub fn pack(root: &Path, version: &str, output: &Path) -> Result<Image> {
         &layout.join("oci-layout"),
         json!({"imageLayoutVersion": "1.0.0"}).to_string(),
     )?;
-    let archive = output.join(format!("tracer-{version}-{}.oci.tar", architecture()));
+    let archive = output.join(format!("tracer-{version}-{arch}.oci.tar"));
     tar(&layout, &archive)?;
     for part in [&plain, &packed] {
         fs::remove_file(part)?;
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn the_containerfile_makes_the_same_image() {
         let text = fs::read_to_string(sh::root().join("Containerfile")).unwrap();
-        let config = config("sha256:0", "2026-01-01T00:00:00Z");
+        let config = config("sha256:0", "2026-01-01T00:00:00Z", Arch::HOST);
         for (instruction, wanted) in [
             ("ENTRYPOINT ", config["config"]["Entrypoint"].to_string()),
             ("CMD ", config["config"]["Cmd"].to_string()),

@@ -1,11 +1,11 @@
 //! The root of the image: tracer, the libraries it is linked to, certificates. No shell.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{empty, write};
-use crate::sh;
+use crate::{sh, vm::Layers};
 
 /// Where Debian and its kin keep the certificates of authorities: for `tracer top --prometheus`.
 pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -23,7 +23,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Makes the root in a folder.
-pub fn make(folder: &Path, binary: &Path) -> Result<()> {
+pub fn make(folder: &Path, binary: &Path, layers: &Layers) -> Result<()> {
     empty(folder)?;
     let inside = |path: &str| folder.join(path.trim_start_matches('/'));
     for point in MOUNT_POINTS {
@@ -39,22 +39,20 @@ pub fn make(folder: &Path, binary: &Path) -> Result<()> {
         &inside("/usr/share/doc/tracer/copyright"),
         fs::read(sh::root().join("LICENSE"))?,
     )?;
-    let copyright = Path::new("/usr/share/doc/libc6/copyright");
-    if copyright.exists() {
-        write(
-            &inside("/usr/share/doc/libc6/copyright"),
-            fs::read(copyright)?,
-        )?;
+    let copyright = "/usr/share/doc/libc6/copyright";
+    let theirs = layers.file(copyright);
+    if theirs.exists() {
+        write(&inside(copyright), fs::read(theirs)?)?;
     }
     copy(binary, &inside(PROGRAM))?;
-    let libraries = libraries(&sh::output(Command::new("ldd").arg(binary))?);
+    let libraries = libraries(&layers.ldd(binary)?);
     ensure!(
         !libraries.is_empty(),
         "{} is linked to no library",
         binary.display()
     );
     for library in libraries {
-        copy(Path::new(&library), &inside(&library))?;
+        copy(&layers.file(&library), &inside(&library))?;
     }
     Ok(())
 }

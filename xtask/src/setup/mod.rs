@@ -5,6 +5,7 @@
 //! rustc's. rustup's server is asked for the sources first: a few megabytes and no root, where
 //! packages are a hundred. Where it cannot be reached the distribution's packages do it all.
 
+pub mod cross;
 pub mod kubernetes;
 mod linker;
 mod llvm;
@@ -96,7 +97,7 @@ pub fn ensure_tools(tools: &[Tool]) -> Result<()> {
             apt::install_command(&packages)
         );
     }
-    apt::update()?;
+    apt::HOST.update()?;
     apt::install(&packages)
 }
 
@@ -139,7 +140,7 @@ fn install_packages(compilers: &[Compiler], tools: &[Tool]) -> Result<()> {
     }
     let root = sh::is_root()?;
     if root {
-        apt::update()?;
+        apt::HOST.update()?;
     }
     let mut packages = tools;
     if !complete {
@@ -168,7 +169,7 @@ fn toolchain_packages(compilers: &[Compiler]) -> Result<Vec<String>> {
         return Ok(vec![llvm.to_owned()]);
     }
     // No compiler, or each is newer than every LLVM here: the distribution's own fits its LLVM.
-    let candidates = apt::candidates(&apt::search(rustc::PACKAGES)?)?;
+    let candidates = apt::candidates(&apt::HOST.search(rustc::PACKAGES)?)?;
     let compiler = rustc::choose_package(&candidates);
     let (Some(compiler), Some(llvm)) = (compiler, llvm::choose_package(&llvms, None)) else {
         return Ok(Vec::new());

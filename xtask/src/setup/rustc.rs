@@ -87,12 +87,12 @@ pub fn add_sources(llvm_at_hand: impl Fn(u32) -> bool) -> Result<bool> {
     Ok(true)
 }
 
-/// A few megabytes.
-const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
+/// Some megabytes.
+pub const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
 
 /// Behind some firewalls rustup hangs for minutes instead of failing. A check may be ended at any
 /// time, where an installation would leave a toolchain half changed.
-fn server_answers(rustup: &Path) -> bool {
+pub fn server_answers(rustup: &Path) -> bool {
     const LIMIT: Duration = Duration::from_secs(10);
     const UPDATES_AVAILABLE: i32 = 100;
 

@@ -31,7 +31,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
             folder.display()
         ));
         if !lists_are_fresh && sh::is_root()? {
-            apt::update()?;
+            apt::HOST.update()?;
             lists_are_fresh = true;
         }
         unpack(tool, &folder)?;
@@ -48,7 +48,7 @@ fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
     let files = partial.join("files");
     fresh(&partial)?;
     fresh(&files)?;
-    let archive = apt::download(tool.package, &partial)?;
+    let archive = apt::HOST.download(tool.package, &partial)?;
     sh::quietly(Command::new("dpkg").arg("-x").arg(&archive).arg(&files))?;
     ensure!(
         files.join("usr/bin").join(tool.program).is_file(),

@@ -4,8 +4,8 @@ use std::{fs, fs::File, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{kernel::Kernel, layer::Layer, machine};
-use crate::sh;
+use super::{kernel::Kernel, layer::Layers, machine};
+use crate::{arch::Arch, sh};
 
 /// How QEMU runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +22,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 impl Accel {
     /// The fastest that works. `/dev/kvm` may be there and hang its guests, as inside a machine that
     /// is a guest itself; so a guest is booted once for each boot of this machine.
-    pub fn find(kernel: &Kernel, initrd: &Path, layer: &Layer) -> Result<Self> {
-        if File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_err()
+    pub fn find(kernel: &Kernel, initrd: &Path, layers: &Layers) -> Result<Self> {
+        if layers.arch != Arch::HOST
+            || File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .is_err()
         {
             return Ok(Self::Tcg);
         }
@@ -38,7 +39,7 @@ impl Accel {
         if let Some(verdict) = known.strip_prefix(&boot) {
             return Ok(Self::of_verdict(verdict));
         }
-        let mut qemu = machine::qemu(layer, Self::Kvm, kernel, initrd, "tracer.probe")?;
+        let mut qemu = machine::qemu(layers, Self::Kvm, kernel, initrd, "tracer.probe")?;
         qemu.args(["-serial", "stdio"]);
         let accel = if boots(&mut qemu)? {
             Self::Kvm
@@ -51,11 +52,11 @@ impl Accel {
         Ok(accel)
     }
 
-    /// As QEMU wants it.
-    pub fn arguments(self) -> [&'static str; 4] {
+    /// As QEMU wants it, with the processor of that name where it emulates one.
+    pub fn arguments(self, emulated: &str) -> [&str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", emulated],
         }
     }
 

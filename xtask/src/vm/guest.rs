@@ -9,14 +9,16 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
+    board::Board,
     results::{MARK, STATUS, UP},
     suite::Binary,
 };
-use crate::{build, sh};
+use crate::{arch::Arch, build, sh};
 
 /// Runs the picked tests one after the other, as `cargo test` would on the host.
-pub fn of_tests(suite: &[Binary]) -> Result<String> {
-    let tested = env::var_os("TRACER_BIN").map_or_else(build::tested_binary, PathBuf::from);
+pub fn of_tests(arch: Arch, suite: &[Binary]) -> Result<String> {
+    let tested =
+        env::var_os("TRACER_BIN").map_or_else(|| build::tested_binary(arch), PathBuf::from);
     let variables = [
         ("TERM", "dumb".to_owned()),
         ("TRACER_BIN", text(&path::absolute(tested)?)?),
@@ -40,12 +42,13 @@ pub fn of_tests(suite: &[Binary]) -> Result<String> {
         body,
         "echo \"{MARK}ends after $(cut -d' ' -f1 /proc/uptime) s\"\necho '{MARK}end'"
     )?;
-    script(&variables, &body)
+    script(arch, &variables, &body)
 }
 
 /// Runs one program, on a terminal of this size (lines and columns) where there is one. How it ended goes to
 /// the console.
 pub fn of_program(
+    arch: Arch,
     words: &[&str],
     variables: &[(&str, String)],
     size: Option<(u16, u16)>,
@@ -54,37 +57,35 @@ pub fn of_program(
     let words = words.join(" ");
     let mut body = String::new();
     if let Some((lines, columns)) = size {
-        writeln!(body, "stty -F /dev/ttyS1 sane rows {lines} cols {columns}")?;
+        let line = Board::of(arch)?.tests;
+        writeln!(body, "stty -F {line} sane rows {lines} cols {columns}")?;
         // In a session that the line belongs to: Ctrl-C is a signal then.
-        writeln!(body, "setsid --ctty --wait {words} <>/dev/ttyS1 >&0 2>&1")?;
+        writeln!(body, "setsid --ctty --wait {words} <>{line} >&0 2>&1")?;
     } else {
         writeln!(body, "{words}")?;
     }
     writeln!(body, "echo \"{STATUS}$?\" >/dev/console")?;
-    script(variables, &body)
+    script(arch, variables, &body)
 }
 
 /// The script that does this, with what all of them need around it.
-fn script(variables: &[(&str, String)], body: &str) -> Result<String> {
+fn script(arch: Arch, variables: &[(&str, String)], body: &str) -> Result<String> {
+    let line = Board::of(arch)?.tests;
     let own = env::current_exe()?;
     let home = env::var("HOME").context("HOME is not set")?;
     let all = [
         ("HOME", home),
-        // A user's PATH may lack the administrator's folders.
-        (
-            "PATH",
-            format!(
-                "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                env::var("PATH").unwrap_or_default()
-            ),
-        ),
+        ("PATH", path(arch)),
         ("LANG", "C.UTF-8".to_owned()),
         ("TRACER_XTASK", text(&own)?),
-        ("TRACER_PATIENCE", super::PATIENCE.to_string()),
+        ("TRACER_PATIENCE", super::patience()?.to_string()),
     ];
     let mut script = "#!/bin/bash\n# Made by `cargo xtask vm`.\n".to_owned();
     // The second serial line; the first is the kernel's.
-    script += "exec </dev/null >/dev/ttyS1 2>&1\nstty -F /dev/ttyS1 raw -echo\n";
+    writeln!(
+        script,
+        "exec </dev/null >{line} 2>&1\nstty -F {line} raw -echo"
+    )?;
     writeln!(script, "echo '{UP}'")?;
     for (name, value) in all.iter().chain(variables) {
         writeln!(script, "export {name}={}", quoted(value))?;
@@ -92,9 +93,25 @@ fn script(variables: &[(&str, String)], body: &str) -> Result<String> {
     writeln!(script, "cd {}", quoted(&text(&sh::root().join("tests"))?))?;
     script += body;
     // What the serial lines still hold is sent before the machine is gone.
-    script += "stty -F /dev/ttyS1 -raw\nstty -F /dev/ttyS0 -raw\nsync\n";
+    writeln!(
+        script,
+        "stty -F {line} -raw\nstty -F /dev/console -raw\nsync"
+    )?;
     script += "echo o >/proc/sysrq-trigger\nsleep 60\n";
     Ok(script)
+}
+
+/// Where the guest's programs are.
+fn path(arch: Arch) -> String {
+    const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+    if arch == Arch::HOST {
+        // A user's PATH may lack the administrator's folders.
+        let own = env::var("PATH").unwrap_or_default();
+        format!("{own}:/usr/local/sbin:/usr/local/bin:{SYSTEM}")
+    } else {
+        // The other folders are the host's alone.
+        SYSTEM.to_owned()
+    }
 }
 
 /// What the verifier said of a program that it refused ends with the reason.
@@ -129,7 +146,7 @@ mod tests {
             path: PathBuf::from("/it's here/neigh-1"),
             tests: vec!["a".to_owned(), "b::c".to_owned()],
         }];
-        let script = of_tests(&suite).unwrap();
+        let script = of_tests(Arch::HOST, &suite).unwrap();
         assert!(
             script.contains(
                 r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'"
@@ -143,7 +160,7 @@ mod tests {
     fn a_program_has_a_terminal_where_the_user_has_one() {
         let variables = [("TERM", "xterm".to_owned())];
         let words = ["/it's here/demo", "overflow"];
-        let on_terminal = of_program(&words, &variables, Some((24, 80))).unwrap();
+        let on_terminal = of_program(Arch::HOST, &words, &variables, Some((24, 80))).unwrap();
         assert!(
             on_terminal.contains(
                 r"sane rows 24 cols 80
@@ -152,7 +169,7 @@ setsid --ctty --wait '/it'\''s here/demo' 'overflow' <>/dev/ttyS1"
             "{on_terminal}"
         );
         assert_is_read(&on_terminal);
-        let piped = of_program(&words, &variables, None).unwrap();
+        let piped = of_program(Arch::HOST, &words, &variables, None).unwrap();
         assert!(
             piped.contains("tests'\n'/it'\\''s here/demo' 'overflow'\n"),
             "{piped}"

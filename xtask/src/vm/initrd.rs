@@ -4,7 +4,11 @@ use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use super::{kernel::Kernel, layer::Layer, modules};
+use super::{
+    kernel::Kernel,
+    layer::{Layer, Layers},
+    modules,
+};
 use crate::sh;
 
 /// The bus, 9P over it, and what makes the host's read-only files writable. `CONFIG_VIRTIO_PCI` and
@@ -12,7 +16,7 @@ use crate::sh;
 const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Writes it.
-pub fn write(path: &Path, kernel: &Kernel, layer: &Layer) -> Result<()> {
+pub fn write(path: &Path, kernel: &Kernel, layers: &Layers) -> Result<()> {
     let read = |name: &str| {
         let path = kernel.modules.join(name);
         fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))
@@ -29,11 +33,14 @@ pub fn write(path: &Path, kernel: &Kernel, layer: &Layer) -> Result<()> {
     for folder in ["bin", "modules", "proc", "sys"] {
         archive.folder(folder);
     }
-    let busybox = layer.find("busybox").context("there is no busybox")?;
+    let busybox = layers
+        .guest
+        .find("busybox")
+        .context("there is no busybox")?;
     archive.program("bin/busybox", &fs::read(busybox)?);
     archive.program("init", include_bytes!("init.sh"));
     for (number, file) in files.iter().enumerate() {
-        let module = uncompressed(&kernel.modules.join(file), layer)?;
+        let module = uncompressed(&kernel.modules.join(file), &layers.host)?;
         archive.program(&format!("modules/{number:02}"), &module);
     }
     let bytes = archive.finish();

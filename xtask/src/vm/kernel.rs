@@ -9,8 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::layer::{self, Layer};
-use crate::{apt, setup::unpacked, sh};
+use super::layer::{self, Layers};
+use crate::{
+    apt::{self, Packages},
+    arch::Arch,
+    setup::unpacked,
+    sh,
+};
 
 /// What is left out of a kernel's package: drivers of devices that no guest has, most of its size.
 /// The rest is 60 MB (6.1) and 12 MB (6.12, compressed).
@@ -81,25 +86,25 @@ impl fmt::Display for Kernel {
 
 impl Kernel {
     /// Finds or fetches it.
-    pub fn ensure(wanted: &Wanted, layer: &Layer) -> Result<Self> {
+    pub fn ensure(wanted: &Wanted, layers: &Layers) -> Result<Self> {
         match wanted {
-            Wanted::Series(series) => newest(series, layer),
-            Wanted::File(file) => of_file(file, layer),
+            Wanted::Series(series) => newest(series, layers),
+            Wanted::File(file) => of_file(file, layers),
         }
         .with_context(|| format!("no kernel for `--kernel {wanted}`"))
     }
 
     /// In a folder that holds `boot` and `lib/modules`, or `usr/lib/modules`.
-    fn in_folder(folder: &Path, layer: &Layer) -> Result<Self> {
+    fn in_folder(folder: &Path, layers: &Layers) -> Result<Self> {
         let image = fs::read_dir(folder.join("boot"))
             .with_context(|| format!("{} has no folder boot", folder.display()))?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| release_of(path).is_some())
             .with_context(|| format!("{} has no boot/vmlinuz-RELEASE", folder.display()))?;
-        Self::with_image(&image, folder, layer)
+        Self::with_image(&image, folder, layers)
     }
 
-    fn with_image(image: &Path, folder: &Path, layer: &Layer) -> Result<Self> {
+    fn with_image(image: &Path, folder: &Path, layers: &Layers) -> Result<Self> {
         let release = release_of(image)
             .with_context(|| format!("{} is not called vmlinuz-RELEASE", image.display()))?;
         let base = ["", "usr"]
@@ -110,7 +115,7 @@ impl Kernel {
         let modules = base.join("lib/modules").join(release);
         // A package has none: its installation makes it.
         if !modules.join("modules.dep").is_file() {
-            let mut depmod = layer.kmod("depmod")?;
+            let mut depmod = layers.host.kmod("depmod")?;
             sh::quietly(depmod.arg("-b").arg(&base).arg(release))
                 .context("the list of modules could not be made")?;
         }
@@ -137,7 +142,7 @@ fn release_of(image: &Path) -> Option<&str> {
 }
 
 /// The newest package of a series; where none can be had, the newest that was fetched before.
-fn newest(series: &str, layer: &Layer) -> Result<Kernel> {
+fn newest(series: &str, layers: &Layers) -> Result<Kernel> {
     let kernels = super::cache()?.join("kernels");
     let fetched: Vec<String> = fs::read_dir(&kernels)
         .into_iter()
@@ -145,10 +150,10 @@ fn newest(series: &str, layer: &Layer) -> Result<Kernel> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| !name.ends_with(".partial"))
         .collect();
-    let name = match offered(series, &kernels) {
+    let name = match offered(series, &kernels, layers) {
         Ok(name) => name,
         Err(error) => {
-            let Some(name) = choose(series, &fetched) else {
+            let Some(name) = choose(series, layers.arch, &fetched) else {
                 return Err(error);
             };
             sh::step(format!("{error:#}: taking {name}, fetched before"));
@@ -157,46 +162,47 @@ fn newest(series: &str, layer: &Layer) -> Result<Kernel> {
     };
     // Only the newest of a series is kept.
     for old in &fetched {
-        if *old != name && choose(series, std::slice::from_ref(old)).is_some() {
+        if *old != name && choose(series, layers.arch, std::slice::from_ref(old)).is_some() {
             fs::remove_dir_all(kernels.join(old))?;
         }
     }
-    Kernel::in_folder(&kernels.join(name), layer)
+    Kernel::in_folder(&kernels.join(name), layers)
 }
 
 /// The newest that the package lists have, fetched.
-fn offered(series: &str, kernels: &Path) -> Result<String> {
+fn offered(series: &str, kernels: &Path, layers: &Layers) -> Result<String> {
     ensure!(apt::exists(), "there is no apt here to ask for kernels");
+    let (arch, packages) = (layers.arch, layers.guest.packages());
     // The generic flavour: the cloud flavour has no 9P.
     let pattern = format!(
-        "^linux-image-{}\\.[0-9].*-amd64(-unsigned)?$",
+        "^linux-image-{}\\.[0-9].*-{arch}(-unsigned)?$",
         series.replace('.', "\\.")
     );
     let take = || {
-        let names = apt::search(&pattern)?;
-        let name = choose(series, &names)
-            .with_context(|| format!("the package lists have no linux-image-{series}.*-amd64"))?;
+        let names = packages.search(&pattern)?;
+        let name = choose(series, arch, &names)
+            .with_context(|| format!("the package lists have no linux-image-{series}.*-{arch}"))?;
         let folder = kernels.join(name);
         if !folder.is_dir() {
-            fetch(name, &folder)?;
+            fetch(name, &folder, packages)?;
         }
         Ok(name.to_owned())
     };
     match take() {
         // The lists may be missing, or name a package that has been replaced since.
-        Err(_) if sh::is_root()? => {
-            apt::update()?;
+        Err(_) if packages.can_update()? => {
+            packages.update()?;
             take()
         }
         taken => taken,
     }
 }
 
-fn fetch(package: &str, folder: &Path) -> Result<()> {
+fn fetch(package: &str, folder: &Path, packages: &Packages) -> Result<()> {
     sh::step(format!("fetching the kernel {package}"));
     let partial = folder.with_added_extension("partial");
     unpacked::fresh(&partial)?;
-    let archive = apt::download(package, &partial)?;
+    let archive = packages.download(package, &partial)?;
     let files = partial.join("files");
     unpack(&archive, &files)?;
     fs::rename(&files, folder)?;
@@ -215,11 +221,11 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
     layer::unpack(archive, folder, &["--wildcards"], &kept)
 }
 
-fn of_file(file: &Path, layer: &Layer) -> Result<Kernel> {
+fn of_file(file: &Path, layers: &Layers) -> Result<Kernel> {
     let file = fs::canonicalize(file)
         .with_context(|| format!("failed to find the kernel {}", file.display()))?;
     if file.is_dir() {
-        return Kernel::in_folder(&file, layer);
+        return Kernel::in_folder(&file, layers);
     }
     if file.extension().is_some_and(|extension| extension == "deb") {
         let status = fs::metadata(&file)?;
@@ -234,15 +240,16 @@ fn of_file(file: &Path, layer: &Layer) -> Result<Kernel> {
             unpack(&file, &partial)?;
             fs::rename(&partial, &folder)?;
         }
-        return Kernel::in_folder(&folder, layer);
+        return Kernel::in_folder(&folder, layers);
     }
     let boot = file.parent().unwrap_or(Path::new("/"));
     let beside = boot.parent().unwrap_or(Path::new("/"));
-    Kernel::with_image(&file, beside, layer)
+    Kernel::with_image(&file, beside, layers)
 }
 
 /// The newest package of a series by its version's numbers, `unsigned` where both are there.
-fn choose<'a>(series: &str, names: &'a [String]) -> Option<&'a str> {
+fn choose<'a>(series: &str, arch: Arch, names: &'a [String]) -> Option<&'a str> {
+    let ending = format!("-{arch}");
     names
         .iter()
         .filter_map(|name| {
@@ -251,7 +258,7 @@ fn choose<'a>(series: &str, names: &'a [String]) -> Option<&'a str> {
                 Some(version) => (version, true),
                 None => (rest, false),
             };
-            let version = version.strip_suffix("-amd64")?;
+            let version = version.strip_suffix(&ending)?;
             version.strip_prefix(series)?.strip_prefix('.')?;
             // Flavours are words: cloud, rt, …
             let flavour = version
@@ -307,14 +314,18 @@ mod tests {
             "linux-image-6.12.99+deb12-amd64-unsigned",
             "linux-image-6.12.117+deb12-amd64-unsigned",
             "linux-image-6.12.118+deb12-cloud-amd64",
+            "linux-image-6.1.0-60-arm64-unsigned",
+            "linux-image-6.1.0-61-rt-arm64-unsigned",
         ]);
-        let of = |series| choose(series, &names);
+        let of = |series| choose(series, Arch::AMD64, &names);
         assert_eq!(of("6.1"), Some("linux-image-6.1.0-56-amd64-unsigned"));
         assert_eq!(
             of("6.12"),
             Some("linux-image-6.12.117+deb12-amd64-unsigned")
         );
         assert_eq!(of("6.6"), None);
+        let arm64 = choose("6.1", Arch::ARM64, &names);
+        assert_eq!(arm64, Some("linux-image-6.1.0-60-arm64-unsigned"));
     }
 
     #[test]

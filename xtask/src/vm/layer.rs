@@ -1,6 +1,9 @@
 //! Programs that the machines need and the host lacks: QEMU, kmod, what the tests call. Their
 //! packages and all that these depend on are unpacked into one folder of the user's cache and never
 //! installed, so that no root is needed. The guests see that folder merged into the host's files.
+//!
+//! Guests of another architecture see one with all the programs that they run, down to the C library
+//! and the shell, in that architecture; the host's are beneath, and do not start there.
 
 use std::{
     fs,
@@ -11,25 +14,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::board::Board;
 use crate::{
-    apt,
+    apt::{self, Packages},
+    arch::Arch,
     setup::{Tool, unpacked},
     sh,
 };
 
-/// QEMU, what makes and loads module lists, and what unpacks them.
-const TOOLS: &[Tool] = &[
-    Tool {
-        program: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-    },
+/// What makes and loads module lists, and what unpacks modules.
+const HOST: &[Tool] = &[
     Tool {
         program: "kmod",
         package: "kmod",
-    },
-    Tool {
-        program: "busybox",
-        package: "busybox-static",
     },
     Tool {
         program: "xz",
@@ -41,29 +38,182 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-/// The folder, and what is in it.
+/// A guest's first program.
+const GUEST: &[Tool] = &[Tool {
+    program: "busybox",
+    package: "busybox-static",
+}];
+
+/// What each system has and no test names: for guests that cannot take the host's.
+const SYSTEM: &[Tool] = &[
+    Tool {
+        program: "bash",
+        package: "bash",
+    },
+    Tool {
+        program: "dash",
+        package: "dash",
+    },
+    Tool {
+        program: "env",
+        package: "coreutils",
+    },
+    Tool {
+        program: "find",
+        package: "findutils",
+    },
+    Tool {
+        program: "grep",
+        package: "grep",
+    },
+    Tool {
+        program: "gzip",
+        package: "gzip",
+    },
+    Tool {
+        program: "kmod",
+        package: "kmod",
+    },
+    Tool {
+        program: "mawk",
+        package: "mawk",
+    },
+    Tool {
+        program: "mount",
+        package: "mount",
+    },
+    Tool {
+        program: "ping",
+        package: "iputils-ping",
+    },
+    Tool {
+        program: "sed",
+        package: "sed",
+    },
+    Tool {
+        program: "setpriv",
+        package: "util-linux",
+    },
+    Tool {
+        program: "sysctl",
+        package: "procps",
+    },
+    Tool {
+        program: "tar",
+        package: "tar",
+    },
+];
+
+/// What the machines of an architecture are made of.
 #[derive(Debug)]
+pub struct Layers {
+    pub arch: Arch,
+    /// What runs on the host.
+    pub host: Layer,
+    /// What the guests see above the host's files; the same where the architecture is.
+    pub guest: Layer,
+}
+
+impl Layers {
+    /// Finds the programs of the machines, and those named for the guests; fetches what is nowhere.
+    pub fn ensure(arch: Arch, tools: &[Tool]) -> Result<Self> {
+        let board = Board::of(arch)?;
+        let host = host()?;
+        if arch == Arch::HOST {
+            host.ensure(&[&[board.qemu], HOST, GUEST, tools])?;
+            let guest = host.clone();
+            return Ok(Self { arch, host, guest });
+        }
+        let guest = foreign(arch)?;
+        host.ensure(&[&[board.qemu, board.translator], HOST])?;
+        guest.ensure(&[GUEST, SYSTEM, tools])?;
+        Ok(Self { arch, host, guest })
+    }
+
+    /// Finds what runs a program of an architecture on the host, and the libraries for it; of this
+    /// machine's own nothing is fetched.
+    pub fn to_run(arch: Arch) -> Result<Self> {
+        let host = host()?;
+        if arch == Arch::HOST {
+            let guest = host.clone();
+            return Ok(Self { arch, host, guest });
+        }
+        let guest = foreign(arch)?;
+        host.ensure(&[&[Board::of(arch)?.translator]])?;
+        guest.ensure(&[SYSTEM])?;
+        Ok(Self { arch, host, guest })
+    }
+
+    /// Where such a program would find a file, for whoever reads it here.
+    pub fn file(&self, path: &str) -> PathBuf {
+        if self.arch == Arch::HOST {
+            return PathBuf::from(path);
+        }
+        self.guest.root.join(path.trim_start_matches('/'))
+    }
+
+    /// A command of a program for the guests that runs on the host: of another architecture's its
+    /// instructions are translated. Not for what asks the kernel for more than any program does.
+    pub fn run(&self, program: &Path) -> Result<Command> {
+        if self.arch == Arch::HOST {
+            return Ok(Command::new(program));
+        }
+        let mut command = self
+            .host
+            .command(Board::of(self.arch)?.translator.program)?;
+        command.arg("-L").arg(self.guest.root()).arg(program);
+        Ok(command)
+    }
+
+    /// Which libraries such a program loads, as `ldd` says it, which knows the machine's own alone.
+    pub fn ldd(&self, program: &Path) -> Result<String> {
+        if self.arch == Arch::HOST {
+            return sh::output(Command::new("ldd").arg(program));
+        }
+        let mut list = self.run(program)?;
+        // For the program's loader, where QEMU's own would heed it in QEMU's environment.
+        sh::output(list.env("QEMU_SET_ENV", "LD_TRACE_LOADED_OBJECTS=1"))
+    }
+}
+
+fn host() -> Result<Layer> {
+    Ok(Layer {
+        root: super::cache()?.join("layer"),
+        packages: apt::HOST,
+    })
+}
+
+/// Of another architecture.
+fn foreign(arch: Arch) -> Result<Layer> {
+    let cache = super::cache()?;
+    Ok(Layer {
+        root: cache.join(format!("layer-{arch}")),
+        packages: Packages::foreign(arch, &cache.join(format!("apt-{arch}")))?,
+    })
+}
+
+/// The folder, and what is in it.
+#[derive(Clone, Debug)]
 pub struct Layer {
     root: PathBuf,
+    /// What it is filled from.
+    packages: Packages,
 }
 
 impl Layer {
-    /// Finds the programs of the machines, and those named; fetches what is neither on the host nor
-    /// in the folder.
-    pub fn ensure(more: &[Tool]) -> Result<Self> {
-        let layer = Self {
-            root: super::cache()?.join("layer"),
-        };
-        let missing: Vec<&str> = TOOLS
+    /// Finds programs; fetches what is neither on the host nor in the folder.
+    fn ensure(&self, tools: &[&[Tool]]) -> Result<()> {
+        let missing: Vec<&str> = tools
             .iter()
-            .chain(more)
-            .filter(|tool| layer.find(tool.program).is_none())
+            .copied()
+            .flatten()
+            .filter(|tool| self.find(tool.program).is_none())
             .map(|tool| tool.package)
             .collect();
-        if !missing.is_empty() {
-            layer.add(&missing)?;
+        if missing.is_empty() {
+            return Ok(());
         }
-        Ok(layer)
+        self.add(&missing)
     }
 
     /// Where it is.
@@ -71,9 +221,19 @@ impl Layer {
         &self.root
     }
 
-    /// A program: the host's own first.
+    /// What its packages are taken from.
+    pub fn packages(&self) -> &Packages {
+        &self.packages
+    }
+
+    /// A program: the host's own first, if it could run.
     pub fn find(&self, program: &str) -> Option<PathBuf> {
-        sh::which(program).or_else(|| {
+        let own = if self.packages.is_foreign() {
+            None
+        } else {
+            sh::which(program)
+        };
+        own.or_else(|| {
             ["usr/bin", "usr/sbin"]
                 .map(|folder| self.root.join(folder).join(program))
                 .into_iter()
@@ -126,10 +286,10 @@ impl Layer {
         if !apt::exists() {
             bail!("programs are missing; install {names}");
         }
-        if sh::is_root()? {
-            apt::update()?;
+        if self.packages.can_update()? {
+            self.packages.update()?;
         }
-        let wanted = apt::closure(packages)?;
+        let wanted = self.packages.closure(packages)?;
         ensure!(
             !wanted.is_empty(),
             "{names}: installed, but a program is missing"
@@ -141,7 +301,7 @@ impl Layer {
         ));
         let partial = self.root.with_extension("partial");
         unpacked::fresh(&partial)?;
-        for archive in apt::download_all(&wanted, &partial)? {
+        for archive in self.packages.download_all(&wanted, &partial)? {
             self.unpack(&archive)?;
         }
         fs::remove_dir_all(&partial)?;

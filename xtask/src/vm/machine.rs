@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{accel::Accel, kernel::Kernel, layer::Layer};
+use super::{accel::Accel, board::Board, kernel::Kernel, layer::Layers};
 use crate::sh;
 
 /// A guest that fills its memory is what we want to see fail, not the host.
@@ -29,18 +29,20 @@ pub struct Machine {
 /// QEMU's command but for its serial lines and shared files; more may be put on the kernel's
 /// command line.
 pub fn qemu(
-    layer: &Layer,
+    layers: &Layers,
     accel: Accel,
     kernel: &Kernel,
     initrd: &Path,
     more: &str,
 ) -> Result<Command> {
-    let mut qemu = layer.command("qemu-system-x86_64")?;
-    for folder in layer.firmware() {
+    let board = Board::of(layers.arch)?;
+    let mut qemu = layers.host.command(board.qemu.program)?;
+    for folder in layers.host.firmware() {
         qemu.arg("-L").arg(folder);
     }
     // Two processors, so that what goes wrong between two goes wrong here too.
-    qemu.args(accel.arguments())
+    qemu.args(["-machine", board.machine])
+        .args(accel.arguments(board.processor))
         .args(["-smp", "2", "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-nic", "none"])
         .args(["-display", "none", "-monitor", "none"])
@@ -52,12 +54,22 @@ pub fn qemu(
         .arg(initrd)
         .arg("-append")
         // An emulated machine, or one whose host is busy, is slow: what looks for processors that
-        // stand still would find them, and what looks for broken timers at boot stops there.
+        // stand still would find them.
         .arg(format!(
-            "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check nowatchdog \
-             rcupdate.rcu_cpu_stall_suppress=1 sysrq_always_enabled=1 loglevel=5 {more}"
+            "{} panic=-1 nokaslr nowatchdog rcupdate.rcu_cpu_stall_suppress=1 \
+             sysrq_always_enabled=1 loglevel=5 {more}",
+            board.parameters
         ));
     Ok(qemu)
+}
+
+/// Its serial lines: the kernel's console into a file, and one for the tests to QEMU's stdout.
+pub fn lines(qemu: &mut Command, layers: &Layers, console: &Path) -> Result<()> {
+    qemu.arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .args(["-chardev", "stdio,id=tests,signal=off"])
+        .args(Board::of(layers.arch)?.line);
+    Ok(())
 }
 
 /// A folder that the guest sees under this name.

@@ -3,8 +3,10 @@
 //!
 //! A guest's root is the host's, shared read-only, under a layer in memory: programs, tests and
 //! tools are where they are on the host, and there is no image to keep. It has no network device.
+//! With another architecture (`--arch`) the layer has all programs, and tracer and tests are cross-built.
 
 mod accel;
+mod board;
 mod guest;
 mod initrd;
 mod kernel;
@@ -29,17 +31,18 @@ use clap::Args;
 use self::{
     accel::Accel,
     kernel::Kernel,
-    layer::Layer,
     results::{Outcome, Results},
     suite::Binary,
 };
 pub use self::{
     kernel::Wanted,
+    layer::Layers,
     show::{Program, show},
 };
 use crate::{
+    arch::Arch,
     build,
-    setup::{self, Tool},
+    setup::{self, Tool, cross},
     sh,
     test::RUN_AGAIN,
 };
@@ -49,8 +52,18 @@ use crate::{
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
 /// How many times longer than on hardware a test may wait for something in an emulated machine
-/// (`tests/src/wait.rs`).
+/// (`tests/src/wait.rs`), unless `TRACER_PATIENCE` says so.
 const PATIENCE: u32 = 10;
+
+fn patience() -> Result<u32> {
+    let Ok(text) = env::var("TRACER_PATIENCE") else {
+        return Ok(PATIENCE);
+    };
+    text.parse()
+        .ok()
+        .filter(|patience| *patience > 0)
+        .with_context(|| format!("TRACER_PATIENCE: {text} is no number of times"))
+}
 
 /// A machine that says nothing for this long hangs. Emulated, an agent's start takes half a minute,
 /// and a test may make four.
@@ -95,6 +108,9 @@ pub struct Options {
     /// vmlinuz in one; may be repeated [default: 6.1 and 6.12]
     #[arg(long = "kernel", value_name = "SERIES|FILE")]
     kernels: Vec<Wanted>,
+    /// The kernels' architecture: amd64 or arm64; another one than this machine's is emulated
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
     /// Run the tests of these files, and those whose name contains one of these, instead of the
     /// core tests; an empty one runs all
     #[arg(last = true, value_name = "TEST FILTER")]
@@ -104,13 +120,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     if env::var_os("TRACER_BIN").is_none() {
         let toolchain = setup::ensure(&[])?;
-        build::build_for_tests(&toolchain)?;
+        build::build_for_tests(&toolchain, options.arch)?;
     }
-    test(&options.kernels, &options.filters)
+    test(options.arch, &options.kernels, &options.filters)
 }
 
 /// Runs the tests on kernels, two machines at a time. What they run must be built.
-pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
+pub fn test(arch: Arch, kernels: &[Wanted], filters: &[String]) -> Result<()> {
     let default: Vec<Wanted> = KERNELS
         .iter()
         .map(|series| Wanted::Series((*series).to_owned()))
@@ -120,23 +136,24 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
     } else {
         kernels
     };
-    let layer = Layer::ensure(TOOLS)?;
-    let suite = suite::pick(filters)?;
+    cross::ensure(arch)?;
+    let layers = Layers::ensure(arch, TOOLS)?;
+    let suite = suite::pick(filters, &layers)?;
     let mut plans = Vec::new();
     for wanted in kernels {
-        let kernel = Kernel::ensure(wanted, &layer)?;
+        let kernel = Kernel::ensure(wanted, &layers)?;
         let folder = sh::target().join("vm").join(&kernel.release);
         plans.push(Plan::prepare(
             kernel,
             folder,
-            &guest::of_tests(&suite)?,
-            &layer,
+            &guest::of_tests(arch, &suite)?,
+            &layers,
         )?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
     };
-    let accel = Accel::find(&first.kernel, &first.initrd(), &layer)?;
+    let accel = Accel::find(&first.kernel, &first.initrd(), &layers)?;
     let mut reports = Vec::new();
     // The tests of one are one after the other, so each has need of little more than a processor.
     let together = thread::available_parallelism()
@@ -146,7 +163,7 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
         thread::scope(|scope| {
             let running: Vec<_> = plans
                 .iter()
-                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layer)))
+                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layers)))
                 .collect();
             for (plan, thread) in plans.iter().zip(running) {
                 let report = thread
@@ -168,7 +185,7 @@ pub fn test(kernels: &[Wanted], filters: &[String]) -> Result<()> {
         };
         let sound = sound
             || match report {
-                Ok(report) => plan.pass_again(report, &suite, accel, &layer)?,
+                Ok(report) => plan.pass_again(report, &suite, accel, &layers)?,
                 Err(_) => false,
             };
         if !sound {
@@ -199,10 +216,10 @@ struct Report {
 }
 
 impl Plan {
-    fn prepare(kernel: Kernel, folder: PathBuf, script: &str, layer: &Layer) -> Result<Self> {
+    fn prepare(kernel: Kernel, folder: PathBuf, script: &str, layers: &Layers) -> Result<Self> {
         setup::unpacked::fresh(&folder)?;
         let plan = Self { kernel, folder };
-        initrd::write(&plan.initrd(), &plan.kernel, layer)
+        initrd::write(&plan.initrd(), &plan.kernel, layers)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
         fs::write(plan.folder.join("guest.sh"), script)?;
         Ok(plan)
@@ -214,7 +231,7 @@ impl Plan {
         report: &Report,
         suite: &[Binary],
         accel: Accel,
-        layer: &Layer,
+        layers: &Layers,
     ) -> Result<bool> {
         let few = report.few_failed();
         if few.is_empty() {
@@ -225,9 +242,9 @@ impl Plan {
         let suite = suite::only(suite, &few);
         let mut folder = self.folder.clone().into_os_string();
         folder.push("-again");
-        let script = guest::of_tests(&suite)?;
-        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script, layer)?;
-        let passed = plan.boot(accel, &suite, layer)?.print();
+        let script = guest::of_tests(layers.arch, &suite)?;
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script, layers)?;
+        let passed = plan.boot(accel, &suite, layers)?.print();
         if passed {
             for name in names {
                 eprintln!(
@@ -249,22 +266,19 @@ impl Plan {
     }
 
     /// The machine, with the host's files, and its second serial line as QEMU's input and output.
-    fn machine(&self, accel: Accel, layer: &Layer) -> Result<Command> {
-        let mut qemu = machine::qemu(layer, accel, &self.kernel, &self.initrd(), "")?;
+    fn machine(&self, accel: Accel, layers: &Layers) -> Result<Command> {
+        let mut qemu = machine::qemu(layers, accel, &self.kernel, &self.initrd(), "")?;
         machine::share(&mut qemu, "host", Path::new("/"))?;
-        machine::share(&mut qemu, "layer", layer.root())?;
+        machine::share(&mut qemu, "layer", layers.guest.root())?;
         machine::share(&mut qemu, "modules", &self.kernel.modules)?;
         machine::share(&mut qemu, "work", &self.folder)?;
         // A line of its own for the tests: the kernel's messages would stand in the middle of theirs.
-        qemu.arg("-serial")
-            .arg(format!("file:{}", self.console().display()))
-            .args(["-chardev", "stdio,id=tests,signal=off"])
-            .args(["-serial", "chardev:tests"]);
+        machine::lines(&mut qemu, layers, &self.console())?;
         Ok(qemu)
     }
 
-    fn boot(&self, accel: Accel, suite: &[Binary], layer: &Layer) -> Result<Report> {
-        let mut qemu = self.machine(accel, layer)?;
+    fn boot(&self, accel: Accel, suite: &[Binary], layers: &Layers) -> Result<Report> {
+        let mut qemu = self.machine(accel, layers)?;
         sh::step(format!("booting {} ({accel:?})", self.kernel));
         let expected = suite.iter().flat_map(|binary| {
             let tests = binary.tests.iter();
@@ -273,11 +287,12 @@ impl Plan {
         let mut results = Results::expecting(expected);
         let start = Instant::now();
         let mut machine = machine::start(&mut qemu)?;
+        let silence = SILENCE * patience()?.div_ceil(PATIENCE);
         let mut boots = 1;
         let mut said = String::new();
         let mut line = String::new();
         let cut = loop {
-            let limit = if said.is_empty() { BOOT } else { SILENCE };
+            let limit = if said.is_empty() { BOOT } else { silence };
             match machine.more(limit) {
                 // On a busy host an emulated machine may find its timers broken.
                 Err(error) if said.is_empty() && boots == 1 => {

@@ -124,6 +124,8 @@ pub fn complaints(console: &str) -> Vec<&str> {
         "Oops",
         "general protection fault",
         "Call Trace:",
+        // As arm64 says it.
+        "Call trace:",
         "tracer-vm: cannot",
     ];
     console

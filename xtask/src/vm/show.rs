@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     Accel, BOOT, Plan, Wanted, guest,
     kernel::Kernel,
-    layer::Layer,
+    layer::Layers,
     machine::{self, Machine},
     results::{self, UP},
 };
-use crate::{setup::Tool, sh};
+use crate::{arch::Arch, setup::Tool, sh};
 
 /// Longer than anybody watches: what is on the screen may well stand still.
 const PATIENT: Duration = Duration::from_hours(24);
@@ -36,8 +36,8 @@ pub struct Program<'a> {
 
 /// Runs a program on a kernel, and gives its exit code. The machine ends with it.
 pub fn show(wanted: &Wanted, program: &Program) -> Result<u8> {
-    let layer = Layer::ensure(program.tools)?;
-    let kernel = Kernel::ensure(wanted, &layer)?;
+    let layers = Layers::ensure(Arch::HOST, program.tools)?;
+    let kernel = Kernel::ensure(wanted, &layers)?;
     let terminal = Terminal::find()?;
     let mut variables = program.variables.to_vec();
     if terminal.is_some() {
@@ -47,12 +47,12 @@ pub fn show(wanted: &Wanted, program: &Program) -> Result<u8> {
         ));
     }
     let size = terminal.as_ref().map(|terminal| terminal.size);
-    let script = guest::of_program(program.words, &variables, size)?;
+    let script = guest::of_program(Arch::HOST, program.words, &variables, size)?;
     let folder = sh::target()
         .join("vm")
         .join(format!("{}-shown", kernel.release));
-    let plan = Plan::prepare(kernel, folder, &script, &layer)?;
-    let accel = Accel::find(&plan.kernel, &plan.initrd(), &layer)?;
+    let plan = Plan::prepare(kernel, folder, &script, &layers)?;
+    let accel = Accel::find(&plan.kernel, &plan.initrd(), &layers)?;
     ensure!(
         accel == Accel::Kvm || !program.is_heavy,
         "without hardware virtualisation this is too much for a virtual machine: play it without --vm"
@@ -62,7 +62,7 @@ pub fn show(wanted: &Wanted, program: &Program) -> Result<u8> {
         sh::step("no hardware virtualisation: all of it takes some ten times as long,");
         sh::step("an agent's start half a minute, hundreds of pods two");
     }
-    let mut qemu = plan.machine(accel, &layer)?;
+    let mut qemu = plan.machine(accel, &layers)?;
     let (mut machine, said) = match up(&mut qemu) {
         // On a busy host an emulated machine may find its timers broken.
         Err(error) => {

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::sh;
+use super::layer::Layers;
+use crate::{setup::cross, sh};
 
 /// What proves the main job on a kernel: files, or single tests of one as `FILE::TEST`. A machine
 /// without hardware virtualisation needs some twenty seconds for an agent's start alone, so each of
@@ -50,10 +51,10 @@ pub struct Binary {
 }
 
 /// Builds the tests and picks: those of the core list, or those that a filter fits.
-pub fn pick(filters: &[String]) -> Result<Vec<Binary>> {
+pub fn pick(filters: &[String], layers: &Layers) -> Result<Vec<Binary>> {
     let mut suite = Vec::new();
-    for (file, path) in build()? {
-        let tests = list(&path)?;
+    for (file, path) in build(layers)? {
+        let tests = list(&path, layers)?;
         suite.push(Binary { file, path, tests });
     }
     let picked = choose(suite, filters);
@@ -81,8 +82,8 @@ pub fn only(suite: &[Binary], wanted: &[(&str, &str)]) -> Vec<Binary> {
 }
 
 /// Builds the end-to-end tests: their binaries by file.
-fn build() -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo = sh::cargo();
+fn build(layers: &Layers) -> Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = cross::cargo(layers.arch);
     cargo
         .args(["test", "--package", "tests", "--tests", "--no-run"])
         .arg("--message-format=json-render-diagnostics")
@@ -118,8 +119,9 @@ fn binaries(messages: &str) -> BTreeMap<String, PathBuf> {
         .collect()
 }
 
-fn list(binary: &Path) -> Result<Vec<String>> {
-    let listed = sh::output(Command::new(binary).args(["--list", "--format", "terse"]))?;
+fn list(binary: &Path, layers: &Layers) -> Result<Vec<String>> {
+    let mut list = layers.run(binary)?;
+    let listed = sh::output(list.args(["--list", "--format", "terse"]))?;
     Ok(listed
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
