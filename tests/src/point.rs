@@ -173,25 +173,15 @@ impl Hidden {
     }
 
     fn count(&self, tracepoint: &str, fields: &[(&str, &str)]) -> u64 {
-        let is_one = |traced: &&Traced| traced.unseen && is(&traced.line, tracepoint, fields);
+        let is_one = |traced: &&Traced| traced.unseen && traced.is(tracepoint, fields);
         self.0.all().iter().filter(is_one).count() as u64
     }
 }
 
-const CREATION: &str = "neigh/neigh_create";
+/// The tracepoint of creations, granted and refused.
+pub const CREATION: &str = "neigh/neigh_create";
 const REMOVAL: &str = "neigh/neigh_cleanup_and_release";
 const DROP: &str = "skb/kfree_skb";
-
-/// Is a line of the trace this tracepoint's, with these fields? `… neigh_create: family 2 dev e7 …`
-fn is(line: &str, tracepoint: &str, fields: &[(&str, &str)]) -> bool {
-    let name = tracepoint.rsplit('/').next().unwrap_or(tracepoint);
-    let Some((_, said)) = line.split_once(&format!(" {name}: ")) else {
-        return false;
-    };
-    let words: Vec<&str> = said.split_whitespace().collect();
-    let has = |(field, value): &(&str, &str)| words.windows(2).any(|two| two == [*field, *value]);
-    fields.iter().all(has)
-}
 
 /// A family as the trace has it.
 fn number(family: Family) -> (&'static str, &'static str) {
@@ -227,17 +217,6 @@ pub fn figure(snapshot: &Value, pod: [(&str, &str); 2], family: Family, name: &s
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_of_the_trace_is_told_by_its_name_and_fields() {
-        let line = "tokio-rt-worker-75 [001] ..s1. 1.0: neigh_create: family 10 dev eth0 entries 2 \
-                    primary_key4 0.0.0.0 primary_key6 ff02::16 created 1 gc_exempt 0";
-        let created = ("created", "1");
-        assert!(is(line, CREATION, &[number(Family::V6), created]));
-        assert!(!is(line, CREATION, &[number(Family::V4), created]));
-        assert!(!is(line, CREATION, &[number(Family::V6), ("created", "0")]));
-        assert!(!is(line, REMOVAL, &[number(Family::V6)]));
-    }
 
     #[test]
     fn a_count_may_lack_what_was_hidden_and_no_more() {

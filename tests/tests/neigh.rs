@@ -4,9 +4,10 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use tests::entries::entries;
 use tests::neigh::{BURST_COMM, FIRST_SILENT, burst, table_fulls, thresholds};
 use tests::netns::{DEVICE, Pod};
-use tests::point::{NODE_CREATES, POD_CREATES, within};
+use tests::point::{NODE_CREATES, POD_CREATES, POD_ENTRIES, within};
 use tests::snmp::unreachables_sent;
 use tests::wait::{ensure, patient};
 use tests::{Agent, Family, Lab, Metrics, Point, Thresholds, eventually};
@@ -118,6 +119,22 @@ fn overflow(family: Family) {
     let after = eventually(Duration::from_secs(10), || {
         let after = Point::take(&agent, &before)?;
         after.compare(&before).map(|()| after)
+    });
+
+    // What walks the tables differs by kernel.
+    eventually(Duration::from_secs(5), || {
+        let pods = [&one, &two, &quiet];
+        let truth = || pods.map(|pod| entries(&pod.netns, family).len() as u64);
+        let before = truth();
+        let metrics = agent.metrics();
+        let shown = pods.map(|pod| {
+            let labels = [&pod.labels()[..], &[("family", family.label())]].concat();
+            metrics.count(POD_ENTRIES, &labels)
+        });
+        ensure(before == truth(), || "entries come and go".to_owned())?;
+        ensure(shown == before && before[0] > 0, || {
+            format!("live entries {shown:?}, not {before:?}")
+        })
     });
 
     for pod in [&one, &two] {
