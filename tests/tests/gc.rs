@@ -78,6 +78,10 @@ fn a_forced_collection_has_victims_and_a_culprit() {
     let [old, bystander, culprit] =
         [("old", 1), ("bystander", 2), ("culprit", 3)].map(|(n, i)| lab.pod(n, i, 1));
     for family in Family::ALL {
+        // Stale for longer than this they go by themselves: an emulated machine may need that for the agent's
+        // start.
+        let key = format!("{}/neigh/{DEVICE}/gc_stale_time", family.label());
+        old.netns.sysctl(&key, "3600");
         add(&old, family, 1000..1150, "stale");
         add(&bystander, family, 1000..1010, "permanent");
     }
