@@ -29,6 +29,20 @@ pub struct Traced {
     pub unseen: bool,
 }
 
+impl Traced {
+    /// Is it of this tracepoint, with these fields? `… neigh_create: family 2 dev e7 …`
+    pub fn is(&self, tracepoint: &str, fields: &[(&str, &str)]) -> bool {
+        let name = tracepoint.rsplit('/').next().unwrap_or(tracepoint);
+        let Some((_, said)) = self.line.split_once(&format!(" {name}: ")) else {
+            return false;
+        };
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let has =
+            |(field, value): &(&str, &str)| words.windows(2).any(|two| two == [*field, *value]);
+        fields.iter().all(has)
+    }
+}
+
 impl Unseen {
     /// Watches tracepoints, each `group/name` as in tracefs, with a filter. One that this kernel has not
     /// is left out: no program of tracer's can be there either.
@@ -118,7 +132,7 @@ fn thread(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::thread;
+    use super::{Traced, thread};
 
     #[test]
     fn the_thread_of_a_line_is_found_whatever_its_name() {
@@ -132,5 +146,21 @@ mod tests {
             thread("# entries-in-buffer/entries-written: 4/4   #P:2"),
             None
         );
+    }
+
+    #[test]
+    fn a_line_is_told_by_its_tracepoint_and_fields() {
+        let line = "tokio-rt-worker-75 [001] ..s1. 1.0: neigh_create: family 10 dev eth0 entries 2 \
+                    primary_key4 0.0.0.0 primary_key6 ff02::16 created 1 gc_exempt 0";
+        let traced = Traced {
+            line: line.to_owned(),
+            unseen: true,
+        };
+        let creation = "neigh/neigh_create";
+        let (ipv6, created) = (("family", "10"), ("created", "1"));
+        assert!(traced.is(creation, &[ipv6, created]));
+        assert!(!traced.is(creation, &[("family", "2"), created]));
+        assert!(!traced.is(creation, &[ipv6, ("created", "0")]));
+        assert!(!traced.is("neigh/neigh_cleanup_and_release", &[ipv6]));
     }
 }

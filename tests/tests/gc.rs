@@ -9,7 +9,7 @@ use std::time::Duration;
 use tests::entries::{add, entries, flush};
 use tests::neigh::{FIRST_SILENT, burst};
 use tests::netns::{DEVICE, Pod};
-use tests::point::{NODE_EVICTIONS, POD_CREATES, POD_EVICTIONS, figure};
+use tests::point::{NODE_EVICTIONS, POD_CREATES, POD_EVICTIONS, figure, within};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Point, Thresholds, eventually};
 
@@ -37,18 +37,26 @@ fn of(after: &Point, before: &Point, pod: &Pod, family: Family, gc: &str) -> u64
     after.pod_growth(before, POD_EVICTIONS, pod.labels(), family, &[("gc", gc)])
 }
 
+/// Panics unless as many of a pod's entries were evicted as went. What went is reckoned with the pod's
+/// creations as tracer counts them: short of those that the kernel showed to no program.
+fn went_as(before: &Point, pod: &Pod, family: Family, went: u64, evicted: u64) {
+    within(went, evicted, || {
+        before.hidden().creations(family, "created")
+    })
+    .unwrap_or_else(|why| panic!("{} {family:?}: went {why}", pod.netns.name()));
+}
+
 /// A point at which nothing is under way and all sums are right: evictions of the node are the
-/// entries that the kernel has fewer, those of all pods are the node's, and the runs the kernel's.
+/// entries that the kernel has fewer (but for those that it showed to no program), those of all pods are the node's, and the runs the kernel's.
 fn settled(agent: &Agent, before: &Point) -> Point {
     eventually(Duration::from_secs(5), || {
-        let after = Point::take(agent)?;
+        let after = Point::take(agent, before)?;
         after.compare(before)?;
         for (index, family) in Family::ALL.into_iter().enumerate() {
             let removed = after.kernel[index].removed_since(&before.kernel[index]);
             let all = after.evictions(before, &[("family", family.label())]);
-            ensure(all == removed, || {
-                format!("{family:?}: {all} evictions, but {removed} entries went")
-            })?;
+            within(all, removed, || before.hidden().removals(family))
+                .map_err(|why| format!("{family:?}: evictions {why}"))?;
             for gc in ["forced", "periodic", "other"] {
                 let labels = [("family", family.label()), ("gc", gc)];
                 let node = node(&after, before, family, gc);
@@ -70,6 +78,10 @@ fn a_forced_collection_has_victims_and_a_culprit() {
     let [old, bystander, culprit] =
         [("old", 1), ("bystander", 2), ("culprit", 3)].map(|(n, i)| lab.pod(n, i, 1));
     for family in Family::ALL {
+        // Stale for longer than this they go by themselves: an emulated machine may need that for the agent's
+        // start.
+        let key = format!("{}/neigh/{DEVICE}/gc_stale_time", family.label());
+        old.netns.sysctl(&key, "3600");
         add(&old, family, 1000..1150, "stale");
         add(&bystander, family, 1000..1010, "permanent");
     }
@@ -166,7 +178,7 @@ fn what_is_no_collection_is_other() {
             let made = after.pod_growth(&before, POD_CREATES, pod.labels(), family, &created);
             let went = had[index] + made - count(pod, family);
             let other = of(&after, &before, pod, family, "other");
-            assert_eq!(other, went, "{} {family:?}", pod.netns.name());
+            went_as(&before, pod, family, went, other);
             assert!(other >= 10, "the lab failed: {other}");
             total[index] += other;
         }
@@ -178,12 +190,14 @@ fn what_is_no_collection_is_other() {
 
     drop(gone);
     eventually(Duration::from_secs(5), || {
-        let last = Point::take(&agent)?;
+        let last = Point::take(&agent, &after)?;
         for (index, family) in Family::ALL.into_iter().enumerate() {
             let removed = last.kernel[index].removed_since(&after.kernel[index]);
             let other = node(&last, &after, family, "other");
-            ensure(other == removed && removed >= gone_had[index], || {
-                format!("{family:?}: {other} of {removed} went with the namespace")
+            within(other, removed, || last.hidden().removals(family))
+                .map_err(|why| format!("{family:?}: evictions {why}"))?;
+            ensure(removed >= gone_had[index], || {
+                format!("{family:?}: {removed} went with the namespace")
             })?;
         }
         Ok::<(), String>(())
@@ -221,7 +235,7 @@ fn the_periodic_collection_is_told_apart() {
         let made = after.pod_growth(&before, POD_CREATES, pod.labels(), family, &created);
         let went = had[index] + made - count(&pod, family);
         let periodic = of(&after, &before, &pod, family, "periodic");
-        assert_eq!(periodic, went, "{family:?}");
+        went_as(&before, &pod, family, went, periodic);
         assert!(periodic >= [100, 60][index], "{family:?}: {periodic}");
         assert_eq!(of(&after, &before, &pod, family, "other"), 0, "{family:?}");
         assert_eq!(node(&after, &before, family, "forced"), 0, "{family:?}");

@@ -11,7 +11,9 @@ use tests::dns::{A, Client, Lookup, Server};
 use tests::leftovers::Leftovers;
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::Pod;
+use tests::point::{CREATION, HOST};
 use tests::process::{run, tracer_path, without_settings};
+use tests::unseen::Unseen;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
@@ -26,15 +28,49 @@ fn full(metrics: &Metrics, pod: [(&str, &str); 2]) -> u64 {
     metrics.sum(CREATES, &[&pod[..], &V4_FULL].concat()) as u64
 }
 
-/// Every refusal that the kernel counted is some pod's, and these pods have their names.
-fn is_complete(metrics: &Metrics, fulls: u64, pods: &[[(&str, &str); 2]]) -> Result<(), String> {
-    let node = metrics.sum(NODE_CREATES, &V4_FULL) as u64;
-    let all = metrics.sum(CREATES, &V4_FULL) as u64;
-    let named: u64 = pods.iter().map(|pod| full(metrics, *pod)).sum();
-    ensure((node, all, named) == (fulls, fulls, fulls), || {
-        let shown: Vec<_> = metrics.matching(CREATES, &V4_FULL).collect();
-        format!("node {node}, pods {all}, named {named}; the kernel refused {fulls}: {shown:?}")
-    })
+/// The kernel's refusals from a moment on.
+struct Truth {
+    fulls: u64,
+    trace: Unseen,
+}
+
+impl Truth {
+    fn begin() -> Self {
+        Self {
+            trace: Unseen::watch(&[(CREATION, "created == 0")]),
+            fulls: table_fulls(Family::V4),
+        }
+    }
+
+    fn refused(&self) -> u64 {
+        table_fulls(Family::V4) - self.fulls
+    }
+
+    /// Every refusal that the kernel counted is some pod's, and these pods have their names. The host's own
+    /// are of its loopback device, of which each scrape wants an entry: where scrapes are rare, it is gone.
+    fn is_told(&self, agent: &Agent, pods: &[[(&str, &str); 2]]) -> Result<(), String> {
+        let fulls = self.refused();
+        let metrics = agent.metrics();
+        ensure(self.refused() == fulls, || "it goes on".to_owned())?;
+        let node = metrics.sum(NODE_CREATES, &V4_FULL) as u64;
+        let all = metrics.sum(CREATES, &V4_FULL) as u64;
+        let named: u64 = pods.iter().map(|pod| full(&metrics, *pod)).sum();
+        let own = full(&metrics, HOST);
+        ensure((node, all, named + own) == (fulls, fulls, fulls), || {
+            let shown: Vec<_> = metrics.matching(CREATES, &V4_FULL).collect();
+            format!("node {node}, pods {all}, named {named}; the kernel refused {fulls}: {shown:?}")
+        })?;
+        if own == 0 {
+            return Ok(());
+        }
+        let fields = [("family", "2"), ("dev", "lo")];
+        let traced = self.trace.all();
+        let loopback = traced.iter().filter(|one| one.is(CREATION, &fields));
+        let loopback = loopback.count() as u64;
+        ensure(own <= loopback, || {
+            format!("{own} of the host, {loopback} on loopback devices")
+        })
+    }
 }
 
 fn resets(metrics: &Metrics) -> u64 {
@@ -92,7 +128,7 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
         [a, b]
     };
     let mut agent = Agent::start(&flags);
-    let fulls = table_fulls(Family::V4);
+    let truth = Truth::begin();
     let limits = Thresholds::set(lab.lock(), LIMITS);
     storm(&[&stays, &goes], 100);
     eventually(SOON, || {
@@ -105,7 +141,7 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
     let killed = std::thread::scope(|scope| {
         let storming = scope.spawn(|| storm(&[&stays, &goes], 600));
         eventually(SOON, || {
-            let refused = table_fulls(Family::V4) - fulls;
+            let refused = truth.refused();
             ensure(refused > 200, || format!("{refused} refused"))
         });
         let (status, _) = agent.stop(Signal::KILL);
@@ -121,13 +157,12 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
     let second = Agent::start(&flags);
     storm(&[&stays], 100);
     drop(limits);
-    let refused = table_fulls(Family::V4) - fulls;
     let (stays_labels, goes_labels) = (labels(&stays_labels), labels(&goes_labels));
     let names = [&stays_labels, &goes_labels].map(|labels| {
         let [(a, b), (c, d)] = labels;
         [(a.as_str(), b.as_str()), (c.as_str(), d.as_str())]
     });
-    eventually(SOON, || is_complete(&second.metrics(), refused, &names));
+    eventually(SOON, || truth.is_told(&second, &names));
     let metrics = second.metrics();
     assert!(
         names.iter().all(|name| full(&metrics, *name) >= 100),
@@ -138,7 +173,7 @@ fn counts_and_names_go_on_when_the_agent_is_killed_in_a_storm() {
     // An agent that ends in order leaves the same behind, and the third has it.
     second.stop_cleanly();
     let third = Agent::start(&flags);
-    eventually(SOON, || is_complete(&third.metrics(), refused, &names));
+    eventually(SOON, || truth.is_told(&third, &names));
     third.stop_cleanly();
 }
 
@@ -201,15 +236,12 @@ fn another_build_goes_on_with_the_counters() {
     let mut lab = Lab::new();
     let pod = lab.pod("pod", 1, 1);
     let limits = Thresholds::set(lab.lock(), LIMITS);
-    let fulls = table_fulls(Family::V4);
+    let truth = Truth::begin();
     // To the programs another rate is what another build is: other constants.
     for rate in ["1000", "7"] {
         let agent = Agent::start(&[&flags[..], &["--event-rate", rate]].concat());
         storm(&[&pod], 50);
-        let refused = table_fulls(Family::V4) - fulls;
-        eventually(SOON, || {
-            is_complete(&agent.metrics(), refused, &[pod.labels()])
-        });
+        eventually(SOON, || truth.is_told(&agent, &[pod.labels()]));
         agent.stop_cleanly();
     }
     drop(limits);
@@ -280,7 +312,7 @@ fn agents_that_are_killed_as_they_start_lose_nothing() {
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let mut lab = Lab::new();
     let pod = lab.pod("stays", 1, 1);
-    let fulls = table_fulls(Family::V4);
+    let truth = Truth::begin();
     let first = Agent::start(&flags);
     let limits = Thresholds::set(lab.lock(), LIMITS);
     first.stop_cleanly();
@@ -296,10 +328,7 @@ fn agents_that_are_killed_as_they_start_lose_nothing() {
     let last = Agent::start(&flags);
     storm(&[&pod], 20);
     drop(limits);
-    let refused = table_fulls(Family::V4) - fulls;
-    eventually(SOON, || {
-        is_complete(&last.metrics(), refused, &[pod.labels()])
-    });
+    eventually(SOON, || truth.is_told(&last, &[pod.labels()]));
     assert_eq!(resets(&last.metrics()), 0);
     last.stop_cleanly();
 }

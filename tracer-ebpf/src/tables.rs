@@ -20,7 +20,7 @@ use crate::{
     layout::*,
     maps::{TABLES, WALK},
     neigh::{client, note_peak},
-    util::{net_cookie, read},
+    util::{forget, net_cookie, read},
 };
 
 /// Reads the tables' heads. It reaches them from the caller's namespace: lo -> ip_ptr -> arp_parms
@@ -117,6 +117,10 @@ fn begin(index: u32, family: u16) -> Option<(Walk, &'static mut Walk)> {
 #[inline(always)]
 fn walk_table(index: u32, family: u16) -> Option<()> {
     let (mut state, last) = begin(index, family)?;
+    // Verifiers before 6.7 walk through a callback once, as if each call found what the first one finds:
+    // with a 0 that they know, no entry would ever be looked at, and no walk end.
+    state.entry = forget(0, state.buckets);
+    state.bucket = forget(0, state.buckets) as u32;
     let callback: unsafe extern "C" fn(u32, *mut Walk) -> i64 = step;
     // SAFETY: the helper calls back with an index and the pointer it was given.
     unsafe {
