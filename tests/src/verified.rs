@@ -10,10 +10,10 @@ pub type Instructions = BTreeMap<String, u32>;
 /// `BPF_COMPLEXITY_LIMIT_INSNS` (include/linux/bpf.h, since 5.2).
 pub const LIMIT: u32 = 1_000_000;
 /// So much a program may be away from what is recorded, per cent: patch releases of a kernel move the
-/// verifier a little.
-const PERCENT: u32 = 5;
-/// And so many instructions in any case, for the smallest.
-const AT_LEAST: u32 = 16;
+/// verifier a little, another LLVM moves the program (22.1's builds differ by 7 % in the largest).
+const PERCENT: u32 = 20;
+/// And so many instructions in any case, half a per cent of the limit: another LLVM made `walk` 3,892 of 2,324.
+const AT_LEAST: u32 = 5_000;
 
 /// `6.12` of `6.12.107+deb12-cloud-amd64`; other architectures are named: `6.12 aarch64`.
 pub fn series(release: &str, arch: &str) -> String {
@@ -98,16 +98,16 @@ mod tests {
 
     #[test]
     fn small_changes_pass_and_others_are_told() {
-        let recorded = programs(&[("big", 10_000), ("small", 20), ("old", 5)]);
-        let near = programs(&[("big", 10_500), ("small", 36), ("old", 5)]);
+        let recorded = programs(&[("big", 100_000), ("small", 5_020), ("old", 5)]);
+        let near = programs(&[("big", 120_000), ("small", 10_020), ("old", 5)]);
         assert_eq!(differences(&recorded, &near), [""; 0]);
-        let far = programs(&[("big", 10_501), ("small", 3), ("new", 7)]);
+        let far = programs(&[("big", 120_001), ("small", 19), ("new", 7)]);
         let told = differences(&recorded, &far);
         assert_eq!(told.len(), 4, "{told:?}");
-        assert!(told[0].contains("10000 ->   10501  +5.0 %"), "{told:?}");
+        assert!(told[0].contains("100000 ->  120001  +20.0 %"), "{told:?}");
         assert!(told[1].starts_with("new"), "{told:?}");
         assert!(told[2].ends_with("gone"), "{told:?}");
-        assert!(told[3].contains("-85.0 %"), "{told:?}");
+        assert!(told[3].contains("-99.6 %"), "{told:?}");
     }
 
     #[test]
