@@ -360,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn a_duration_is_in_the_bucket_that_ends_with_it() {
+        assert_eq!(bucket(0), 0);
+        for (i, bound) in BUCKETS_NS.into_iter().enumerate() {
+            assert_eq!(bucket(bound), i);
+            assert_eq!(bucket(bound + 1), i + 1);
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS_NS.len());
+    }
+
+    #[test]
     fn quantiles_come_from_the_buckets() {
         let mut counts = Counts::default();
         assert_eq!(counts.quantile(0.5), None);
@@ -373,8 +383,11 @@ mod tests {
         assert_eq!(Outcome::of_answer(0, 1, false), Outcome::NoError);
         assert_eq!(Outcome::of_answer(0, 0, false), Outcome::NoData);
         assert_eq!(Outcome::of_answer(0, 0, true), Outcome::NoError);
+        assert_eq!(Outcome::of_answer(1, 0, false), Outcome::FormErr);
         assert_eq!(Outcome::of_answer(2, 0, false), Outcome::ServFail);
         assert_eq!(Outcome::of_answer(3, 0, false), Outcome::NxDomain);
+        assert_eq!(Outcome::of_answer(4, 0, false), Outcome::NotImp);
+        assert_eq!(Outcome::of_answer(5, 0, false), Outcome::Refused);
         assert_eq!(Outcome::of_answer(9, 0, false), Outcome::Other);
         assert!(!Outcome::NxDomain.is_failure());
         assert!(Outcome::Timeout.is_failure());

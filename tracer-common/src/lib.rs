@@ -115,3 +115,15 @@ pub const fn family_index(family: u16) -> Option<u32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_index_arrays() {
+        assert_eq!(family_index(AF_INET), Some(0));
+        assert_eq!(family_index(AF_INET6), Some(1));
+        assert_eq!(family_index(0), None);
+    }
+}
