@@ -96,7 +96,12 @@ mod tests {
             include_str!("../../../../tracer-common/src/tcp.rs"),
         ];
         let mut hasher = DefaultHasher::new();
-        for line in sources.iter().flat_map(|source| source.lines()) {
+        // Their tests stand last, and mean nothing.
+        let until_tests = |source: &&'static str| {
+            let lines = source.lines();
+            lines.take_while(|line| *line != "#[cfg(test)]")
+        };
+        for line in sources.iter().flat_map(until_tests) {
             let line = line.trim();
             if !line.starts_with("//") {
                 line.hash(&mut hasher);
@@ -105,7 +110,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (2, "c124b05b401efafd")
+            (2, "e55767774d7bd759")
         );
     }
 
