@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,6 +29,15 @@ const BURST: u16 = 150;
 const OVERFLOWS: u64 = 4;
 /// Indices of the pods that come and go: one is not made again before its predecessor's link is gone.
 const GUESTS: std::ops::Range<u8> = 10..200;
+
+const NODE_CREATES: &str = "tracer_node_neighbour_creates_total";
+/// The metric of a pod's creations.
+pub const POD_CREATES: &str = "tracer_pod_neighbour_creates_total";
+
+/// Labels of refusals.
+pub fn refused(family: Family) -> [(&'static str, &'static str); 2] {
+    [("family", family.label()), ("result", "table_full")]
+}
 
 /// What a pod has seen.
 struct Steady {
@@ -130,8 +139,8 @@ impl Load {
         self.guests[1] += connects(&pod, to, OPEN);
     }
 
-    /// What was seen, beside what the agent says.
-    pub fn compare(&self, metrics: &Metrics) -> Vec<Row> {
+    /// What was seen, beside what the agent says, and said of pods that are gone.
+    pub fn compare(&self, metrics: &Metrics, ended: &[AtomicU64; 2]) -> Vec<Row> {
         let mut rows = Vec::new();
         let mut row = |what: String, truth, tracer| rows.push(Row::new(what, truth, tracer));
         for (client, who) in self.clients.iter().zip(["steady", "greedy"]) {
@@ -155,15 +164,15 @@ impl Load {
                 row(format!("{who}: connects, {result}"), n, found);
             }
         }
-        for (family, before) in Family::ALL.into_iter().zip(self.fulls) {
-            let labels = [("family", family.label()), ("result", "table_full")];
-            let truth = table_fulls(family) - before;
-            for (who, name) in [
-                ("node", "tracer_node_neighbour_creates_total"),
-                ("sum of pods", "tracer_pod_neighbour_creates_total"),
+        for (index, family) in Family::ALL.into_iter().enumerate() {
+            let truth = table_fulls(family) - self.fulls[index];
+            let ended = ended[index].load(Ordering::Relaxed);
+            for (who, name, gone) in [
+                ("node", NODE_CREATES, 0),
+                ("sum of pods", POD_CREATES, ended),
             ] {
                 let what = format!("{who}: refused, {}", family.label());
-                row(what, truth, metrics.count(name, &labels));
+                row(what, truth, metrics.count(name, &refused(family)) + gone);
             }
         }
         // Others on this machine look up names too, so what pods that are gone did is a lower bound.

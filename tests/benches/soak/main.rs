@@ -8,6 +8,7 @@ mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,6 +41,7 @@ fn run(time: Duration) -> Result<Report> {
     let life = LIFE.min(time / 4);
     let begun = Instant::now();
     let mut seen = Seen::default();
+    let ended = Arc::clone(&seen.ended);
     let mut agent = start(&state);
     let mut watch = Watch::start(&agent, seen);
     load.begin();
@@ -61,7 +63,7 @@ fn run(time: Duration) -> Result<Report> {
     }
     let settled = Instant::now();
     let rows = loop {
-        let rows = load.compare(&agent.metrics());
+        let rows = load.compare(&agent.metrics(), &ended);
         if rows.iter().all(report::Row::is_equal) || settled.elapsed() > SETTLE {
             break rows;
         }

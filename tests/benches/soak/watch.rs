@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use tests::memory::resident;
-use tests::{Agent, Metrics, http};
+use tests::{Agent, Family, Metrics, http};
+
+use crate::load::{POD_CREATES, refused};
 
 /// As most scrapers do, only more often.
 const SCRAPES: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ pub struct Seen {
     pub log: BTreeMap<String, u64>,
     /// Scrapes that failed.
     pub failed: Vec<String>,
+    /// Refusals that pods had when their series ended, by family: a Prometheus would still have them.
+    pub ended: Arc<[AtomicU64; 2]>,
     last: Option<Metrics>,
 }
 
@@ -144,6 +148,14 @@ impl Seen {
                 if let Some(before) = before.filter(|before| now < *before) {
                     self.fell
                         .push(format!("{name} {labels:?} fell from {before} to {now}"));
+                }
+            }
+            for (family, ended) in Family::ALL.into_iter().zip(&*self.ended) {
+                for (labels, n) in last.matching(POD_CREATES, &refused(family)) {
+                    let series = (POD_CREATES.to_owned(), labels.clone());
+                    if !metrics.samples.contains_key(&series) {
+                        ended.fetch_add(n as u64, Ordering::Relaxed);
+                    }
                 }
             }
             if known.is_empty() {
