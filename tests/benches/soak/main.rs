@@ -23,8 +23,8 @@ use crate::watch::{Seen, Watch};
 
 /// How often the agent is killed, at most.
 const LIFE: Duration = Duration::from_mins(3);
-/// How long the last figures may take.
-const SETTLE: Duration = Duration::from_secs(20);
+/// How long the last figures may take: what happened in a namespace that nobody knows waits 30 s for a pod.
+const SETTLE: Duration = Duration::from_secs(45);
 
 fn start(state: &Path) -> Agent {
     let state = state.to_str().expect("the path is text");
