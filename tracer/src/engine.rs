@@ -38,7 +38,6 @@ use crate::{
         self,
         btf::{self, Btf},
         conntrack::{self, Conntrack},
-        kallsyms::Reading,
         load::{self, HookStatus, Loaded, Parameters},
         maps::{Filling, Maps},
         neighbour_tables::{self, NeighbourTable},
@@ -147,7 +146,7 @@ impl Engine {
         kernel::capabilities::check()?;
         // What is configured wrongly is told before anything that takes long.
         let mut resolver = Resolver::new(config)?;
-        let functions = Reading::of(load::FUNCTIONS);
+        let functions = load::functions();
         let btf = Btf::open(btf::VMLINUX)?;
         let offsets = Offsets::resolve(&btf);
         let mut reasons = Reasons::resolve(&btf).unwrap_or_default(); // the hook drops says why
@@ -240,7 +239,7 @@ impl Engine {
                 .context("cannot start a thread")?,
         );
         drop(workers);
-        // Reading the kernel's types took ten times of what is in use from now on.
+        // Reading the kernel's types took what the allocator would keep for nothing.
         kernel::sys::trim_memory();
         Ok(engine)
     }

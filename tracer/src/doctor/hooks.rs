@@ -10,7 +10,6 @@ use crate::kernel::{
     self,
     btf::Btf,
     capabilities,
-    kallsyms::Reading,
     load::{self, HookStatus, Loaded, Parameters, State},
     maps::Maps,
     offsets::Offsets,
@@ -95,7 +94,7 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
-    let functions = Reading::of(load::FUNCTIONS);
+    let functions = load::functions();
     let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, functions, false, None)
     {
         Ok(loaded) => loaded,

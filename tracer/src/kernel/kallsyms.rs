@@ -16,16 +16,16 @@ const PATH: &str = "/proc/kallsyms";
 /// Address ranges of functions, by name: of those that the kernel has as functions of their own.
 pub type Ranges = BTreeMap<&'static str, Range<u64>>;
 
-/// The file being read, beside other work: the kernel makes its 200,000 lines anew for each reader,
+/// The file being read, beside other work: the kernel makes its lines anew for each reader,
 /// which takes it 50 ms.
 pub struct Reading(JoinHandle<Result<Ranges>>);
 
 impl Reading {
     /// Begins to look for these.
-    pub fn of(names: &'static [&'static str]) -> Self {
-        Self(thread::spawn(|| {
+    pub fn of(names: Vec<&'static str>) -> Self {
+        Self(thread::spawn(move || {
             let file = File::open(PATH).with_context(|| format!("cannot open {PATH}"))?;
-            ranges_in(BufReader::new(file), names)
+            ranges_in(BufReader::new(file), &names)
         }))
     }
 

@@ -68,16 +68,10 @@ const BOUNDS: [(&str, &str, &str); 5] = [
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
 
-/// Functions whose places the programs are told.
-pub const FUNCTIONS: &[&str] = &{
-    let mut names = [""; BOUNDS.len()];
-    let mut at = 0;
-    while at < names.len() {
-        names[at] = BOUNDS[at].0;
-        at += 1;
-    }
-    names
-};
+/// Begins to look for the functions whose places the programs are told.
+pub fn functions() -> Reading {
+    Reading::of(BOUNDS.map(|(name, _, _)| name).to_vec())
+}
 
 /// What the programs are told before they are loaded.
 #[derive(Clone, Debug)]
@@ -162,7 +156,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// Loads every hook that this kernel can carry. `attach` false loads only: what `doctor` does. With a
-    /// state folder, what is pinned there is gone on with. `functions`: of [`FUNCTIONS`].
+    /// state folder, what is pinned there is gone on with. `functions`: from [`functions`].
     pub fn load(
         parameters: &Parameters,
         offsets: &Offsets,

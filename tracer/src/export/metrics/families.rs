@@ -28,7 +28,7 @@ pub fn process(node: &str) -> Vec<MetricFamily> {
     families
 }
 
-/// Samples of a family that wait to be written: a sample takes four times the memory of its line.
+/// Samples of a family that wait to be written: a sample takes several times the memory of its line.
 const WAITING: usize = 16;
 
 /// One family: what is written, and what waits for it.

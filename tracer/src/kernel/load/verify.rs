@@ -30,7 +30,7 @@ pub(super) fn all(ebpf: &mut Ebpf, names: &[&str]) -> Verdicts {
     let programs = ebpf.programs_mut().filter(of_name);
     let (sends, mut others): (Vec<_>, Vec<_>) =
         programs.partition(|(_, program)| matches!(program, Program::FExit(_)));
-    // Taken from the end: first those that take longest.
+    // Taken from the end: the largest, those of the hook `dns`, first.
     others.sort_by_key(|(name, _)| names.iter().position(|n| n == name));
     let others = Mutex::new(others);
     let next = || others.lock().unwrap_or_else(PoisonError::into_inner).pop();
