@@ -1,6 +1,8 @@
 //! Programs and attachments that outlive the agent. Where the same build was at work with the same
 //! parameters, its programs are taken over as they run, and nothing goes uncounted. Where another was, each
-//! of its attachments ends just before the new one begins: what happens between the two is not counted.
+//! of its attachments is let go just before the new one begins. The kernel ends it after a grace period of RCU, on a
+//! busy machine tens of milliseconds later: what happens until then may be counted by both. An agent is not ready
+//! before that is over.
 //!
 //! An agent that ends leaves them too. Lookups and attempts are under way at any moment: had nobody seen
 //! their end, the next agent would count them as failed.
@@ -83,9 +85,10 @@ impl Loaded {
             return Ok(false);
         };
         if !self.is_pinned(name) {
-            pins.relieve(name)?;
+            let first = pins.relieve(name)?;
             // Of a pair, the second counts what the first has left: alone it would count all.
-            pins.relieve(&format!("{name}_again"))?;
+            let second = pins.relieve(&format!("{name}_again"))?;
+            self.has_relieved |= first || second;
             return Ok(false);
         }
         let path = pins.link(name);
