@@ -63,8 +63,10 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
     let mut report = Vec::new();
     for program in &programs.all {
         let name = program.name_as_str().context("a program has no name")?;
+        // The kernel keeps 15 characters of a name; a pair of programs differ behind them in an `_again`.
         let stack = stacks
             .get(name)
+            .or_else(|| Some(stacks.iter().find(|(long, _)| long.starts_with(name))?.1))
             .with_context(|| format!("{name} is not in the binary"))?;
         let costs = Kind::ALL.into_iter().filter_map(|kind| {
             let cost = Cost::of(samples.get(&(program.id(), kind))?, kind.count())?;
