@@ -1,10 +1,11 @@
 //! Hook `dns`: lookups over UDP, how they ended, and why the failed ones failed.
 
 mod lookup;
+mod near;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::lookup::*;
+pub use self::{lookup::*, near::*};
 
 /// How a lookup ended. The number indexes [`Counts::outcomes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -8,6 +8,7 @@ mod end;
 pub mod endpoints;
 mod lookups;
 mod message;
+pub mod near;
 pub mod packets;
 mod refused;
 mod served;
@@ -33,11 +34,12 @@ use self::{
     end::{client, count_arrived, end_answered, node},
     lookups::Query,
     message::{HEADER, Header, bounded_len},
+    near::WAITING,
 };
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, EXPIRED, PENDING},
+    maps::{ANSWERED, EXPIRED},
     packet::{self, Udp},
     util::{add, is_watched, net_cookie, read},
 };
@@ -257,7 +259,7 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
-        if let Some(lookup) = PENDING.get_ptr_mut(key) {
+        if let Some(lookup) = WAITING.find(&key) {
             // SAFETY: as in `lookups::follow`.
             let lookup = unsafe { &mut *lookup };
             // Some servers answer FORMERR without the question.

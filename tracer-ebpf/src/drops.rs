@@ -24,9 +24,10 @@ use tracer_common::{
 
 use self::datagram::Datagram;
 use crate::{
-    conntrack, dns,
+    conntrack,
+    dns::{self, near::WAITING},
     layout::*,
-    maps::{NEIGH_LAST_FULL, PENDING, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
+    maps::{NEIGH_LAST_FULL, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
     util::{add, forget, is_watched, net_cookie, read},
@@ -145,9 +146,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
-        if let Some(lookup) = PENDING.get_ptr_mut(key) {
-            // SAFETY: NO_PREALLOC elements outlive the program's RCU section; the fields written
-            // are no keys and no counters.
+        if let Some(lookup) = WAITING.find(&key) {
+            // SAFETY: a map's value; the fields written are no keys and no counters.
             let lookup = unsafe { &mut *lookup };
             // SAFETY: the helper has no precondition.
             let now_ns = unsafe { bpf_ktime_get_ns() };

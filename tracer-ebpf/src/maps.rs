@@ -71,10 +71,24 @@ pub static PEERS: HashMap<peers::Key, u64> = HashMap::with_max_entries(CLIENTS, 
 #[map]
 pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);
 
-/// Lookups that wait for an answer. Allocated as needed: full, keys and values take 27 MB.
+/// Lookups that wait for an answer, where their place is another's. Allocated as needed: full, keys and values take
+/// 27 MB.
 #[map]
 pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Who has which place among the lookups that wait.
+#[map]
+pub static PENDING_PLACES: Array<dns::Place<dns::LookupKey>> =
+    Array::with_max_entries(dns::PLACES, 0);
+
+/// Lookups that wait, each at its place.
+#[map]
+pub static PENDING_NEAR: Array<dns::Lookup> = Array::with_max_entries(dns::PLACES, 0);
+
+/// Entries of `PENDING` and of `SERVED`, by [`dns::Far`].
+#[map]
+pub static FAR: Array<u64> = Array::with_max_entries(dns::Far::COUNT, 0);
 
 /// One all-zero lookup: what a new entry of `PENDING` is made of (too large for the stack).
 #[map]
@@ -103,10 +117,20 @@ pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LE
 pub static ENDPOINTS: Array<[dns::Way; dns::ENDPOINT_WAYS]> =
     Array::with_max_entries(dns::ENDPOINT_SETS, 0);
 
-/// Queries that wait for a server's answer. Allocated as needed: full, keys and values take 6 MB.
+/// Queries that wait for a server's answer, where their place is another's. Allocated as needed: full, keys and
+/// values take 6 MB.
 #[map]
 pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Who has which place among the queries that wait for a server's answer.
+#[map]
+pub static SERVED_PLACES: Array<dns::Place<dns::ServedKey>> =
+    Array::with_max_entries(dns::PLACES, 0);
+
+/// Queries that wait for a server's answer, each at its place.
+#[map]
+pub static SERVED_NEAR: Array<dns::Served> = Array::with_max_entries(dns::PLACES, 0);
 
 /// When netfilter last refused a query before it left, `CLOCK_MONOTONIC` nanoseconds.
 #[map]

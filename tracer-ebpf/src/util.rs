@@ -36,6 +36,27 @@ pub fn sub(counter: &mut u64, n: u64) {
     add(counter, n.wrapping_neg());
 }
 
+/// Puts `new` there if `expected` is there, atomically; gives what was there. In order with all else that this CPU
+/// reads and writes.
+///
+/// Kernels before 5.12 do not have the instruction, nor arm64's before 5.18: there user space puts another in its
+/// place, after which 1 was there (`tracer/src/kernel/exchange.rs`).
+#[inline(always)]
+pub fn exchange(place: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut there = expected;
+    // SAFETY: a caller's: a valid, aligned place in a map's value.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({place} + 0, r0, {new})",
+            place = in(reg) place,
+            new = in(reg) new,
+            inout("r0") there,
+            options(nostack),
+        );
+    }
+    there
+}
+
 /// The same value, of which the verifier knows nothing any more; `noise` is one that it does not know.
 ///
 /// Where ways through a program meet again, a verifier goes on with each of them for which it

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Key;
+use super::{Key, PlaceKey as _};
 use crate::event::Header;
 
 /// A lookup that waits: key of the map `PENDING`, and of `EXPIRED` with slot 0.
@@ -114,6 +114,29 @@ impl Lookup {
         }
     }
 
+    /// Forgets what was there before, but for the question's bytes, of which none are valid then.
+    #[inline(always)]
+    pub const fn clear(&mut self) {
+        self.started_ns = 0;
+        self.answered_ns = 0;
+        self.key = Key {
+            cgroup_id: 0,
+            net_cookie: 0,
+        };
+        self.question_hash = 0;
+        self.endpoint = 0;
+        self.pid = 0;
+        self.netns = 0;
+        self.servers_len = 0;
+        self.drop_reason = 0;
+        self.drop_cause = 0;
+        self.drop_of_answer = 0;
+        self.late = 0;
+        self.outcome = 0;
+        self.question_len = 0;
+        self.drop_detail = 0;
+    }
+
     /// Can the answer come from there?
     #[inline(always)]
     pub const fn was_asked(&self, server: &Server) -> bool {
@@ -143,7 +166,7 @@ impl Lookup {
 impl Server {
     /// Word by word: `==` would be a call to `bcmp`, which BPF does not have.
     #[inline(always)]
-    const fn is(&self, other: &Self) -> bool {
+    pub(super) const fn is(&self, other: &Self) -> bool {
         self.address[0] == other.address[0]
             && self.address[1] == other.address[1]
             && self.address[2] == other.address[2]
@@ -183,14 +206,13 @@ pub struct AnsweredLookup {
 impl LookupKey {
     /// Place in the map `ANSWERS`, the same for both slots.
     #[inline(always)]
-    pub const fn place(&self) -> u32 {
-        let mixed = (self.socket ^ ((self.id as u64) << 48)).wrapping_mul(MIX);
-        (mixed >> 48) as u32 % ANSWERS_LEN
+    pub fn answers_place(&self) -> u32 {
+        (self.mixed() >> 48) as u32 % ANSWERS_LEN
     }
 }
 
 /// 2^64 divided by the golden ratio: multiplied by it, all bits count in the upper ones.
-const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(super) const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// An answer at the socket's filter is not in the socket yet: the very next thing that happens on
 /// that CPU may be its drop for a full receive buffer. Value of the per-CPU map `ANSWERED`.

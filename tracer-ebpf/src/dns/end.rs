@@ -6,7 +6,7 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem},
+    helpers::{bpf_ktime_get_ns},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -14,15 +14,19 @@ use tracer_common::{
     ClientMap, Hook,
     dns::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
-        Outcome, Served, ServedKey, Value, bucket,
+        Outcome, Place, Served, ServedKey, Value, bucket,
     },
     event, peers,
 };
 
-use super::{endpoints, served};
+use super::{
+    endpoints,
+    near::{SERVING, WAITING},
+    served,
+};
 use crate::{
     layout::DNS_TIMEOUT_NS,
-    maps::{ANSWERED, ANSWERS, DNS, DNS_NODE, DNS_ZERO, EXPIRED, PENDING, SERVED},
+    maps::{ANSWERED, ANSWERS, DNS, DNS_NODE, DNS_ZERO, EXPIRED},
     peer, ring,
     util::{add, sub},
 };
@@ -72,7 +76,7 @@ pub fn count_arrived() {
     }
     answered.packet = 0;
     let key = answered.key;
-    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+    if let Some(lookup) = WAITING.find(&key) {
         // SAFETY: as in `query`.
         let lookup = unsafe { &mut *lookup };
         if lookup.answered_ns != 0 {
@@ -96,7 +100,7 @@ extern "C" fn dns_remember(key: *const LookupKey, lookup: *const Lookup) -> u64 
     let (Some(key), Some(lookup)) = (unsafe { key.as_ref() }, unsafe { lookup.as_ref() }) else {
         return 0;
     };
-    if let Some(place) = ANSWERS.get_ptr_mut(key.place()) {
+    if let Some(place) = ANSWERS.get_ptr_mut(key.answers_place()) {
         // Whoever was there before goes; the same question again is a new lookup then.
         // SAFETY: an array's value.
         unsafe {
@@ -136,7 +140,7 @@ pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
     }
     answered.packet = 0;
     let key = answered.key;
-    if let Some(lookup) = PENDING.get_ptr_mut(key) {
+    if let Some(lookup) = WAITING.find(&key) {
         // SAFETY: as in `query`.
         let lookup = unsafe { &mut *lookup };
         if lookup.answered_ns != 0 {
@@ -203,16 +207,16 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
                 waited_ns,
                 now_ns,
             );
-            if PENDING.remove(key).is_err() {
+            if !WAITING.remove(&key) {
                 record.discard(0);
                 ring::unsend(Hook::Dns);
                 return None;
             }
             record.submit(0);
-        } else if PENDING.remove(key).is_err() {
+        } else if !WAITING.remove(&key) {
             return None;
         }
-    } else if PENDING.remove(key).is_err() {
+    } else if !WAITING.remove(&key) {
         return None;
     }
 
@@ -291,38 +295,8 @@ fn fill(
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn dns_age(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    let map: *const c_void = (&raw const PENDING).cast();
-    let callback: unsafe extern "C" fn(
-        *mut c_void,
-        *const LookupKey,
-        *mut Lookup,
-        *mut c_void,
-    ) -> i64 = age;
-    // SAFETY: the helper (5.13) calls back with pointers to a key and a value of that map.
-    unsafe {
-        bpf_for_each_map_elem(
-            map.cast_mut(),
-            callback as *mut c_void,
-            core::ptr::null_mut(),
-            0,
-        )
-    };
-    let map: *const c_void = (&raw const SERVED).cast();
-    let callback: unsafe extern "C" fn(
-        *mut c_void,
-        *const ServedKey,
-        *mut Served,
-        *mut c_void,
-    ) -> i64 = age_served;
-    // SAFETY: as above.
-    unsafe {
-        bpf_for_each_map_elem(
-            map.cast_mut(),
-            callback as *mut c_void,
-            core::ptr::null_mut(),
-            0,
-        )
-    };
+    WAITING.for_each(age_near, age);
+    SERVING.for_each(age_served_near, age_served);
     0
 }
 
@@ -342,17 +316,45 @@ pub fn dns_age_one(ctx: RawTracePointContext) -> i32 {
     if ctx.arg::<u64>(0) != 0 {
         let key: *const ServedKey = key.cast();
         // SAFETY: six words are such a key.
-        if let Some(served) = SERVED.get_ptr_mut(unsafe { &*key }) {
+        if let Some(served) = SERVING.find(unsafe { &*key }) {
             // SAFETY: as bpf_for_each_map_elem would call it.
             unsafe { age_served(core::ptr::null_mut(), key, served, core::ptr::null_mut()) };
         }
     } else {
         let key: *const LookupKey = key.cast();
         // SAFETY: the first two words are such a key.
-        if let Some(lookup) = PENDING.get_ptr_mut(unsafe { &*key }) {
+        if let Some(lookup) = WAITING.find(unsafe { &*key }) {
             // SAFETY: as bpf_for_each_map_elem would call it.
             unsafe { age(core::ptr::null_mut(), key, lookup, core::ptr::null_mut()) };
         }
+    }
+    0
+}
+
+unsafe extern "C" fn age_near(
+    map: *mut c_void,
+    index: *const u32,
+    place: *mut Place<LookupKey>,
+    context: *mut c_void,
+) -> i64 {
+    // SAFETY: the kernel calls with valid pointers.
+    if let Some((key, lookup)) = unsafe { WAITING.at(index, place) } {
+        // SAFETY: as the kernel would call it.
+        unsafe { age(map, &raw const key, lookup, context) };
+    }
+    0
+}
+
+unsafe extern "C" fn age_served_near(
+    map: *mut c_void,
+    index: *const u32,
+    place: *mut Place<ServedKey>,
+    context: *mut c_void,
+) -> i64 {
+    // SAFETY: the kernel calls with valid pointers.
+    if let Some((key, served)) = unsafe { SERVING.at(index, place) } {
+        // SAFETY: as the kernel would call it.
+        unsafe { age_served(map, &raw const key, served, context) };
     }
     0
 }

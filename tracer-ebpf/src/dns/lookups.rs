@@ -1,7 +1,6 @@
 //! How a query finds the lookup it belongs to, or begins one.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_task, bpf_ktime_get_ns},
 };
 use tracer_common::{
@@ -12,11 +11,13 @@ use tracer_common::{
 use super::{
     Socket,
     end::{client, dns_end, node},
-    message, unsent,
+    message,
+    near::{Taken, WAITING},
+    unsent,
 };
 use crate::{
     layout::*,
-    maps::{ANSWERS, LOOKUP_ZERO, PENDING, REFUSED_QUERY},
+    maps::{ANSWERS, LOOKUP_ZERO, REFUSED_QUERY},
     ring,
     util::{add, read},
 };
@@ -75,14 +76,16 @@ pub fn follow<const MAY_END: bool>(
         _pad: 0,
     };
     let mut free = None;
-    let mut slot = 0;
-    while slot < 2 {
+    // The first slot last: it is the cheaper one, and taken where both are free.
+    let mut slot = 2;
+    while slot > 0 {
+        slot -= 1;
         key.slot = slot;
-        match PENDING.get_ptr_mut(key) {
+        match WAITING.find(&key) {
             None => free = Some(slot),
             Some(lookup) => {
-                // SAFETY: NO_PREALLOC elements outlive the program's RCU section; a reader at the
-                // same time may see a lookup that just ended, which the removal below settles.
+                // SAFETY: a map's value; a reader at the same time may see a lookup that just ended, which the
+                // removal below settles.
                 let lookup = unsafe { &mut *lookup };
                 let same = lookup.question_hash == query.question;
                 if lookup.answered_ns != 0 {
@@ -108,7 +111,6 @@ pub fn follow<const MAY_END: bool>(
                 }
             }
         }
-        slot += 1;
     }
 
     let Some(slot) = free else {
@@ -127,20 +129,29 @@ pub fn follow<const MAY_END: bool>(
     if value.pending >= DNS_PENDING_PER_CLIENT.load() {
         return untracked(value);
     }
-    let zero = LOOKUP_ZERO.get_ptr(0)?;
-    // SAFETY: an array's value that nobody writes.
-    match PENDING.insert(key, unsafe { &*zero }, BPF_NOEXIST as u64) {
-        Ok(()) => {}
-        // Another CPU just started the very same lookup.
-        Err(EEXIST) => return Some(key),
-        Err(_) => {
-            ring::count_full(ClientMap::Pending);
-            return untracked(value);
+    let lookup = match WAITING.take(&key) {
+        Taken::Place(lookup) => {
+            lookup.clear();
+            WAITING.show(&key, now_ns);
+            lookup
         }
-    }
-    let lookup = PENDING.get_ptr_mut(key)?;
-    // SAFETY: as above; nobody touches an entry whose start is 0.
-    let lookup = unsafe { &mut *lookup };
+        // Another CPU just started the very same lookup.
+        Taken::Same => return Some(key),
+        Taken::No => {
+            let zero = LOOKUP_ZERO.get_ptr(0)?;
+            // SAFETY: an array's value that nobody writes.
+            match WAITING.put_far(&key, unsafe { &*zero }) {
+                Ok(()) => {}
+                Err(EEXIST) => return Some(key), // as above
+                Err(_) => {
+                    ring::count_full(ClientMap::Pending);
+                    return untracked(value);
+                }
+            }
+            // SAFETY: a map's value; nobody touches an entry whose start is 0.
+            unsafe { &mut *WAITING.find(&key)? }
+        }
+    };
     lookup.key = socket.key;
     lookup.question_hash = query.question;
     lookup.endpoint = endpoint;
@@ -176,7 +187,7 @@ fn untracked(value: &mut Value) -> Option<LookupKey> {
 /// of line: its stack is its own.
 #[inline(never)]
 fn asked_again(key: &LookupKey, question: u64, now_ns: u64) -> bool {
-    let Some(answered) = ANSWERS.get_ptr(key.place()) else {
+    let Some(answered) = ANSWERS.get_ptr(key.answers_place()) else {
         return false;
     };
     // SAFETY: an array's value; torn reads, as a place that another has taken, make one lookup too many.
@@ -210,7 +221,7 @@ fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64, endpoint: u64
     let mut slot = 0;
     while slot < 2 {
         from.slot = slot;
-        if let Some(lookup) = PENDING.get_ptr_mut(from) {
+        if let Some(lookup) = WAITING.find(&from) {
             // SAFETY: as in `follow`.
             let lookup = unsafe { &mut *lookup };
             if lookup.started_ns != 0
@@ -219,8 +230,7 @@ fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64, endpoint: u64
             {
                 lookup.asked(query.server);
                 lookup.endpoint = endpoint;
-                return PENDING.insert(*to, &*lookup, BPF_NOEXIST as u64).is_ok()
-                    && PENDING.remove(from).is_ok();
+                return WAITING.put_far(to, lookup).is_ok() && WAITING.remove(&from);
             }
         }
         slot += 1;

@@ -1,7 +1,7 @@
 //! The server's side: queries that reach a socket on a DNS port, and what the server makes of them.
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, programs::SkBuffContext,
+    EbpfContext as _, helpers::bpf_ktime_get_ns, programs::SkBuffContext,
 };
 use tracer_common::{
     ClientMap,
@@ -12,12 +12,12 @@ use super::{
     Socket,
     end::{client, node},
     message::Header,
+    near::{SERVING, Taken},
     packets,
 };
 use crate::{
     conntrack,
     layout::{DNS_PENDING_PER_CLIENT, DNS_TIMEOUT_NS},
-    maps::SERVED,
     packet::Udp,
     ring,
     util::{add, sub},
@@ -74,7 +74,16 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         waiting: 1,
         lookup: packets::lookup(packets::address(ctx), header.id, false).unwrap_or(NOBODYS),
     };
-    match SERVED.insert(key, served, BPF_NOEXIST as u64) {
+    let begun = match SERVING.take(&key) {
+        Taken::Place(place) => {
+            *place = served;
+            SERVING.show(&key, now_ns);
+            Ok(())
+        }
+        Taken::Same => Err(EEXIST),
+        Taken::No => SERVING.put_far(&key, &served),
+    };
+    match begun {
         Ok(()) => add(&mut value.serving, 1),
         // The same query again, on another CPU at the same time.
         Err(EEXIST) if again(&key, now_ns) => {}
@@ -90,10 +99,10 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
 /// The same query again while the server is at it: it gets one more answer.
 #[inline(always)]
 fn again(key: &ServedKey, now_ns: u64) -> bool {
-    let Some(served) = SERVED.get_ptr_mut(key) else {
+    let Some(served) = SERVING.find(key) else {
         return false;
     };
-    // SAFETY: NO_PREALLOC elements outlive the program's RCU section.
+    // SAFETY: a map's value.
     let served = unsafe { &mut *served };
     served.received_ns = now_ns;
     add(&mut served.waiting, 1);
@@ -133,7 +142,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         id: header.id,
     };
     // An answer to nothing received is none: the client will call it unmatched.
-    let served = SERVED.get_ptr_mut(&key)?;
+    let served = SERVING.find(&key)?;
     // SAFETY: as in `again`.
     let served = unsafe { &mut *served };
     if served.lookup.socket != 0 {
@@ -144,7 +153,9 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if served.waiting > 1 {
         sub(&mut served.waiting, 1);
     } else {
-        SERVED.remove(&key).ok()?; // whoever removes it counts it
+        if !SERVING.remove(&key) {
+            return None; // whoever removes it counts it
+        }
         sub(&mut value.serving, 1);
     }
     // black_box: LLVM checks one register and indexes with another.
@@ -166,7 +177,9 @@ pub fn age(key: &ServedKey, served: &Served, now_ns: u64) -> Option<()> {
     let (whose, waiting) = (served.key, served.waiting);
     let value = client(whose, 0)?;
     let node = node()?;
-    SERVED.remove(key).ok()?;
+    if !SERVING.remove(key) {
+        return None;
+    }
     sub(&mut value.serving, 1);
     add(&mut value.counts.served[Outcome::Timeout as usize], waiting);
     add(&mut node.served[Outcome::Timeout as usize], waiting);

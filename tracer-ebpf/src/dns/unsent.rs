@@ -21,11 +21,12 @@ use tracer_common::{
 
 use super::{
     message::HEADER,
+    near::WAITING,
     refused::{FROM_SEND, FROM_SEND6, Refused, refused},
 };
 use crate::{
     layout::*,
-    maps::{PENDING, SENDS_WATCHED, SENT},
+    maps::{SENDS_WATCHED, SENT},
     packet::is_dns_port,
     util::read,
 };
@@ -116,7 +117,7 @@ fn count<const PLACE: u32>(sk: u64, msg: u64, error: i32) -> Option<()> {
         len: len as u32 - HEADER,
     })?;
     // SAFETY: as in `lookups::follow`; the fields written are no keys and no counters.
-    let lookup = unsafe { &mut *PENDING.get_ptr_mut(key)? };
+    let lookup = unsafe { &mut *WAITING.find(&key)? };
     if lookup.started_ns != 0 && lookup.answered_ns == 0 {
         let drop = Drop {
             reason: error as u16,

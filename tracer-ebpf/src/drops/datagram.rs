@@ -8,9 +8,8 @@ use tracer_common::{
 use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
 use crate::{
     conntrack,
-    dns::{self, FROM_PACKET, Refused},
+    dns::{self, FROM_PACKET, Refused, near::SERVING},
     layout::*,
-    maps::SERVED,
     packet::is_dns_port,
     util::{net_cookie, read},
 };
@@ -224,7 +223,7 @@ impl Datagram {
             id: self.id,
         };
         // SAFETY: a map's value.
-        let lookup = unsafe { (*SERVED.get_ptr(key)?).lookup };
+        let lookup = unsafe { (*SERVING.find(&key)?).lookup };
         if lookup.socket == 0 {
             return self.by_endpoint(skb);
         }
