@@ -219,10 +219,6 @@ pub struct Counts {
 pub struct Value {
     /// The counters.
     pub counts: Counts,
-    /// Lookups of this key that wait for an answer.
-    pub pending: u64,
-    /// Queries received by this key that wait for its answer.
-    pub serving: u64,
     /// Second of `CLOCK_MONOTONIC` in which this key last sent a record.
     pub event_second: u64,
     /// Inode of the namespace, for people.
@@ -292,10 +288,29 @@ impl Counts {
         self.outcomes.iter().sum()
     }
 
-    /// Queries received that wait for the server's answer.
-    pub fn serving(&self) -> u64 {
-        let ended = self.served.iter().sum::<u64>() + self.served_untracked;
-        self.received.saturating_sub(ended)
+    /// Lookups begun that wait. Those of a client that was gone meanwhile end without having begun: then less
+    /// than none.
+    #[inline(always)]
+    pub const fn waiting(&self) -> i64 {
+        let mut waiting = self.started;
+        let mut i = 0;
+        while i < self.outcomes.len() {
+            waiting = waiting.wrapping_sub(self.outcomes[i]);
+            i += 1;
+        }
+        waiting.cast_signed()
+    }
+
+    /// Queries received that wait for the server's answer; as with [`Self::waiting`], less than none.
+    #[inline(always)]
+    pub const fn serving(&self) -> i64 {
+        let mut serving = self.received.wrapping_sub(self.served_untracked);
+        let mut i = 0;
+        while i < self.served.len() {
+            serving = serving.wrapping_sub(self.served[i]);
+            i += 1;
+        }
+        serving.cast_signed()
     }
 
     /// Lookups ended in failure.

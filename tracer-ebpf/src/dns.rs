@@ -41,7 +41,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, EXPIRED},
     packet::{self, Udp},
-    util::{add, is_watched, net_cookie, read},
+    util::{add, is_watched_net, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -117,7 +117,8 @@ fn arrives(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
 /// The socket at this end of the packet.
 pub struct Socket {
     pub key: Key,
-    pub netns: u32,
+    /// Address of its namespace, `struct net`.
+    pub net: u64,
     /// 0 where it has none yet.
     pub cookie: u64,
     /// Address of its `struct sock`.
@@ -147,15 +148,21 @@ impl Socket {
         self.sk ^ port(self.sk)
     }
 
+    /// Inode of its namespace.
     #[inline(always)]
-    fn of(ctx: &SkBuffContext) -> Option<Self> {
+    fn netns(&self) -> u32 {
+        read(self.net, OFF_NET_NS_INUM.load()).unwrap_or_default()
+    }
+
+    /// Only a client's socket is known by its cookie.
+    #[inline(always)]
+    fn of<const IS_CLIENT: bool>(ctx: &SkBuffContext) -> Option<Self> {
         let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
         if !is_datagram(sk) {
             return None;
         }
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
-        let netns = read(net, OFF_NET_NS_INUM.load())?;
-        if !is_watched(netns) {
+        if !is_watched_net(net) {
             return None;
         }
         Some(Self {
@@ -164,9 +171,13 @@ impl Socket {
                 cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
                 net_cookie: net_cookie(net)?,
             },
-            netns,
-            // SAFETY: the helper takes the context.
-            cookie: unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) },
+            net,
+            cookie: if IS_CLIENT {
+                // SAFETY: the helper takes the context.
+                unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
+            } else {
+                0
+            },
             sk,
         })
     }
@@ -176,7 +187,7 @@ impl Socket {
 /// on top.
 #[inline(never)]
 fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
-    let Some(socket) = Socket::of(ctx) else {
+    let Some(socket) = Socket::of::<true>(ctx) else {
         return 0;
     };
     let endpoint = endpoint(ctx, udp, query.id, socket.key.net_cookie);
@@ -238,7 +249,7 @@ fn take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> u64 {
 
 #[inline(always)]
 fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> Option<()> {
-    let socket = Socket::of(ctx)?;
+    let socket = Socket::of::<true>(ctx)?;
     let packet = ctx.as_ptr() as u64;
     let server = Server {
         address: udp.address(ctx, false)?,
@@ -299,14 +310,14 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
             return late(&socket);
         }
     }
-    add(&mut client(socket.key, socket.netns)?.counts.unmatched, 1);
+    add(&mut client(socket.key, || socket.netns())?.counts.unmatched, 1);
     add(&mut node()?.unmatched, 1);
     Some(())
 }
 
 #[inline(always)]
 fn late(socket: &Socket) -> Option<()> {
-    add(&mut client(socket.key, socket.netns)?.counts.late, 1);
+    add(&mut client(socket.key, || socket.netns())?.counts.late, 1);
     add(&mut node()?.late, 1);
     Some(())
 }

@@ -35,17 +35,24 @@ impl Udp {
     /// The packet's source or destination address, network byte order; IPv4 in the first word.
     #[inline(always)]
     pub fn address(&self, ctx: &SkBuffContext, destination: bool) -> Option<[u32; 4]> {
+        let skb: *mut __sk_buff = ctx.skb.skb;
+        // SAFETY: the verifier knows the context's fields.
+        let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        // `datagram` has found the header in the linear part; the verifier wants to see it here.
         if self.family == AF_INET {
-            let offset = if destination { 16 } else { 12 };
-            Some([u32::from_ne_bytes(load(ctx, offset)?), 0, 0, 0])
+            if start + 20 > end {
+                return None;
+            }
+            let at = start + if destination { 16 } else { 12 };
+            // SAFETY: bounds checked above.
+            Some([unsafe { *(at as *const u32) }, 0, 0, 0])
         } else {
-            let offset = if destination { 24 } else { 8 };
-            Some([
-                u32::from_ne_bytes(load(ctx, offset)?),
-                u32::from_ne_bytes(load(ctx, offset + 4)?),
-                u32::from_ne_bytes(load(ctx, offset + 8)?),
-                u32::from_ne_bytes(load(ctx, offset + 12)?),
-            ])
+            if start + 40 > end {
+                return None;
+            }
+            let at = start + if destination { 24 } else { 8 };
+            // SAFETY: as above.
+            Some(unsafe { *(at as *const [u32; 4]) })
         }
     }
 }

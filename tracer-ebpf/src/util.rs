@@ -108,3 +108,9 @@ pub fn net_cookie(net: u64) -> Option<u64> {
 pub fn is_watched(netns: u32) -> bool {
     ONLY_NETNS.load() == 0 || ONLY_NETNS.load() == netns
 }
+
+/// The same of a namespace by its address (`struct net`), which is read only where it matters.
+#[inline(always)]
+pub fn is_watched_net(net: u64) -> bool {
+    ONLY_NETNS.load() == 0 || read(net, OFF_NET_NS_INUM.load()).is_some_and(is_watched)
+}

@@ -46,7 +46,8 @@ pub struct Server {
 /// Servers that one lookup remembers: musl asks all of resolv.conf (at most 3) at once.
 pub const MAX_SERVERS: usize = 3;
 
-/// Value of the map `PENDING`.
+/// Value of the maps `PENDING` and `PENDING_NEAR`: what every answer needs in the first 64 bytes, the servers in the
+/// next, for each line of a cache that comes from another CPU takes as long as the rest of a program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Lookup {
@@ -60,15 +61,7 @@ pub struct Lookup {
     pub question_hash: u64,
     /// [`Endpoint::hash`] of the client's end; 0 where no packet has left.
     pub endpoint: u64,
-    /// Process (thread group) that asked.
-    pub pid: u32,
-    /// Inode of the socket's namespace.
-    pub netns: u32,
-    /// Its name, NUL-padded.
-    pub comm: [u8; 16],
-    /// Servers asked, the first first.
-    pub servers: [Server; MAX_SERVERS],
-    /// How many; more than [`MAX_SERVERS`] means that not all are remembered.
+    /// How many servers; more than [`MAX_SERVERS`] means that not all are remembered.
     pub servers_len: u16,
     /// Drop reason that counts, the kernel's number; 0 if no packet of this lookup was dropped.
     pub drop_reason: u16,
@@ -85,10 +78,22 @@ pub struct Lookup {
     /// [`Detail`] of the drop that counts.
     pub drop_detail: u8,
     /// Keeps the layout free of padding.
-    pub _pad: [u8; 5],
+    pub _pad: u8,
+    /// Inode of the socket's namespace.
+    pub netns: u32,
+    /// Servers asked, the first first.
+    pub servers: [Server; MAX_SERVERS],
+    /// Process (thread group) that asked.
+    pub pid: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
     /// The first question as on the wire: name, type, class.
     pub question: [u8; QUESTION_LEN],
+    /// Up to the next line of a cache.
+    pub _line: [u8; 44],
 }
+
+const _: () = assert!(size_of::<Lookup>() == 7 * 64);
 
 impl Lookup {
     /// Is the deadline over?
@@ -187,7 +192,7 @@ pub struct Ended {
 }
 
 /// Places in the map `ANSWERS`.
-pub const ANSWERS_LEN: u32 = 1 << 16;
+pub const ANSWERS_LEN: u32 = 1 << 13;
 
 /// A lookup that was answered: value of the map `ANSWERS`, where it has one place, which the latest takes.
 #[repr(C)]
@@ -427,7 +432,7 @@ pub struct ServedKey {
     pub id: u16,
 }
 
-/// Value of the map `SERVED`.
+/// Value of the maps `SERVED` and `SERVED_NEAR`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Served {
@@ -440,6 +445,8 @@ pub struct Served {
     pub waiting: u64,
     /// The client's lookup, if the client is on this node; else all 0.
     pub lookup: LookupKey,
+    /// Up to the next line of a cache.
+    pub _line: [u64; 2],
 }
 
 #[cfg(feature = "user")]

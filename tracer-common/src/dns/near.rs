@@ -19,7 +19,12 @@ pub struct Place<K> {
     pub state: u64,
     /// Who, or who was last.
     pub key: K,
+    /// With it a place is in one line of a cache, or two places are.
+    pub _line: u64,
 }
+
+const _: () = assert!(size_of::<Place<LookupKey>>() == 32);
+const _: () = assert!(size_of::<Place<ServedKey>>() == 64);
 
 impl<K> Place<K> {
     /// May `key` be read?

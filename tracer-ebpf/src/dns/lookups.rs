@@ -49,7 +49,7 @@ pub fn follow<const MAY_END: bool>(
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
 ) -> Option<LookupKey> {
     unsent::note(socket.sk);
-    let value = client(socket.key, socket.netns)?;
+    let value = client(socket.key, || socket.netns())?;
     let node = node()?;
     if query.segments > 1 {
         // Only the first is followed.
@@ -126,7 +126,7 @@ pub fn follow<const MAY_END: bool>(
     {
         return Some(key);
     }
-    if value.pending >= DNS_PENDING_PER_CLIENT.load() {
+    if value.counts.waiting() >= DNS_PENDING_PER_CLIENT.load() as i64 {
         return untracked(value);
     }
     let lookup = match WAITING.take(&key) {
@@ -159,7 +159,7 @@ pub fn follow<const MAY_END: bool>(
         let len = copy(&mut lookup.question);
         message::dns_note_length(lookup, len);
     }
-    lookup.netns = socket.netns;
+    lookup.netns = socket.netns();
     lookup.asked(query.server);
     // A datagram leaves a socket in the context of the process that sends it.
     // SAFETY: the helper has no precondition.
@@ -168,7 +168,6 @@ pub fn follow<const MAY_END: bool>(
     lookup.comm = read(task, OFF_TASK_COMM.load()).unwrap_or_default();
     add(&mut value.counts.started, 1);
     add(&mut node.started, 1);
-    add(&mut value.pending, 1);
     let started: *mut u64 = &mut lookup.started_ns;
     // SAFETY: a valid place; volatile, so that it is written last.
     unsafe { started.write_volatile(now_ns) };

@@ -42,7 +42,7 @@ pub fn received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 
 #[inline(always)]
 fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
-    let socket = Socket::of(ctx)?;
+    let socket = Socket::of::<false>(ctx)?;
     let key = ServedKey {
         net_cookie: socket.key.net_cookie,
         client: udp.address(ctx, false)?,
@@ -54,7 +54,7 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         client_port: udp.source_port,
         id: header.id,
     };
-    let value = client(socket.key, socket.netns)?;
+    let value = client(socket.key, || socket.netns())?;
     let node = node()?;
     add(&mut value.counts.received, 1);
     add(&mut node.received, 1);
@@ -63,7 +63,8 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if again(&key, now_ns) {
         return Some(());
     }
-    if value.serving >= DNS_PENDING_PER_CLIENT.load() {
+    // This one is among them.
+    if value.counts.serving() > DNS_PENDING_PER_CLIENT.load() as i64 {
         add(&mut value.counts.served_untracked, 1);
         add(&mut node.served_untracked, 1);
         return Some(());
@@ -73,6 +74,7 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         received_ns: now_ns,
         waiting: 1,
         lookup: packets::lookup(packets::address(ctx), header.id, false).unwrap_or(NOBODYS),
+        _line: [0; 2],
     };
     let begun = match SERVING.take(&key) {
         Taken::Place(place) => {
@@ -84,7 +86,7 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         Taken::No => SERVING.put_far(&key, &served),
     };
     match begun {
-        Ok(()) => add(&mut value.serving, 1),
+        Ok(()) => {}
         // The same query again, on another CPU at the same time.
         Err(EEXIST) if again(&key, now_ns) => {}
         Err(_) => {
@@ -118,7 +120,7 @@ pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 
 #[inline(always)]
 fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
-    let socket = Socket::of(ctx)?;
+    let socket = Socket::of::<false>(ctx)?;
     let (client_end, server) = match conntrack::answering(ctx.as_ptr() as u64, udp.family) {
         Some(ends) => ends,
         None => (
@@ -148,7 +150,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if served.lookup.socket != 0 {
         packets::note(packets::address(ctx), &served.lookup, true);
     }
-    let value = client(served.key, socket.netns)?;
+    let value = client(served.key, || socket.netns())?;
     let node = node()?;
     if served.waiting > 1 {
         sub(&mut served.waiting, 1);
@@ -156,7 +158,6 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         if !SERVING.remove(&key) {
             return None; // whoever removes it counts it
         }
-        sub(&mut value.serving, 1);
     }
     // black_box: LLVM checks one register and indexes with another.
     let outcome = core::hint::black_box(header.outcome() as usize);
@@ -175,12 +176,11 @@ pub fn age(key: &ServedKey, served: &Served, now_ns: u64) -> Option<()> {
         return None;
     }
     let (whose, waiting) = (served.key, served.waiting);
-    let value = client(whose, 0)?;
+    let value = client(whose, || 0)?;
     let node = node()?;
     if !SERVING.remove(key) {
         return None;
     }
-    sub(&mut value.serving, 1);
     add(&mut value.counts.served[Outcome::Timeout as usize], waiting);
     add(&mut node.served[Outcome::Timeout as usize], waiting);
     Some(())

@@ -329,7 +329,7 @@ impl Engine {
                 served: served(dns)
                     .map(|(outcome, n)| (outcome.to_owned(), n))
                     .collect(),
-                serving: dns.serving(),
+                serving: dns.serving().max(0).cast_unsigned(),
                 answered: dns.answered(),
                 duration_sum_seconds: dns.duration_ns as f64 / 1e9,
                 p50_seconds: dns.quantile(0.5),

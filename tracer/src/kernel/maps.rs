@@ -407,7 +407,7 @@ impl Maps {
                     ClientMap::Dns => reading.dns.len() as u64,
                     ClientMap::NeighForwarded => reading.forwarded.len() as u64,
                     ClientMap::Pending => pending,
-                    ClientMap::Served => reading.dns_node.serving(),
+                    ClientMap::Served => reading.dns_node.serving().max(0).cast_unsigned(),
                     ClientMap::ReceiveDrops => reading.receive_drops.len() as u64,
                     ClientMap::Peers => reading.peers.len() as u64,
                     ClientMap::ReceivePorts => reading.receive_ports.len() as u64,
