@@ -205,7 +205,7 @@ fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
     if let Some(key) = key {
         packets::note(packets::address(ctx), &key, false);
         if endpoint != 0 {
-            endpoints::note(endpoint, &key);
+            endpoints::note(endpoint, udp.source_port, &key);
         }
     }
     0
@@ -262,6 +262,7 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
         socket: socket.cookie,
         id: header.id,
         slot: 0,
+        port: udp.destination_port,
         _pad: 0,
     };
     // A lookup that is over may not have been taken away yet, in either place: the one that lives

@@ -77,14 +77,10 @@ pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);
 pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Who has which place among the lookups that wait.
-#[map]
-pub static PENDING_PLACES: Array<dns::Place<dns::LookupKey>> =
-    Array::with_max_entries(dns::PLACES, 0);
-
 /// Lookups that wait, each at its place.
 #[map]
-pub static PENDING_NEAR: Array<dns::Lookup> = Array::with_max_entries(dns::PLACES, 0);
+pub static PENDING_NEAR: Array<dns::Place<dns::LookupKey, dns::Lookup>> =
+    Array::with_max_entries(dns::PLACES, 0);
 
 /// Entries of `PENDING` and of `SERVED`, by [`dns::Far`].
 #[map]
@@ -112,7 +108,7 @@ pub static ANSWERED: PerCpuArray<dns::Answered> = PerCpuArray::with_max_entries(
 #[map]
 pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LEN, 0);
 
-/// Lookups that wait, by what their packets say of the client.
+/// Lookups that wait, by what their packets say of the client, where their place does not say it.
 #[map]
 pub static ENDPOINTS: Array<[dns::Way; dns::ENDPOINT_WAYS]> =
     Array::with_max_entries(dns::ENDPOINT_SETS, 0);
@@ -123,14 +119,10 @@ pub static ENDPOINTS: Array<[dns::Way; dns::ENDPOINT_WAYS]> =
 pub static SERVED: HashMap<dns::ServedKey, dns::Served> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Who has which place among the queries that wait for a server's answer.
-#[map]
-pub static SERVED_PLACES: Array<dns::Place<dns::ServedKey>> =
-    Array::with_max_entries(dns::PLACES, 0);
-
 /// Queries that wait for a server's answer, each at its place.
 #[map]
-pub static SERVED_NEAR: Array<dns::Served> = Array::with_max_entries(dns::PLACES, 0);
+pub static SERVED_NEAR: Array<dns::Place<dns::ServedKey, dns::Served>> =
+    Array::with_max_entries(dns::PLACES, 0);
 
 /// When netfilter last refused a query before it left, `CLOCK_MONOTONIC` nanoseconds.
 #[map]

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Key, PlaceKey as _};
+use super::Key;
 use crate::event::Header;
 
 /// A lookup that waits: key of the map `PENDING`, and of `EXPIRED` with slot 0.
@@ -22,8 +22,10 @@ pub struct LookupKey {
     pub id: u16,
     /// 0 or 1.
     pub slot: u16,
+    /// The socket's own port, host byte order: no part of what it is, but of where it is ([`super::PlaceKey`]).
+    pub port: u16,
     /// Keeps the layout free of padding.
-    pub _pad: u32,
+    pub _pad: u16,
 }
 
 /// Bytes of a question kept: 255 of name, 4 of type and class, rounded.
@@ -46,21 +48,20 @@ pub struct Server {
 /// Servers that one lookup remembers: musl asks all of resolv.conf (at most 3) at once.
 pub const MAX_SERVERS: usize = 3;
 
-/// Value of the maps `PENDING` and `PENDING_NEAR`: what every answer needs in the first 64 bytes, the servers in the
-/// next, for each line of a cache that comes from another CPU takes as long as the rest of a program.
+/// A lookup: value of the map `PENDING`, and of a place in `PENDING_NEAR`, where what every answer needs shares a line
+/// of the cache with the key, and the first server is in the next: a line that another CPU has takes as long as
+/// the rest of a program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Lookup {
-    /// Whose counters.
-    pub key: Key,
     /// First query, `CLOCK_MONOTONIC` nanoseconds; 0 while the entry is being filled.
     pub started_ns: u64,
     /// When a fitting answer reached the socket's filter; 0 if none did, or it was dropped behind it.
     pub answered_ns: u64,
     /// Hash of the question, letter case folded; 0 without one.
     pub question_hash: u64,
-    /// [`Endpoint::hash`] of the client's end; 0 where no packet has left.
-    pub endpoint: u64,
+    /// Whose counters.
+    pub key: Key,
     /// How many servers; more than [`MAX_SERVERS`] means that not all are remembered.
     pub servers_len: u16,
     /// Drop reason that counts, the kernel's number; 0 if no packet of this lookup was dropped.
@@ -73,27 +74,27 @@ pub struct Lookup {
     pub late: u8,
     /// [`Outcome`](super::Outcome) of the answer, valid if there is one.
     pub outcome: u8,
-    /// Bytes of `question` that are the question.
-    pub question_len: u16,
-    /// [`Detail`] of the drop that counts.
-    pub drop_detail: u8,
-    /// Keeps the layout free of padding.
-    pub _pad: u8,
-    /// Inode of the socket's namespace.
-    pub netns: u32,
     /// Servers asked, the first first.
     pub servers: [Server; MAX_SERVERS],
     /// Process (thread group) that asked.
     pub pid: u32,
-    /// Its name, NUL-padded.
+    /// [`Endpoint::hash`] of the client's end; 0 where no packet has left.
+    pub endpoint: u64,
+    /// Inode of the socket's namespace.
+    pub netns: u32,
+    /// Bytes of `question` that are the question.
+    pub question_len: u16,
+    /// [`Detail`] of the drop that counts.
+    pub drop_detail: u8,
+    /// Not 0: it is in the map `ENDPOINTS`.
+    pub is_noted: u8,
+    /// Name of the process, NUL-padded.
     pub comm: [u8; 16],
     /// The first question as on the wire: name, type, class.
     pub question: [u8; QUESTION_LEN],
-    /// Up to the next line of a cache.
-    pub _line: [u8; 44],
+    /// Up to the next line of the cache.
+    pub _line: [u8; 20],
 }
-
-const _: () = assert!(size_of::<Lookup>() == 7 * 64);
 
 impl Lookup {
     /// Is the deadline over?
@@ -140,6 +141,7 @@ impl Lookup {
         self.outcome = 0;
         self.question_len = 0;
         self.drop_detail = 0;
+        self.is_noted = 0;
     }
 
     /// Can the answer come from there?
@@ -192,7 +194,7 @@ pub struct Ended {
 }
 
 /// Places in the map `ANSWERS`.
-pub const ANSWERS_LEN: u32 = 1 << 13;
+pub const ANSWERS_LEN: u32 = 1 << 12;
 
 /// A lookup that was answered: value of the map `ANSWERS`, where it has one place, which the latest takes.
 #[repr(C)]
@@ -209,9 +211,14 @@ pub struct AnsweredLookup {
 }
 
 impl LookupKey {
+    #[inline(always)]
+    pub(super) const fn mixed(&self) -> u64 {
+        (self.socket ^ ((self.id as u64) << 48)).wrapping_mul(MIX)
+    }
+
     /// Place in the map `ANSWERS`, the same for both slots.
     #[inline(always)]
-    pub fn answers_place(&self) -> u32 {
+    pub const fn answers_place(&self) -> u32 {
         (self.mixed() >> 48) as u32 % ANSWERS_LEN
     }
 }
@@ -343,7 +350,7 @@ pub struct Sent {
 }
 
 /// Places in the map `PACKETS`.
-pub const PACKETS_LEN: u32 = 1 << 16;
+pub const PACKETS_LEN: u32 = 1 << 14;
 
 /// A DNS packet on its way: value of the map `PACKETS`.
 #[repr(C)]
@@ -376,7 +383,8 @@ pub const ENDPOINT_SETS: u32 = 1 << 14;
 /// Lookups in one.
 pub const ENDPOINT_WAYS: usize = 4;
 
-/// A lookup that waits, by the hash of its endpoint, the low bits of which say in which set. Value of the map
+/// A lookup that waits, by the hash of its endpoint, the low bits of which say in which set: one that has no place, or
+/// whose packets have another port than its socket, for others are found at their place. Value of the map
 /// `ENDPOINTS`: so many. It is taken away when the lookup ends; where more wait in one set than it has
 /// room for, a later one takes an earlier one's place, whose packets are found by address only.
 #[repr(C)]
@@ -432,7 +440,7 @@ pub struct ServedKey {
     pub id: u16,
 }
 
-/// Value of the maps `SERVED` and `SERVED_NEAR`.
+/// Value of the map `SERVED`, and of a place in `SERVED_NEAR`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Served {
@@ -445,8 +453,8 @@ pub struct Served {
     pub waiting: u64,
     /// The client's lookup, if the client is on this node; else all 0.
     pub lookup: LookupKey,
-    /// Up to the next line of a cache.
-    pub _line: [u64; 2],
+    /// Up to the next line of the cache.
+    pub _line: [u64; 3],
 }
 
 #[cfg(feature = "user")]

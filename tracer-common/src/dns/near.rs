@@ -5,69 +5,80 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use super::{LookupKey, MIX, ServedKey};
+use super::{Lookup, LookupKey, MIX, Served, ServedKey};
 
-/// Places of a table: more than wait at once on a node whose servers answer.
-pub const PLACES: u32 = 4096;
+/// Places of a table, in sets of [`WAYS`]: more than wait at once on a node whose servers answer, and few enough that a
+/// CPU has those in use in its cache.
+pub const PLACES: u32 = 2048;
+/// Places that a key may have: the first that is free.
+pub const WAYS: u32 = 2;
 
-/// Who has a place: value of the maps `PENDING_PLACES` and `SERVED_PLACES`.
+/// An entry, and whose it is: value of the maps `PENDING_NEAR` and `SERVED_NEAR`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
-pub struct Place<K> {
-    /// 0: nobody. Odd: it is being taken or given back by the key with this mark ([`PlaceKey::moving`]). Else
-    /// `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
+pub struct Place<K, V> {
+    /// 0: nobody's. Odd: it is being taken or given back by the key with this mark ([`PlaceKey::moving`]). Else
+    /// that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
     pub state: u64,
-    /// Who, or who was last.
+    /// Whose it is, or was last.
     pub key: K,
-    /// With it a place is in one line of a cache, or two places are.
-    pub _line: u64,
+    /// The entry.
+    pub value: V,
 }
 
-const _: () = assert!(size_of::<Place<LookupKey>>() == 32);
-const _: () = assert!(size_of::<Place<ServedKey>>() == 64);
+const _: () = assert!(size_of::<Place<LookupKey, Lookup>>() == 7 * 64);
+const _: () = assert!(size_of::<Place<ServedKey, Served>>() == 2 * 64);
 
-impl<K> Place<K> {
-    /// May `key` be read?
-    #[inline(always)]
-    pub const fn is_taken(state: u64) -> bool {
-        state != 0 && state & 1 == 0
-    }
+/// Is a place in this state somebody's, so that its key may be read?
+#[inline(always)]
+pub const fn is_taken(state: u64) -> bool {
+    state != 0 && state & 1 == 0
+}
 
-    /// The state of a place that is taken at that time.
-    #[inline(always)]
-    pub const fn taken(now_ns: u64) -> u64 {
-        now_ns << 1
-    }
+/// The state of a place that is taken at that time.
+#[inline(always)]
+pub const fn taken(now_ns: u64) -> u64 {
+    now_ns << 1
+}
+
+/// The first of the places of what has this hash.
+#[inline(always)]
+const fn set(hash: u64) -> u32 {
+    (hash >> 48) as u32 % (PLACES / WAYS) * WAYS
 }
 
 /// A key that may have a place.
 pub trait PlaceKey: Copy {
-    /// All of it that is hardly the same in two.
-    fn mixed(&self) -> u64;
+    /// The first of its places.
+    fn set(&self) -> u32;
+
+    /// State of its place while it takes it or gives it back.
+    fn moving(&self) -> u64;
 
     /// Word by word: `==` would be a call to `bcmp`, which BPF does not have.
     fn is(&self, other: &Self) -> bool;
 
     /// Is it one that is looked for in the table at all?
     fn has_place(&self) -> bool;
+}
 
-    /// Which place.
+impl LookupKey {
+    /// The first place of a lookup whose socket has that port: what its packets say is enough to find it.
     #[inline(always)]
-    fn place(&self) -> u32 {
-        (self.mixed() >> 48) as u32 % PLACES
-    }
-
-    /// State of its place while it takes it or gives it back.
-    #[inline(always)]
-    fn moving(&self) -> u64 {
-        self.mixed() | 1
+    pub const fn set_of(port: u16, id: u16) -> u32 {
+        set((port as u64 | (id as u64) << 16).wrapping_mul(MIX))
     }
 }
 
 impl PlaceKey for LookupKey {
     #[inline(always)]
-    fn mixed(&self) -> u64 {
-        (self.socket ^ ((self.id as u64) << 48)).wrapping_mul(MIX)
+    fn set(&self) -> u32 {
+        Self::set_of(self.port, self.id)
+    }
+
+    #[inline(always)]
+    fn moving(&self) -> u64 {
+        self.mixed() | 1
     }
 
     #[inline(always)]
@@ -82,14 +93,26 @@ impl PlaceKey for LookupKey {
     }
 }
 
-impl PlaceKey for ServedKey {
+impl ServedKey {
     #[inline(always)]
-    fn mixed(&self) -> u64 {
+    const fn mixed(&self) -> u64 {
         let [a, b, c, d] = self.client;
         let end = self.client_port as u64 | (self.id as u64) << 16;
         let client = (a ^ b ^ c ^ d) as u64;
         let mixed = (self.net_cookie ^ client << 32 ^ end).wrapping_mul(MIX);
         (mixed ^ mixed >> 32).wrapping_mul(MIX)
+    }
+}
+
+impl PlaceKey for ServedKey {
+    #[inline(always)]
+    fn set(&self) -> u32 {
+        set(self.mixed())
+    }
+
+    #[inline(always)]
+    fn moving(&self) -> u64 {
+        self.mixed() | 1
     }
 
     #[inline(always)]
@@ -130,52 +153,58 @@ mod tests {
     use super::*;
     use crate::dns::Server;
 
-    #[test]
-    fn lookups_of_one_socket_have_places_of_their_own() {
-        let mut taken = [false; PLACES as usize];
-        let mut shared = 0;
-        for id in 0..400 {
-            let key = LookupKey {
-                socket: 7,
-                id: id * 163,
-                ..LookupKey::default()
-            };
-            let place = &mut taken[key.place() as usize];
-            shared += u32::from(*place);
-            *place = true;
+    /// How many of 100 keys find both places of their set taken. By chance it would be less than one.
+    fn without_place(keys: impl Iterator<Item = u32>) -> u32 {
+        let mut taken = [0; PLACES as usize];
+        let mut without = 0;
+        for set in keys.take(100) {
+            assert!(set + WAYS <= PLACES && set.is_multiple_of(WAYS), "{set}");
+            let held = &mut taken[set as usize];
+            *held += 1;
+            without += u32::from(*held > WAYS);
         }
-        // By chance it would be 20 of 400.
-        assert!(shared < 40, "{shared}");
+        without
     }
 
     #[test]
-    fn queries_of_one_client_have_places_of_their_own() {
-        let mut taken = [false; PLACES as usize];
-        let mut shared = 0;
-        for n in 0..400u16 {
-            let key = ServedKey {
-                net_cookie: 3,
-                client: [0x0a0a_0a0a, 0, 0, 0],
-                server: Server::default(),
-                client_port: 40_000 + n % 4,
-                id: n,
-            };
-            let place = &mut taken[key.place() as usize];
-            shared += u32::from(*place);
-            *place = true;
+    fn lookups_have_places_of_their_own() {
+        let key = |port, id| LookupKey {
+            port,
+            id,
+            ..LookupKey::default()
+        };
+        for (ports, ids) in [(1, 1), (1, 163), (0, 1), (7, 40_503)] {
+            let keys = (0..).map(|n: u16| key(33_000 + n * ports, n.wrapping_mul(ids)).set());
+            assert!(without_place(keys) < 8, "{ports} {ids}");
         }
-        assert!(shared < 40, "{shared}");
     }
 
     #[test]
-    fn a_place_is_nobodys_its_owners_or_on_the_move() {
+    fn queries_have_places_of_their_own() {
+        for ports in [0, 1, 7] {
+            let keys = (0..).map(|n: u16| {
+                let key = ServedKey {
+                    net_cookie: 3,
+                    client: [0x0a0a_0a0a, 0, 0, 0],
+                    server: Server::default(),
+                    client_port: 40_000 + n * ports,
+                    id: n,
+                };
+                key.set()
+            });
+            assert!(without_place(keys) < 8, "{ports}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_nobodys_somebodys_or_on_the_move() {
         let key = LookupKey {
             socket: 1,
             ..LookupKey::default()
         };
-        assert!(!Place::<LookupKey>::is_taken(0));
-        assert!(!Place::<LookupKey>::is_taken(key.moving()));
-        assert!(Place::<LookupKey>::is_taken(Place::<LookupKey>::taken(1)));
+        assert!(!is_taken(0));
+        assert!(!is_taken(key.moving()));
+        assert!(is_taken(taken(1)));
         let second = LookupKey { slot: 1, ..key };
         assert!(!second.is(&key) && key.is(&key));
         assert!(key.has_place() && !second.has_place());

@@ -14,14 +14,14 @@ use tracer_common::{
     ClientMap, Hook,
     dns::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
-        Outcome, Place, Served, ServedKey, Value, bucket,
+        Outcome, Place, Served, ServedKey, Value, bucket, is_taken,
     },
     event, peers,
 };
 
 use super::{
     endpoints,
-    near::{SERVING, WAITING},
+    near::{SERVING, WAITING, state},
     served,
 };
 use crate::{
@@ -172,7 +172,9 @@ pub extern "C" fn dns_end(
 #[inline(always)]
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
-    endpoints::forget(lookup.endpoint, &key);
+    if lookup.is_noted != 0 {
+        endpoints::forget(lookup.endpoint, &key);
+    }
     let timeout = outcome == Outcome::Timeout as u8;
     let waited_ns = now_ns - lookup.started_ns;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
@@ -332,28 +334,32 @@ pub fn dns_age_one(ctx: RawTracePointContext) -> i32 {
 
 unsafe extern "C" fn age_near(
     map: *mut c_void,
-    index: *const u32,
-    place: *mut Place<LookupKey>,
+    _index: *const u32,
+    place: *mut Place<LookupKey, Lookup>,
     context: *mut c_void,
 ) -> i64 {
-    // SAFETY: the kernel calls with valid pointers.
-    if let Some((key, lookup)) = unsafe { WAITING.at(index, place) } {
+    if is_taken(state(place)) {
         // SAFETY: as the kernel would call it.
-        unsafe { age(map, &raw const key, lookup, context) };
+        unsafe {
+            let key = (*place).key;
+            age(map, &raw const key, &raw mut (*place).value, context);
+        }
     }
     0
 }
 
 unsafe extern "C" fn age_served_near(
     map: *mut c_void,
-    index: *const u32,
-    place: *mut Place<ServedKey>,
+    _index: *const u32,
+    place: *mut Place<ServedKey, Served>,
     context: *mut c_void,
 ) -> i64 {
-    // SAFETY: the kernel calls with valid pointers.
-    if let Some((key, served)) = unsafe { SERVING.at(index, place) } {
-        // SAFETY: as the kernel would call it.
-        unsafe { age_served(map, &raw const key, served, context) };
+    if is_taken(state(place)) {
+        // SAFETY: as above.
+        unsafe {
+            let key = (*place).key;
+            age_served(map, &raw const key, &raw mut (*place).value, context);
+        }
     }
     0
 }

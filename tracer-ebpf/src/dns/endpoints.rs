@@ -1,9 +1,10 @@
-//! Lookups that wait, by the client's address, port and id: a small hash table of sets, for the kernel's own cost
-//! ten times as much. Two CPUs that write one place at once may mix two lookups there; who finds one looks
-//! whether it fits the packet.
+//! Lookups that wait, by the client's address, port and id. One that has a place is found there, for the place goes
+//! by port and id. The others are in a small hash table of sets, for the kernel's own cost ten times as much. Two
+//! CPUs that write one set at once may mix two lookups there; who finds one looks whether it fits the packet.
 
 use tracer_common::dns::{ENDPOINT_SETS, ENDPOINT_WAYS, LookupKey, Way};
 
+use super::near::WAITING;
 use crate::maps::ENDPOINTS;
 
 #[inline(always)]
@@ -13,11 +14,18 @@ fn set(endpoint: u64) -> Option<&'static mut [Way; ENDPOINT_WAYS]> {
     Some(unsafe { &mut *set })
 }
 
-/// Puts a lookup in, at its own place, or a free one, or one that the hash picks. Out of line: its stack is its
-/// own.
+/// Puts a lookup in whose packets have that port, at its own place in the set, or a free one, or one that the hash
+/// picks; unless it is found without. Out of line: its stack is its own.
 #[inline(never)]
-pub fn note(endpoint: u64, lookup: &LookupKey) -> u64 {
-    let Some(set) = set(endpoint) else {
+pub fn note(endpoint: u64, port: u16, lookup: &LookupKey) -> u64 {
+    let set_of = LookupKey::set_of(port, lookup.id);
+    if WAITING
+        .place_where(set_of, |place| place.value.endpoint == endpoint)
+        .is_some()
+    {
+        return 0;
+    }
+    let (Some(set), Some(noted)) = (set(endpoint), WAITING.find(lookup)) else {
         return 0;
     };
     let mut way = (endpoint >> 32) as usize % ENDPOINT_WAYS;
@@ -36,12 +44,21 @@ pub fn note(endpoint: u64, lookup: &LookupKey) -> u64 {
     let way = &mut set[core::hint::black_box(way) % ENDPOINT_WAYS];
     way.lookup = *lookup;
     way.endpoint = endpoint;
+    // SAFETY: a map's value.
+    unsafe { (*noted).is_noted = 1 };
     0
 }
 
-/// The lookup of an endpoint.
+/// The lookup of an endpoint, whose packets have that port and id.
 #[inline(always)]
-pub fn find(endpoint: u64) -> Option<LookupKey> {
+pub fn find(endpoint: u64, port: u16, id: u16) -> Option<LookupKey> {
+    let fits = WAITING.place_where(LookupKey::set_of(port, id), |place| {
+        place.value.endpoint == endpoint
+    });
+    if let Some((place, _)) = fits {
+        // SAFETY: an array's value.
+        return Some(unsafe { (*place).key });
+    }
     let set = set(endpoint)?;
     let mut i = 0;
     while i < ENDPOINT_WAYS {
@@ -53,12 +70,9 @@ pub fn find(endpoint: u64) -> Option<LookupKey> {
     None
 }
 
-/// Takes a lookup out that is over.
+/// Takes a lookup out that is over, and was put in.
 #[inline(always)]
 pub fn forget(endpoint: u64, lookup: &LookupKey) {
-    if endpoint == 0 {
-        return;
-    }
     let Some(set) = set(endpoint) else {
         return;
     };

@@ -9,10 +9,10 @@ use tracer_common::{
 };
 
 use super::{
-    Socket,
+    Socket, port,
     end::{client, dns_end, node},
     message,
-    near::{Taken, WAITING},
+    near::{Taken, WAITING, show},
     unsent,
 };
 use crate::{
@@ -73,6 +73,7 @@ pub fn follow<const MAY_END: bool>(
         },
         id: query.id,
         slot: 0,
+        port: port(socket.sk) as u16,
         _pad: 0,
     };
     let mut free = None;
@@ -130,9 +131,11 @@ pub fn follow<const MAY_END: bool>(
         return untracked(value);
     }
     let lookup = match WAITING.take(&key) {
-        Taken::Place(lookup) => {
+        Taken::Place(place) => {
+            // SAFETY: an array's value, this program's alone; later nobody touches it while its start is 0.
+            let lookup = unsafe { &mut (*place).value };
             lookup.clear();
-            WAITING.show(&key, now_ns);
+            show(place, &key, now_ns);
             lookup
         }
         // Another CPU just started the very same lookup.
@@ -148,7 +151,7 @@ pub fn follow<const MAY_END: bool>(
                     return untracked(value);
                 }
             }
-            // SAFETY: a map's value; nobody touches an entry whose start is 0.
+            // SAFETY: a map's value; as above.
             unsafe { &mut *WAITING.find(&key)? }
         }
     };

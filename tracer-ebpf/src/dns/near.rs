@@ -1,4 +1,4 @@
-//! Tables of places, with a hash map for keys whose place is another's: see `tracer-common/src/dns/near.rs`. To those
+//! Tables of places, with a hash map for keys whose places are others': see `tracer-common/src/dns/near.rs`. To those
 //! who look in one it is a hash map.
 
 use core::ffi::c_void;
@@ -8,18 +8,17 @@ use aya_ebpf::{
     helpers::generated::bpf_for_each_map_elem,
     maps::{Array, HashMap},
 };
-use tracer_common::dns::{Far, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey};
+use tracer_common::dns::{
+    Far, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey, WAYS, is_taken, taken,
+};
 
 use crate::{
-    maps::{
-        FAR, PENDING, PENDING_NEAR, PENDING_PLACES, SERVED, SERVED_NEAR, SERVED_PLACES,
-    },
+    maps::{FAR, PENDING, PENDING_NEAR, SERVED, SERVED_NEAR},
     util::{add, exchange, sub},
 };
 
 /// Lookups that wait for an answer.
 pub const WAITING: Table<LookupKey, Lookup> = Table {
-    places: &PENDING_PLACES,
     near: &PENDING_NEAR,
     far: &PENDING,
     entries: Far::Pending,
@@ -27,7 +26,6 @@ pub const WAITING: Table<LookupKey, Lookup> = Table {
 
 /// Queries that wait for a server's answer.
 pub const SERVING: Table<ServedKey, Served> = Table {
-    places: &SERVED_PLACES,
     near: &SERVED_NEAR,
     far: &SERVED,
     entries: Far::Served,
@@ -36,37 +34,31 @@ pub const SERVING: Table<ServedKey, Served> = Table {
 /// Both parts.
 #[derive(Clone, Copy)]
 pub struct Table<K: 'static, V: 'static> {
-    places: &'static Array<Place<K>>,
-    near: &'static Array<V>,
+    near: &'static Array<Place<K, V>>,
     far: &'static HashMap<K, V>,
     entries: Far,
 }
 
 /// What became of the attempt to take a place.
-pub enum Taken<V: 'static> {
-    /// It is the key's, and its value holds what was there before.
-    Place(&'static mut V),
+pub enum Taken<K: 'static, V: 'static> {
+    /// It is the key's. Its value is what was there before, and nobody finds it until [`show`] is called.
+    Place(*mut Place<K, V>),
     /// The same key is taking it, or giving it back, on another CPU.
     Same,
-    /// It is another's.
+    /// All are others'.
     No,
 }
 
 /// What `bpf_for_each_map_elem` calls with an entry.
-pub type Visit<K, V> =
-    unsafe extern "C" fn(*mut c_void, *const K, *mut V, *mut c_void) -> i64;
+pub type Visit<K, V> = unsafe extern "C" fn(*mut c_void, *const K, *mut V, *mut c_void) -> i64;
 
 impl<K: PlaceKey, V> Table<K, V> {
     /// The value of a key.
     #[inline(always)]
     pub fn find(&self, key: &K) -> Option<*mut V> {
-        if key.has_place()
-            && let Some(place) = self.place(key)
-            && Place::<K>::is_taken(state(place))
-            // SAFETY: an array's value; who writes the key meanwhile has changed the state before.
-            && unsafe { (*place).key.is(key) }
-        {
-            return self.near.get_ptr_mut(key.place());
+        if let Some((place, _)) = self.place(key) {
+            // SAFETY: an array's value.
+            return Some(unsafe { &raw mut (*place).value });
         }
         if self.is_far_empty() {
             return None;
@@ -74,46 +66,37 @@ impl<K: PlaceKey, V> Table<K, V> {
         self.far.get_ptr_mut(key)
     }
 
-    /// Takes a key's place. The value is to be valid when [`Self::show`] is called.
+    /// Takes one of a key's places.
     #[inline(always)]
-    pub fn take(&self, key: &K) -> Taken<V> {
+    pub fn take(&self, key: &K) -> Taken<K, V> {
         if !key.has_place() {
             return Taken::No;
         }
-        let (Some(place), Some(value)) = (self.place(key), self.near.get_ptr_mut(key.place()))
-        else {
-            return Taken::No;
-        };
         let moving = key.moving();
-        // SAFETY: array's values.
-        unsafe {
-            match exchange(&raw mut (*place).state, 0, moving) {
-                0 => {
-                    (*place).key = *key;
-                    Taken::Place(&mut *value)
-                }
-                there if there == moving => Taken::Same,
-                _ => Taken::No,
-            }
-        }
-    }
-
-    /// Lets others find what has been taken.
-    #[inline(always)]
-    pub fn show(&self, key: &K, now_ns: u64) {
-        if let Some(place) = self.place(key) {
-            // SAFETY: an array's value.
-            unsafe {
-                exchange(
-                    &raw mut (*place).state,
-                    key.moving(),
-                    Place::<K>::taken(now_ns),
-                )
+        let mut way = 0;
+        while way < WAYS {
+            let Some(place) = self.near.get_ptr_mut(key.set() + way) else {
+                break;
             };
+            let there = state(place);
+            if there == 0 {
+                // SAFETY: an array's value.
+                unsafe {
+                    if exchange(&raw mut (*place).state, 0, moving) == 0 {
+                        (*place).key = *key;
+                        return Taken::Place(place);
+                    }
+                }
+            }
+            if state(place) == moving {
+                return Taken::Same;
+            }
+            way += 1;
         }
+        Taken::No
     }
 
-    /// Puts a key whose place is another's into the hash map.
+    /// Puts a key whose places are others' into the hash map.
     #[inline(always)]
     pub fn put_far(&self, key: &K, value: &V) -> Result<(), i32> {
         let entries = self.entries().ok_or(0)?;
@@ -129,23 +112,18 @@ impl<K: PlaceKey, V> Table<K, V> {
     /// Removes a key. Who is told that it was there removed it alone.
     #[inline(always)]
     pub fn remove(&self, key: &K) -> bool {
-        if key.has_place()
-            && let Some(place) = self.place(key)
-        {
-            let there = state(place);
+        if let Some((place, there)) = self.place(key) {
             let moving = key.moving();
             // SAFETY: an array's value.
             unsafe {
-                let place_state = &raw mut (*place).state;
-                if Place::<K>::is_taken(there)
-                    && (*place).key.is(key)
-                    && exchange(place_state, there, moving) == there
-                {
-                    // Read again, now that nobody writes it: a CPU may have read the key before the state.
-                    let is_own = (*place).key.is(key);
-                    exchange(place_state, moving, if is_own { 0 } else { there });
-                    return is_own;
+                let state = &raw mut (*place).state;
+                if exchange(state, there, moving) != there {
+                    return false;
                 }
+                // Read again, now that nobody writes it: a CPU may have read the key before the state.
+                let is_own = (*place).key.is(key);
+                exchange(state, moving, if is_own { 0 } else { there });
+                return is_own;
             }
         }
         if self.is_far_empty() || self.far.remove(key).is_err() {
@@ -159,9 +137,9 @@ impl<K: PlaceKey, V> Table<K, V> {
 
     /// Calls `near` for each place, and `far` for each entry of the hash map.
     #[inline(always)]
-    pub fn for_each(&self, near: Visit<u32, Place<K>>, far: Visit<K, V>) {
+    pub fn for_each(&self, near: Visit<u32, Place<K, V>>, far: Visit<K, V>) {
         let none = core::ptr::null_mut();
-        let places: *const c_void = core::ptr::from_ref(self.places).cast();
+        let places: *const c_void = core::ptr::from_ref(self.near).cast();
         // SAFETY: the helper (5.13) calls back with pointers to a key and a value of that map.
         unsafe { bpf_for_each_map_elem(places.cast_mut(), near as *mut c_void, none, 0) };
         if !self.is_far_empty() {
@@ -171,24 +149,33 @@ impl<K: PlaceKey, V> Table<K, V> {
         }
     }
 
-    /// Key and value at a place, for what [`Self::for_each`] calls.
-    ///
-    /// # Safety
-    ///
-    /// `index` and `place` are what the helper gives.
+    /// The place that a key has, and its state.
     #[inline(always)]
-    pub unsafe fn at(&self, index: *const u32, place: *const Place<K>) -> Option<(K, *mut V)> {
-        // SAFETY: a caller's.
-        let (index, key) = unsafe { (*index, (*place).key) };
-        if !Place::<K>::is_taken(state(place)) {
+    fn place(&self, key: &K) -> Option<(*mut Place<K, V>, u64)> {
+        if !key.has_place() {
             return None;
         }
-        Some((key, self.near.get_ptr_mut(index)?))
+        self.place_where(key.set(), |place| place.key.is(key))
     }
 
+    /// The place in a set that is somebody's, and that fits; and its state.
     #[inline(always)]
-    fn place(&self, key: &K) -> Option<*mut Place<K>> {
-        self.places.get_ptr_mut(key.place())
+    pub fn place_where(
+        &self,
+        set: u32,
+        fits: impl Fn(&Place<K, V>) -> bool,
+    ) -> Option<(*mut Place<K, V>, u64)> {
+        let mut way = 0;
+        while way < WAYS {
+            let place = self.near.get_ptr_mut(set + way)?;
+            let state = state(place);
+            // SAFETY: an array's value; who writes it meanwhile has changed the state before.
+            if is_taken(state) && fits(unsafe { &*place }) {
+                return Some((place, state));
+            }
+            way += 1;
+        }
+        None
     }
 
     #[inline(always)]
@@ -204,8 +191,16 @@ impl<K: PlaceKey, V> Table<K, V> {
     }
 }
 
+/// Lets others find what has been taken.
 #[inline(always)]
-fn state<K>(place: *const Place<K>) -> u64 {
+pub fn show<K: PlaceKey, V>(place: *mut Place<K, V>, key: &K, now_ns: u64) {
+    // SAFETY: a caller's, an array's value.
+    unsafe { exchange(&raw mut (*place).state, key.moving(), taken(now_ns)) };
+}
+
+/// State of a place.
+#[inline(always)]
+pub fn state<K, V>(place: *const Place<K, V>) -> u64 {
     // SAFETY: a caller's, an array's value. Volatile: others write it.
     unsafe { (&raw const (*place).state).read_volatile() }
 }

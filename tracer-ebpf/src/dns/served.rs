@@ -12,7 +12,7 @@ use super::{
     Socket,
     end::{client, node},
     message::Header,
-    near::{SERVING, Taken},
+    near::{SERVING, Taken, show},
     packets,
 };
 use crate::{
@@ -30,6 +30,7 @@ const NOBODYS: LookupKey = LookupKey {
     socket: 0,
     id: 0,
     slot: 0,
+    port: 0,
     _pad: 0,
 };
 
@@ -74,12 +75,13 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         received_ns: now_ns,
         waiting: 1,
         lookup: packets::lookup(packets::address(ctx), header.id, false).unwrap_or(NOBODYS),
-        _line: [0; 2],
+        _line: [0; 3],
     };
     let begun = match SERVING.take(&key) {
         Taken::Place(place) => {
-            *place = served;
-            SERVING.show(&key, now_ns);
+            // SAFETY: an array's value, this program's alone.
+            unsafe { (*place).value = served };
+            show(place, &key, now_ns);
             Ok(())
         }
         Taken::Same => Err(EEXIST),

@@ -157,7 +157,7 @@ impl Datagram {
             },
             id: self.id,
         };
-        let key = dns::endpoints::find(endpoint.hash())?;
+        let key = dns::endpoints::find(endpoint.hash(), endpoint.port, self.id)?;
         (key.id == self.id).then_some(key)
     }
 
