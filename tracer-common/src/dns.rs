@@ -181,6 +181,9 @@ pub struct Key {
 }
 
 /// Counters of one client, and of the node. Added to atomically: exact in every context.
+///
+/// What grows when something begins comes first, what grows when it ends last: mostly other CPUs do that, and take
+/// the line of the cache with them.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -191,26 +194,26 @@ pub struct Counts {
     pub queries: u64,
     /// Lookups begun.
     pub started: u64,
-    /// Lookups ended, by [`Outcome`].
-    pub outcomes: [u64; 9],
-    /// Failed lookups, by [`Cause`].
-    pub causes: [u64; 10],
-    /// Answers after the deadline.
-    pub late: u64,
-    /// Answers to nothing asked.
-    pub unmatched: u64,
     /// Queries not followed, for want of room.
     pub untracked: u64,
     /// The server's side: query packets that reached a server's socket.
     pub received: u64,
-    /// Of those: answered, by [`Outcome`]; [`Outcome::Timeout`] stands for unanswered.
-    pub served: [u64; 9],
     /// Of those: not followed, for want of room.
     pub served_untracked: u64,
+    /// Answers to nothing asked.
+    pub unmatched: u64,
+    /// Answers after the deadline.
+    pub late: u64,
+    /// Failed lookups, by [`Cause`].
+    pub causes: [u64; 10],
+    /// Lookups ended, by [`Outcome`].
+    pub outcomes: [u64; 9],
     /// Sum of the answered lookups' durations, nanoseconds.
     pub duration_ns: u64,
     /// Answered lookups by duration, as [`BUCKETS_NS`]; the last holds the rest.
     pub buckets: [u64; 14],
+    /// Of those received: answered, by [`Outcome`]; [`Outcome::Timeout`] stands for unanswered.
+    pub served: [u64; 9],
 }
 
 /// Value of the map `DNS`.

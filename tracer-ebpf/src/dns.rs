@@ -18,7 +18,9 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+        generated::{
+            bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        },
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -123,29 +125,25 @@ pub struct Socket {
     pub cookie: u64,
     /// Address of its `struct sock`.
     pub sk: u64,
+    /// Its own, host byte order.
+    pub port: u16,
 }
 
 /// `SOCK_DGRAM` (include/linux/net.h).
 const SOCK_DGRAM: u16 = 2;
 
-/// The socket's own port. Out of line, as `is_datagram`: their stack is their own.
-#[inline(never)]
-fn port(sk: u64) -> u64 {
-    read::<u16>(sk, OFF_SOCK_NUM.load()).unwrap_or_default() as u64
-}
-
-/// Is it no raw socket? Those get a copy of what another is meant to get.
+/// Is it no raw socket? Those get a copy of what another is meant to get. Out of line: its stack is its own.
 #[inline(never)]
 fn is_datagram(sk: u64) -> bool {
     read(sk, OFF_SOCK_TYPE.load()) == Some(SOCK_DGRAM)
 }
 
 impl Socket {
-    /// Stands for it while it has no cookie: where it is, with its port in the low bits, for the memory
+    /// Stands for a socket that has no cookie: where it is, with its port in the low bits, for the memory
     /// is another socket's soon, with another port.
     #[inline(always)]
-    fn address(&self) -> u64 {
-        self.sk ^ port(self.sk)
+    fn stand_in(&self) -> u64 {
+        self.sk ^ self.port as u64
     }
 
     /// Inode of its namespace.
@@ -154,13 +152,26 @@ impl Socket {
         read(self.net, OFF_NET_NS_INUM.load()).unwrap_or_default()
     }
 
-    /// Only a client's socket is known by its cookie.
+    /// Only a client's socket is known by its cookie. None for a raw socket: those get a copy of what another is
+    /// meant to get.
     #[inline(always)]
     fn of<const IS_CLIENT: bool>(ctx: &SkBuffContext) -> Option<Self> {
-        let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
-        if !is_datagram(sk) {
+        // SAFETY: the verifier knows the context's fields, and those of what the helper gives.
+        let (kind, port) = unsafe {
+            let common = (*ctx.skb.skb).__bindgen_anon_2.sk;
+            if common.is_null() {
+                return None;
+            }
+            let sock = bpf_sk_fullsock(common);
+            if sock.is_null() {
+                return None;
+            }
+            ((*sock).type_, (*sock).src_port)
+        };
+        if kind != SOCK_DGRAM as u32 {
             return None;
         }
+        let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         if !is_watched_net(net) {
             return None;
@@ -172,13 +183,14 @@ impl Socket {
                 net_cookie: net_cookie(net)?,
             },
             net,
+            sk,
             cookie: if IS_CLIENT {
                 // SAFETY: the helper takes the context.
                 unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
             } else {
                 0
             },
-            sk,
+            port: port as u16,
         })
     }
 }

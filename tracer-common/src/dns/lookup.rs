@@ -63,7 +63,9 @@ pub struct Lookup {
     /// Whose counters.
     pub key: Key,
     /// How many servers; more than [`MAX_SERVERS`] means that not all are remembered.
-    pub servers_len: u16,
+    pub servers_len: u8,
+    /// Not 0: it is in the map `ENDPOINTS`.
+    pub is_noted: u8,
     /// Drop reason that counts, the kernel's number; 0 if no packet of this lookup was dropped.
     pub drop_reason: u16,
     /// [`Cause`](super::Cause) that it means.
@@ -86,8 +88,8 @@ pub struct Lookup {
     pub question_len: u16,
     /// [`Detail`] of the drop that counts.
     pub drop_detail: u8,
-    /// Not 0: it is in the map `ENDPOINTS`.
-    pub is_noted: u8,
+    /// Keeps the layout free of padding.
+    pub _pad: u8,
     /// Name of the process, NUL-padded.
     pub comm: [u8; 16],
     /// The first question as on the wire: name, type, class.
@@ -115,7 +117,7 @@ impl Lookup {
             2 => self.servers[2] = server,
             _ => {}
         }
-        if self.servers_len <= MAX_SERVERS as u16 {
+        if self.servers_len <= MAX_SERVERS as u8 {
             self.servers_len += 1;
         }
     }
@@ -147,7 +149,7 @@ impl Lookup {
     /// Can the answer come from there?
     #[inline(always)]
     pub const fn was_asked(&self, server: &Server) -> bool {
-        self.servers_len > MAX_SERVERS as u16 || self.was_remembered(server)
+        self.servers_len > MAX_SERVERS as u8 || self.was_remembered(server)
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use tracer_common::{
 };
 
 use super::{
-    Socket, port,
+    Socket,
     end::{client, dns_end, node},
     message,
     near::{Taken, WAITING, show},
@@ -67,13 +67,13 @@ pub fn follow<const MAY_END: bool>(
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let mut key = LookupKey {
         socket: if socket.cookie == 0 {
-            socket.address()
+            socket.stand_in()
         } else {
             socket.cookie
         },
         id: query.id,
         slot: 0,
-        port: port(socket.sk) as u16,
+        port: socket.port,
         _pad: 0,
     };
     let mut free = None;
@@ -123,12 +123,9 @@ pub fn follow<const MAY_END: bool>(
     }
     if socket.cookie != 0
         && refused_lately(now_ns)
-        && moved(socket.address(), query, &key, now_ns, endpoint)
+        && moved(socket.stand_in(), query, &key, now_ns, endpoint)
     {
         return Some(key);
-    }
-    if value.counts.waiting() >= DNS_PENDING_PER_CLIENT.load() as i64 {
-        return untracked(value);
     }
     let lookup = match WAITING.take(&key) {
         Taken::Place(place) => {
@@ -140,6 +137,11 @@ pub fn follow<const MAY_END: bool>(
         }
         // Another CPU just started the very same lookup.
         Taken::Same => return Some(key),
+        // Room for others is kept in the hash map, where there is some: what a client has begun and ended is in
+        // other CPUs' caches.
+        Taken::No if value.counts.waiting() >= DNS_PENDING_PER_CLIENT.load() as i64 => {
+            return untracked(value);
+        }
         Taken::No => {
             let zero = LOOKUP_ZERO.get_ptr(0)?;
             // SAFETY: an array's value that nobody writes.

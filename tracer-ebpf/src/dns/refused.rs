@@ -78,6 +78,7 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
         net,
         cookie: read(refused.sk, OFF_SOCK_COOKIE.load())?,
         sk: refused.sk,
+        port: read(refused.sk, OFF_SOCK_NUM.load())?,
     };
     // SAFETY: a per-CPU array's value, of one program each. The kernel does not enter a tracing
     // program twice on a CPU.

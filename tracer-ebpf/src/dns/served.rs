@@ -64,12 +64,6 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if again(&key, now_ns) {
         return Some(());
     }
-    // This one is among them.
-    if value.counts.serving() > DNS_PENDING_PER_CLIENT.load() as i64 {
-        add(&mut value.counts.served_untracked, 1);
-        add(&mut node.served_untracked, 1);
-        return Some(());
-    }
     let served = Served {
         key: socket.key,
         received_ns: now_ns,
@@ -85,6 +79,12 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
             Ok(())
         }
         Taken::Same => Err(EEXIST),
+        // As with lookups. This one is among them.
+        Taken::No if value.counts.serving() > DNS_PENDING_PER_CLIENT.load() as i64 => {
+            add(&mut value.counts.served_untracked, 1);
+            add(&mut node.served_untracked, 1);
+            return Some(());
+        }
         Taken::No => SERVING.put_far(&key, &served),
     };
     match begun {
