@@ -323,7 +323,10 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
             return late(&socket);
         }
     }
-    add(&mut client(socket.key, || socket.netns())?.counts.unmatched, 1);
+    add(
+        &mut client(socket.key, || socket.netns())?.counts.unmatched,
+        1,
+    );
     add(&mut node()?.unmatched, 1);
     Some(())
 }

@@ -40,7 +40,7 @@ pub fn sub(counter: &mut u64, n: u64) {
 /// reads and writes.
 ///
 /// Kernels before 5.12 do not have the instruction, nor arm64's before 5.18: there user space puts another in its
-/// place, after which 1 was there (`tracer/src/kernel/exchange.rs`).
+/// place, as if 1 had been there (`tracer/src/kernel/exchange.rs`).
 #[inline(always)]
 pub fn exchange(place: *mut u64, expected: u64, new: u64) -> u64 {
     let mut there = expected;

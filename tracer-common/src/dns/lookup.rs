@@ -196,7 +196,7 @@ pub struct Ended {
 }
 
 /// Places in the map `ANSWERS`.
-pub const ANSWERS_LEN: u32 = 1 << 12;
+pub const ANSWERS_LEN: u32 = 1 << 14;
 
 /// A lookup that was answered: value of the map `ANSWERS`, where it has one place, which the latest takes.
 #[repr(C)]
@@ -352,7 +352,7 @@ pub struct Sent {
 }
 
 /// Places in the map `PACKETS`.
-pub const PACKETS_LEN: u32 = 1 << 14;
+pub const PACKETS_LEN: u32 = 1 << 16;
 
 /// A DNS packet on its way: value of the map `PACKETS`.
 #[repr(C)]

@@ -4,10 +4,7 @@
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns},
-    macros::raw_tracepoint,
+    EbpfContext as _, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use tracer_common::{

@@ -1,8 +1,6 @@
 //! How a query finds the lookup it belongs to, or begins one.
 
-use aya_ebpf::{
-    helpers::{bpf_get_current_task, bpf_ktime_get_ns},
-};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use tracer_common::{
     ClientMap,
     dns::{LookupKey, Outcome, QUESTION_LEN, Server, Value},

@@ -1,8 +1,6 @@
 //! The server's side: queries that reach a socket on a DNS port, and what the server makes of them.
 
-use aya_ebpf::{
-    EbpfContext as _, helpers::bpf_ktime_get_ns, programs::SkBuffContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::bpf_ktime_get_ns, programs::SkBuffContext};
 use tracer_common::{
     ClientMap,
     dns::{AGE_MARGIN_NS, LookupKey, Outcome, Served, ServedKey, Server},

@@ -6,7 +6,10 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::features::Features;
+use super::{
+    elf::{section, u16_at, u32_at},
+    features::Features,
+};
 
 /// `BTF_KIND_FUNC`, and the other kinds that have more than their head (include/uapi/linux/btf.h).
 const INT: u32 = 1;
@@ -20,12 +23,6 @@ const VAR: u32 = 14;
 const DATASEC: u32 = 15;
 const DECL_TAG: u32 = 17;
 const ENUM64: u32 = 19;
-
-/// Where `struct Elf64_Ehdr` has what is needed (include/uapi/linux/elf.h).
-const E_SHOFF: usize = 0x28;
-const E_SHENTSIZE: usize = 0x3a;
-const E_SHNUM: usize = 0x3c;
-const E_SHSTRNDX: usize = 0x3e;
 
 /// Does the kernel take addresses as arguments of global functions? Its BTF does not say; the helper came
 /// one version later.
@@ -66,36 +63,6 @@ pub fn all_static(object: &[u8]) -> Result<Vec<u8>> {
 }
 
 const CUT: &str = "the BTF is cut off";
-
-/// Where a section of an ELF file begins.
-fn section(file: &[u8], wanted: &[u8]) -> Option<usize> {
-    let headers = u64_at(file, E_SHOFF)? as usize;
-    let size = u16_at(file, E_SHENTSIZE)? as usize;
-    let header = |index: u16| headers + index as usize * size;
-    let offset = |header: usize| Some(u64_at(file, header + 0x18)? as usize);
-    let names = offset(header(u16_at(file, E_SHSTRNDX)?))?;
-    (0..u16_at(file, E_SHNUM)?)
-        .map(header)
-        .find(|header| {
-            u32_at(file, *header)
-                .and_then(|name| file.get(names + name as usize..))
-                .and_then(|name| name.split(|byte| *byte == 0).next())
-                == Some(wanted)
-        })
-        .and_then(offset)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
 
 #[cfg(test)]
 mod tests {

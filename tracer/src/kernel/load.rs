@@ -28,7 +28,7 @@ use tracer_common::{
 };
 
 use super::{
-    cgroup,
+    cgroup, exchange,
     kallsyms::Reading,
     linkage,
     maps::Maps,
@@ -226,11 +226,13 @@ impl Loaded {
         let pins = state
             .map(|state| state.pins(pinning::fingerprint(told)))
             .transpose()?;
-        let object = if linkage::takes_globals(&offsets.features) {
-            Cow::Borrowed(OBJECT)
-        } else {
-            linkage::all_static(OBJECT)?.into()
-        };
+        let mut object = Cow::Borrowed(OBJECT);
+        if !linkage::takes_globals(&offsets.features) {
+            object = linkage::all_static(&object)?.into();
+        }
+        if !exchange::has_exchange(&offsets.features) {
+            object = exchange::removed(&object)?.into();
+        }
         let mut ebpf = loader
             .load(&object)
             .context("cannot create the eBPF maps")?;

@@ -101,8 +101,12 @@ impl Maps {
     /// where a map is full.
     pub fn take(ebpf: &mut Ebpf, reasons: &Reasons) -> Result<Self> {
         let mut max_entries_of = [0; CLIENT_MAPS.len()];
-        for (entries, (name, _)) in max_entries_of.iter_mut().zip(CLIENT_MAPS) {
+        for (entries, (name, map)) in max_entries_of.iter_mut().zip(CLIENT_MAPS) {
             *entries = max_entries(ebpf, name)?;
+            // Most of these have a place outside the hash map.
+            if matches!(map, ClientMap::Pending | ClientMap::Served) {
+                *entries += u64::from(dns::PLACES);
+            }
         }
         let mut neigh: HashMap<MapData, neigh::Key, neigh::Value> = take(ebpf, "NEIGH")?;
         for family in [tracer_common::AF_INET, tracer_common::AF_INET6] {

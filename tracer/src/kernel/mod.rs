@@ -4,6 +4,8 @@ pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod conntrack;
+mod elf;
+mod exchange;
 pub mod features;
 pub mod kallsyms;
 mod linkage;

@@ -89,6 +89,7 @@ mod tests {
         let sources = [
             include_str!("../../../../tracer-common/src/dns.rs"),
             include_str!("../../../../tracer-common/src/dns/lookup.rs"),
+            include_str!("../../../../tracer-common/src/dns/near.rs"),
             include_str!("../../../../tracer-common/src/drops.rs"),
             include_str!("../../../../tracer-common/src/event.rs"),
             include_str!("../../../../tracer-common/src/neigh.rs"),
@@ -110,7 +111,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (2, "e55767774d7bd759")
+            (3, "16e58c2139d61cdc")
         );
     }
 
