@@ -17,6 +17,8 @@ use tests::unseen::Unseen;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
+/// The pins of this version, in the state folder.
+const SCHEMA: &str = "schema-3";
 const SOON: Duration = Duration::from_secs(8);
 /// Limits that a burst overflows.
 const LIMITS: [u64; 3] = [32, 64, 64];
@@ -78,7 +80,7 @@ fn resets(metrics: &Metrics) -> u64 {
 }
 
 fn links(state: &Path) -> Vec<PathBuf> {
-    let folders = fs::read_dir(state.join("schema-2/links")).expect("there are links");
+    let folders = fs::read_dir(state.join(SCHEMA).join("links")).expect("there are links");
     folders
         .flat_map(|folder| fs::read_dir(folder.expect("folder can be read").path()))
         .flatten()
@@ -263,7 +265,7 @@ fn state_of_another_shape_is_left_and_said() {
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let agent = Agent::start(&flags);
     agent.stop_cleanly();
-    let maps = state.join("schema-2/maps");
+    let maps = state.join(SCHEMA).join("maps");
     fs::rename(maps.join("TCP"), maps.join("NEIGH")).expect("pins can be renamed");
     fs::create_dir_all(state.join("schema-0/maps")).expect("folders can be made");
     let agent = Agent::start(&flags);
@@ -276,7 +278,7 @@ fn state_of_another_shape_is_left_and_said() {
     assert!(!state.join("schema-0").exists());
     agent.stop_cleanly();
     // What cannot be read is no reason not to start either.
-    let memory = state.join("schema-2/memory");
+    let memory = state.join(SCHEMA).join("memory");
     fs::remove_file(&memory).expect("pins can be removed");
     fs::rename(maps.join("WALK"), &memory).expect("pins can be renamed");
     let agent = Agent::start(&flags);
@@ -358,7 +360,7 @@ fn all_of_it_can_be_taken_out() {
         "{ended:?}"
     );
     leftovers.assert_none_new();
-    assert!(foreign.exists() && !state.join("schema-2").exists());
+    assert!(foreign.exists() && !state.join(SCHEMA).exists());
     fs::remove_dir(&foreign).expect("folders can be removed");
     assert!(detach_all(text).status.success());
     assert!(!state.exists());
