@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -256,6 +258,59 @@ fn another_build_goes_on_with_the_counters() {
         links.len(),
         "two builds count at once: {links:?}"
     );
+}
+
+/// While one build takes another's place, both are attached, and one counts: what happens in that moment, once.
+#[test]
+fn what_happens_while_builds_change_is_counted_once() {
+    const EXCHANGES: usize = 8;
+    let bpffs = BpfFs::mount();
+    let state = bpffs.join("tracer");
+    let flags = ["--state-dir", state.to_str().expect("path is text")];
+    let mut lab = Lab::new();
+    let pod = lab.pod("pod", 1, 1);
+    let limits = Thresholds::set(lab.lock(), LIMITS);
+    let agent = Agent::start(&[&flags[..], &["--event-rate", "1"]].concat());
+    let fulls = || table_fulls(Family::V4);
+    let told = |agent: &Agent| agent.metrics().sum(NODE_CREATES, &V4_FULL) as u64;
+    let begin = (fulls(), told(&agent));
+    let over = AtomicBool::new(false);
+    let agent = thread::scope(|scope| {
+        let mut agent = agent;
+        let storm = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                burst(&pod, Family::V4, FIRST_SILENT, 500);
+            }
+        });
+        for rate in 2..2 + EXCHANGES {
+            let refused = fulls();
+            eventually(SOON, || {
+                ensure(fulls() > refused + 200, || "no storm".to_owned())
+            });
+            agent.stop_cleanly();
+            // To the programs another rate is what another build is: other constants.
+            let rate = rate.to_string();
+            agent = Agent::start(&[&flags[..], &["--event-rate", &rate]].concat());
+        }
+        over.store(true, Ordering::Relaxed);
+        storm.join().expect("it ends");
+        agent
+    });
+    drop(limits);
+    let refused = fulls() - begin.0;
+    assert!(refused > 200 * EXCHANGES as u64, "the lab failed");
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let off = eventually(SOON, || {
+        let told = told(&agent) - begin.1;
+        let off = told.cast_signed() - refused.cast_signed();
+        ensure(
+            off.unsigned_abs() <= (EXCHANGES * processors) as u64,
+            || format!("{off} off of {refused} refusals"),
+        )?;
+        Ok::<_, String>(off)
+    });
+    eprintln!("{off} off of {refused} refusals in {EXCHANGES} exchanges");
+    agent.stop_cleanly();
 }
 
 #[test]

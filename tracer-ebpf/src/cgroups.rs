@@ -17,7 +17,7 @@ use tracer_common::{
 use crate::{
     layout::*,
     maps::{CGROUPS, RING_STATS},
-    util::{add, read},
+    util::{add, is_active, read},
 };
 
 /// `cgrp_dfl_root.hierarchy_id`: the hierarchy of cgroup2. Those of version 1 count from 1.
@@ -25,7 +25,9 @@ const CGROUP2: u32 = 0;
 
 #[raw_tracepoint(tracepoint = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
-    let _ = try_cgroup_mkdir(&ctx); // what cannot be read is found by a walk, if it lives
+    if is_active() {
+        let _ = try_cgroup_mkdir(&ctx); // what cannot be read is found by a walk, if it lives
+    }
     0
 }
 

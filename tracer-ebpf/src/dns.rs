@@ -43,7 +43,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, EXPIRED},
     packet::{self, Udp},
-    util::{add, is_watched_net, net_cookie, read},
+    util::{add, is_active, is_watched_net, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -70,7 +70,7 @@ fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
     let to_server = packet::is_dns_port(udp.destination_port)
         || (redirected && packet::is_dns_port(query.server.port));
     let from_server = packet::is_dns_port(udp.source_port);
-    if !to_server && !from_server {
+    if (!to_server && !from_server) || !is_active() {
         return None;
     }
     let header = Header::load(ctx, udp)?;
@@ -99,7 +99,7 @@ fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
 fn arrives(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
     let to_server = packet::is_dns_port(udp.destination_port);
     let from_server = packet::is_dns_port(udp.source_port);
-    if !to_server && !from_server {
+    if (!to_server && !from_server) || !is_active() {
         return None;
     }
     let header = Header::load(ctx, udp)?;

@@ -30,7 +30,7 @@ use crate::{
     maps::{NEIGH_LAST_FULL, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
     neigh::{self, Wanted},
     ring,
-    util::{add, forget, is_watched, net_cookie, read},
+    util::{add, forget, is_active, is_watched, net_cookie, read},
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -49,7 +49,9 @@ const UNSOLICITED_NS: u64 = 5_000_000_000;
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
-    let _ = try_kfree_skb(&ctx); // a packet that cannot be read belongs to no lookup
+    if is_active() {
+        let _ = try_kfree_skb(&ctx); // a packet that cannot be read belongs to no lookup
+    }
     0
 }
 
@@ -174,7 +176,9 @@ enum Found {
 /// datagram that a full receive buffer loses.
 #[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
 pub fn udp_fail_queue(ctx: RawTracePointContext) -> i32 {
-    let _ = try_udp_fail_queue(ctx.arg(1)); // a socket that cannot be read has no owner
+    if is_active() {
+        let _ = try_udp_fail_queue(ctx.arg(1)); // a socket that cannot be read has no owner
+    }
     0
 }
 

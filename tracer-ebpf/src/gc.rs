@@ -22,14 +22,16 @@ use crate::{
     layout::*,
     maps::{EVICTED, FORCED, NEIGH_NODE, PERIODIC_TASKS, TABLES},
     neigh::{address, client},
-    util::{add, net_cookie, read},
+    util::{add, is_active, net_cookie, read},
 };
 
 const FRAMES: usize = 12;
 
 #[raw_tracepoint(tracepoint = "neigh_cleanup_and_release")]
 pub fn neigh_cleanup(ctx: RawTracePointContext) -> i32 {
-    let _ = try_neigh_cleanup(&ctx); // nothing to do about a table of another family
+    if is_active() {
+        let _ = try_neigh_cleanup(&ctx); // nothing to do about a table of another family
+    }
     0
 }
 

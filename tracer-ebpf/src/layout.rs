@@ -198,6 +198,10 @@ pub static DNS_PORTS: Global<[u16; tracer_common::dns::MAX_PORTS as usize]> =
 pub static SILENT_PORTS: Global<[u16; tracer_common::tcp::MAX_SILENT_PORTS]> =
     Global::new([6443, 2379, 0, 0, 0, 0, 0, 0]);
 
+/// Stands for this object and what it is told: see the map `ACTIVE`.
+#[unsafe(no_mangle)]
+pub static BUILD: Global<u64> = Global::new(0);
+
 /// `--silent-after`, nanoseconds.
 #[unsafe(no_mangle)]
 pub static SILENT_AFTER_NS: Global<u64> = Global::new(10_000_000_000);

@@ -11,6 +11,10 @@ use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh, peers, 
 /// Clients (namespaces, or cgroup and namespace) with counters of their own.
 const CLIENTS: u32 = 8192;
 
+/// The build whose programs count: its `BUILD`.
+#[map]
+pub static ACTIVE: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Creations by namespace and family.
 #[map]
 pub static NEIGH: HashMap<neigh::Key, neigh::Value> =

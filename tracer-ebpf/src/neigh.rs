@@ -31,14 +31,16 @@ use crate::{
         EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE, NEIGH_PEAK, REFUSED,
     },
     ring,
-    util::{add, net_cookie, read},
+    util::{add, is_active, net_cookie, read},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
 
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn neigh_create(ctx: RawTracePointContext) -> i32 {
-    let _ = try_neigh_create(&ctx); // nothing to do about a table of another family
+    if is_active() {
+        let _ = try_neigh_create(&ctx); // nothing to do about a table of another family
+    }
     0
 }
 

@@ -31,7 +31,7 @@ use crate::{
     layout::*,
     maps::{CONNECTING, TALKING, TURNS},
     peer, ring,
-    util::{add, is_watched, net_cookie, read},
+    util::{add, is_active, is_watched, net_cookie, read},
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -74,13 +74,17 @@ macro_rules! pair {
     ($first:ident, $second:ident, $tracepoint:literal, $body:path) => {
         #[raw_tracepoint(tracepoint = $tracepoint)]
         pub fn $first(ctx: RawTracePointContext) -> i32 {
-            let _ = $body(&ctx, Turn::First); // what cannot be read is no connection
+            if is_active() {
+                let _ = $body(&ctx, Turn::First); // what cannot be read is no connection
+            }
             0
         }
 
         #[raw_tracepoint(tracepoint = $tracepoint)]
         pub fn $second(ctx: RawTracePointContext) -> i32 {
-            let _ = $body(&ctx, Turn::Second); // as above
+            if is_active() {
+                let _ = $body(&ctx, Turn::Second); // as above
+            }
             0
         }
     };

@@ -9,7 +9,21 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::layout::{ABSENT, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM, ONLY_NETNS};
+use crate::{
+    layout::{ABSENT, BUILD, OFF_NET_HASH_MIX, OFF_NET_NET_COOKIE, OFF_NET_NS_INUM, ONLY_NETNS},
+    maps::ACTIVE,
+};
+
+/// Is it this build that counts? While another takes its place, the programs of both are attached; user space
+/// names the one that counts, in one moment for all of them. Asked by each program that the kernel runs, before it
+/// counts.
+#[inline(always)]
+pub fn is_active() -> bool {
+    // SAFETY: an array's value.
+    ACTIVE
+        .get_ptr(0)
+        .is_some_and(|active| unsafe { *active } == BUILD.load())
+}
 
 /// Adds to a counter in a map, atomically.
 ///

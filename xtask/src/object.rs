@@ -49,6 +49,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// Every map.
 const MAPS: &[&str] = &[
+    "ACTIVE",
     "NEIGH",
     "NEIGH_NODE",
     "NEIGH_LAST_FULL",

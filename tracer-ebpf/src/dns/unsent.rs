@@ -28,18 +28,22 @@ use crate::{
     layout::*,
     maps::{SENDS_WATCHED, SENT},
     packet::is_dns_port,
-    util::read,
+    util::{is_active, read},
 };
 
 #[fexit(function = "udp_sendmsg")]
 pub fn udp_sent(ctx: FExitContext) -> i32 {
-    sent::<FROM_SEND>(&ctx);
+    if is_active() {
+        sent::<FROM_SEND>(&ctx);
+    }
     0
 }
 
 #[fexit(function = "udpv6_sendmsg")]
 pub fn udpv6_sent(ctx: FExitContext) -> i32 {
-    sent::<FROM_SEND6>(&ctx);
+    if is_active() {
+        sent::<FROM_SEND6>(&ctx);
+    }
     0
 }
 

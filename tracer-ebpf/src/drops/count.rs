@@ -21,7 +21,7 @@ use crate::{
     maps::{BEHIND, DROPS, DROPS_NODE, REASONS},
     packet::is_dns_port,
     ring, tcp,
-    util::{add, is_watched, net_cookie, read},
+    util::{add, is_active, is_watched, net_cookie, read},
 };
 
 const IPPROTO_TCP: u8 = 6;
@@ -36,7 +36,9 @@ const SYN_ACK: u8 = 0x12;
 /// As [`super::kfree_skb`].
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn count_drops(ctx: RawTracePointContext) -> i32 {
-    let _ = try_count(&ctx); // nothing to count
+    if is_active() {
+        let _ = try_count(&ctx); // nothing to count
+    }
     0
 }
 

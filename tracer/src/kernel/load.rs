@@ -9,7 +9,6 @@ use std::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::MetadataExt as _,
     },
-    thread,
     time::Duration,
 };
 
@@ -68,10 +67,6 @@ const BOUNDS: [(&str, &str, &str); 5] = [
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
-
-/// The kernel is done with attachments of another build by then: it ends them after a grace period of RCU, in a
-/// workqueue, and tells nobody.
-const RELIEF: Duration = Duration::from_millis(250);
 
 /// Begins to look for the functions whose places the programs are told.
 pub fn functions() -> Reading {
@@ -157,8 +152,6 @@ pub struct Loaded {
     links: HashMap<String, PinnedLink>,
     /// What became of the programs that the verifier was given at once, until each is asked for.
     verdicts: Verdicts,
-    /// Another build's attachments were ended.
-    has_relieved: bool,
 }
 
 impl Loaded {
@@ -223,9 +216,9 @@ impl Loaded {
                 .and_then(|root| Ok(fs::metadata(root)?.ino()))
                 .ok(),
         );
-        let pins = state
-            .map(|state| state.pins(pinning::fingerprint(told)))
-            .transpose()?;
+        let build = pinning::fingerprint(told);
+        loader.override_global("BUILD", &build, true);
+        let pins = state.map(|state| state.pins(build)).transpose()?;
         let mut object = Cow::Borrowed(OBJECT);
         if !linkage::takes_globals(&offsets.features) {
             object = linkage::all_static(&object)?.into();
@@ -269,7 +262,6 @@ impl Loaded {
             pins,
             links: HashMap::new(),
             verdicts: HashMap::new(),
-            has_relieved: false,
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
@@ -292,11 +284,8 @@ impl Loaded {
             programs.watch_periodic_work(attach, &why);
         }
         programs.watch_sends(offsets);
-        if let Some(pins) = &programs.pins {
-            pins.relieve_all()?;
-            if programs.has_relieved {
-                thread::sleep(RELIEF);
-            }
+        if attach {
+            programs.activate(build)?;
         }
         Ok((programs, maps))
     }

@@ -267,21 +267,6 @@ impl Pins {
         self.folder.join("links").join(&self.build).join(name)
     }
 
-    /// Ends another build's attachment of the program of that name. Was there one? The kernel lets go of it some
-    /// milliseconds later.
-    pub fn relieve(&self, name: &str) -> Result<bool> {
-        let own = self.link(name);
-        let mut found = false;
-        for build in entries(&self.folder.join("links"))? {
-            let link = build.join(name);
-            if link != own && link.exists() {
-                remove(&link)?;
-                found = true;
-            }
-        }
-        Ok(found)
-    }
-
     /// Takes away what other builds have left, once one's own programs are at work.
     pub fn relieve_all(&self) -> Result<()> {
         for kind in ["links", "programs"] {

@@ -1,8 +1,9 @@
 //! Programs and attachments that outlive the agent. Where the same build was at work with the same
-//! parameters, its programs are taken over as they run, and nothing goes uncounted. Where another was, each
-//! of its attachments is let go just before the new one begins. The kernel ends it after a grace period of RCU, on a
-//! busy machine tens of milliseconds later: what happens until then may be counted by both. An agent is not ready
-//! before that is over.
+//! parameters, its programs are taken over as they run, and nothing goes uncounted. Where another was, the
+//! new programs are attached beside its own, and count nothing until one word in a map ([`Loaded::activate`]) says that
+//! it is their turn, and no more the others'. What a processor is about to count in that very moment, one thing at
+//! most, may be counted by both or by neither. Only then the other build's attachments are let go: the kernel ends
+//! them after a grace period of RCU, on a busy machine tens of milliseconds later.
 //!
 //! An agent that ends leaves them too. Lookups and attempts are under way at any moment: had nobody seen
 //! their end, the next agent would count them as failed.
@@ -10,9 +11,12 @@
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::programs::{
-    CgroupSkb, CgroupSkbAttachType, FExit, Program, RawTracePoint,
-    links::{FdLink, PinnedLink},
+use aya::{
+    maps::Array,
+    programs::{
+        CgroupSkb, CgroupSkbAttachType, FExit, Program, RawTracePoint,
+        links::{FdLink, PinnedLink},
+    },
 };
 
 use super::{Loaded, OBJECT};
@@ -23,7 +27,7 @@ pub(super) fn fingerprint(told: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     OBJECT.hash(&mut hasher);
     told.hash(&mut hasher);
-    hasher.finish()
+    hasher.finish().max(1) // 0: nobody counts
 }
 
 impl Loaded {
@@ -78,17 +82,12 @@ impl Loaded {
         pins.is_some_and(|pins| pins.link(name).exists())
     }
 
-    /// Before a program is attached: another build's attachment of that name ends. `true`: this build's
-    /// is there, and taken over.
+    /// Before a program is attached. `true`: its attachment is there, and taken over.
     pub(super) fn adopt_link(&mut self, name: &str) -> Result<bool> {
         let Some(pins) = &self.pins else {
             return Ok(false);
         };
         if !self.is_pinned(name) {
-            let first = pins.relieve(name)?;
-            // Of a pair, the second counts what the first has left: alone it would count all.
-            let second = pins.relieve(&format!("{name}_again"))?;
-            self.has_relieved |= first || second;
             return Ok(false);
         }
         let path = pins.link(name);
@@ -96,6 +95,21 @@ impl Loaded {
             .with_context(|| format!("cannot take over the attachment {}", path.display()))?;
         self.links.insert(name.to_owned(), link);
         Ok(true)
+    }
+
+    /// From now on this build counts, all of its programs at once, and no other does; what others have left goes.
+    pub(super) fn activate(&mut self, build: u64) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("ACTIVE")
+            .ok_or_else(|| anyhow!("the eBPF object has no map ACTIVE"))?;
+        Array::try_from(map)?
+            .set(0, build, 0)
+            .context("cannot set the map ACTIVE, so that no program counts")?;
+        match &self.pins {
+            Some(pins) => pins.relieve_all(),
+            None => Ok(()),
+        }
     }
 
     /// Lets an attachment outlive the agent.
