@@ -135,8 +135,13 @@ pub struct Refused {
     pub _pad: u32,
 }
 
-/// How long a refusal waits for its packet; then it is the kernel's own need. Nanoseconds.
+/// How long a refusal waits for a packet that dies without a reason; one that dies later is another's.
+/// Nanoseconds.
 pub const REFUSED_NS: u64 = 1_000_000;
+
+/// How long a refusal waits for any packet; then it is the kernel's own need. The packet dies a moment later, but a
+/// virtual machine may not get to run in that moment. Nanoseconds.
+pub const SETTLE_NS: u64 = 100_000_000;
 
 /// Highest `gc_entries` of one second: values of the per-CPU map `NEIGH_PEAK`, at index
 /// family × [`PEAK_SECONDS`] + second mod [`PEAK_SECONDS`].

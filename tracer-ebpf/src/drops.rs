@@ -78,7 +78,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         && let Some(family) = neigh::waiting()
         && let Some(wanted) = wanted(skb, family)
     {
-        neigh::settle(wanted);
+        neigh::settle(wanted, meaning.is_unspecified == 0);
         was_refused = true;
     }
     let mut drop = Drop {

@@ -54,7 +54,7 @@ enum Fate {
 #[inline(always)]
 fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     // The refusal before this one on this CPU was for no packet.
-    settle(Wanted::Kernel);
+    settle(Wanted::Kernel, true);
 
     let table: u64 = ctx.arg(0);
     let device: u64 = ctx.arg(1);
@@ -133,7 +133,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
             // SAFETY: a valid place.
             unsafe { ktime_ns.write_volatile(now_ns) };
             if REFUSALS_WAIT.load() == 0 {
-                settle(Wanted::Local);
+                settle(Wanted::Local, true);
             }
         }
     }
@@ -252,36 +252,37 @@ pub fn waiting() -> Option<u16> {
     Some(refused.family as u16)
 }
 
-/// Charges the refusal that waits on this CPU, if one does, to whom it is due, for good.
+/// Charges the refusal that waits on this CPU, if one does, to whom it is due, for good. `is_sure`: a packet that
+/// dies for want of an entry (`NEIGH_CREATEFAIL`, 5.18) can only be of the last refusal. One that dies without a reason
+/// is so only if it dies at once.
 #[inline(always)]
-pub fn settle(wanted: Wanted) {
+pub fn settle(wanted: Wanted, is_sure: bool) {
     if waiting().is_some() {
         let (by, source) = match wanted {
             Wanted::Local => (WANTED_BY_POD, [0; 4]),
             Wanted::Kernel => (WANTED_BY_KERNEL, [0; 4]),
             Wanted::Forwarded(source) => (WANTED_BY_SOURCE, source),
         };
-        charge(by, &source);
+        charge(by, &source, is_sure as u32);
     }
 }
 
 /// Out of line: several callers, and a stack of its own.
 #[inline(never)]
-fn charge(wanted_by: u32, source: &[u32; 4]) -> u64 {
-    let _ = try_charge(wanted_by, source); // without the maps there is nothing to count
+fn charge(wanted_by: u32, source: &[u32; 4], is_sure: u32) -> u64 {
+    let _ = try_charge(wanted_by, source, is_sure != 0); // without the maps there is nothing to count
     0
 }
 
 #[inline(always)]
-fn try_charge(wanted_by: u32, source: &[u32; 4]) -> Option<()> {
+fn try_charge(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> Option<()> {
     // SAFETY: a per-CPU array's value; taken by setting the time to 0.
     let refused = unsafe { &mut *REFUSED.get_ptr_mut(0)? };
     let ktime_ns = refused.ktime_ns;
     refused.ktime_ns = 0;
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    // A packet that comes too late is another's.
-    let wanted_by = if now_ns.wrapping_sub(ktime_ns) < REFUSED_NS {
+    let wanted_by = if is_sure || now_ns.wrapping_sub(ktime_ns) < REFUSED_NS {
         wanted_by
     } else {
         WANTED_BY_KERNEL
@@ -369,6 +370,6 @@ fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    settle(Wanted::Kernel);
+    settle(Wanted::Kernel, true);
     0
 }

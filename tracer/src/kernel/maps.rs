@@ -299,7 +299,7 @@ impl Maps {
             .iter()
             .zip(0..)
             .filter(|(refused, _)| {
-                refused.ktime_ns != 0 && now_ns.saturating_sub(refused.ktime_ns) > neigh::REFUSED_NS
+                refused.ktime_ns != 0 && now_ns.saturating_sub(refused.ktime_ns) > neigh::SETTLE_NS
             })
             .map(|(_, cpu)| cpu)
             .collect())
