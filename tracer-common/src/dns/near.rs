@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn lookups_have_places_of_their_own() {
         let key = |port, id| LookupKey {
-            port,
             id,
+            port,
             ..LookupKey::default()
         };
         for (ports, ids) in [(1, 1), (1, 163), (0, 1), (7, 40_503)] {

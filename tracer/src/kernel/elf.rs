@@ -13,8 +13,8 @@ const EXECUTABLE: u64 = 4;
 /// Where a section of an ELF file begins.
 pub fn section(file: &[u8], wanted: &[u8]) -> Option<usize> {
     let size = u16_at(file, E_SHENTSIZE)? as usize;
-    let named = u64_at(file, E_SHOFF)? as usize + u16_at(file, E_SHSTRNDX)? as usize * size;
-    let names = offset(file, named)?;
+    let header = u64_at(file, E_SHOFF)? as usize + u16_at(file, E_SHSTRNDX)? as usize * size;
+    let names = offset(file, header)?;
     headers(file)?
         .find(|header| {
             u32_at(file, *header)
