@@ -78,8 +78,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         && let Some(family) = neigh::waiting()
         && let Some(wanted) = wanted(skb, family)
     {
-        neigh::settle(wanted, meaning.is_unspecified == 0);
-        was_refused = true;
+        let is_sure = meaning.cause == Cause::NeighbourTableFull as u8;
+        was_refused = neigh::settle(wanted, is_sure);
     }
     let mut drop = Drop {
         reason: reason as u16,

@@ -254,39 +254,45 @@ pub fn waiting() -> Option<u16> {
 
 /// Charges the refusal that waits on this CPU, if one does, to whom it is due, for good. `is_sure`: a packet that
 /// dies for want of an entry (`NEIGH_CREATEFAIL`, 5.18) can only be of the last refusal. One that dies without a reason
-/// is so only if it dies at once.
+/// is so only if it dies at once: else the refusal waits on, and the answer is `false`.
 #[inline(always)]
-pub fn settle(wanted: Wanted, is_sure: bool) {
-    if waiting().is_some() {
-        let (by, source) = match wanted {
-            Wanted::Local => (WANTED_BY_POD, [0; 4]),
-            Wanted::Kernel => (WANTED_BY_KERNEL, [0; 4]),
-            Wanted::Forwarded(source) => (WANTED_BY_SOURCE, source),
-        };
-        charge(by, &source, is_sure as u32);
+pub fn settle(wanted: Wanted, is_sure: bool) -> bool {
+    let Some(refused) = REFUSED.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: a per-CPU array's value.
+    let ktime_ns = unsafe { (*refused).ktime_ns };
+    if ktime_ns == 0 {
+        return false;
     }
+    // SAFETY: the helper has no precondition.
+    if !is_sure && unsafe { bpf_ktime_get_ns() }.wrapping_sub(ktime_ns) >= REFUSED_NS {
+        return false;
+    }
+    let (by, source) = match wanted {
+        Wanted::Local => (WANTED_BY_POD, [0; 4]),
+        Wanted::Kernel => (WANTED_BY_KERNEL, [0; 4]),
+        Wanted::Forwarded(source) => (WANTED_BY_SOURCE, source),
+    };
+    charge(by, &source);
+    true
 }
 
 /// Out of line: several callers, and a stack of its own.
 #[inline(never)]
-fn charge(wanted_by: u32, source: &[u32; 4], is_sure: u32) -> u64 {
-    let _ = try_charge(wanted_by, source, is_sure != 0); // without the maps there is nothing to count
+fn charge(wanted_by: u32, source: &[u32; 4]) -> u64 {
+    let _ = try_charge(wanted_by, source); // without the maps there is nothing to count
     0
 }
 
 #[inline(always)]
-fn try_charge(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> Option<()> {
+fn try_charge(wanted_by: u32, source: &[u32; 4]) -> Option<()> {
     // SAFETY: a per-CPU array's value; taken by setting the time to 0.
     let refused = unsafe { &mut *REFUSED.get_ptr_mut(0)? };
     let ktime_ns = refused.ktime_ns;
     refused.ktime_ns = 0;
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let wanted_by = if is_sure || now_ns.wrapping_sub(ktime_ns) < REFUSED_NS {
-        wanted_by
-    } else {
-        WANTED_BY_KERNEL
-    };
     let value = if wanted_by == WANTED_BY_SOURCE {
         forwarded(ForwardedKey {
             source: *source,

@@ -17,8 +17,8 @@ pub const WAYS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub struct Place<K, V> {
-    /// 0: nobody's. Odd: it is being taken or given back by the key with this mark ([`PlaceKey::moving`]). Else
-    /// that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
+    /// 0: nobody's. Odd: it is being taken by the key with this mark ([`PlaceKey::moving`]), or given back
+    /// ([`LEAVING`]). Else that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
     pub state: u64,
     /// Whose it is, or was last.
     pub key: K,
@@ -28,6 +28,9 @@ pub struct Place<K, V> {
 
 const _: () = assert!(size_of::<Place<LookupKey, Lookup>>() == 7 * 64);
 const _: () = assert!(size_of::<Place<ServedKey, Served>>() == 2 * 64);
+
+/// State of a place that is being given back, whose it was.
+pub const LEAVING: u64 = 1;
 
 /// Is a place in this state somebody's, so that its key may be read?
 #[inline(always)]
@@ -52,7 +55,7 @@ pub trait PlaceKey: Copy {
     /// The first of its places.
     fn set(&self) -> u32;
 
-    /// State of its place while it takes it or gives it back.
+    /// State of its place while it takes it.
     fn moving(&self) -> u64;
 
     /// Word by word: `==` would be a call to `bcmp`, which BPF does not have.
@@ -99,8 +102,10 @@ impl ServedKey {
         let [a, b, c, d] = self.client;
         let end = self.client_port as u64 | (self.id as u64) << 16;
         let client = (a ^ b ^ c ^ d) as u64;
+        let [a, b, c, d] = self.server.address;
+        let server = (a ^ b ^ c ^ d) as u64 | (self.server.port as u64) << 32;
         let mixed = (self.net_cookie ^ client << 32 ^ end).wrapping_mul(MIX);
-        (mixed ^ mixed >> 32).wrapping_mul(MIX)
+        (mixed ^ mixed >> 32 ^ server).wrapping_mul(MIX)
     }
 }
 
@@ -203,7 +208,7 @@ mod tests {
             ..LookupKey::default()
         };
         assert!(!is_taken(0));
-        assert!(!is_taken(key.moving()));
+        assert!(!is_taken(key.moving()) && !is_taken(LEAVING) && key.moving() != LEAVING);
         assert!(is_taken(taken(1)));
         let second = LookupKey { slot: 1, ..key };
         assert!(!second.is(&key) && key.is(&key));

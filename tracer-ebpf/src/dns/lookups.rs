@@ -232,7 +232,14 @@ fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64, endpoint: u64
             {
                 lookup.asked(query.server);
                 lookup.endpoint = endpoint;
-                return WAITING.put_far(to, lookup).is_ok() && WAITING.remove(&from);
+                return match WAITING.put_far(to, lookup) {
+                    Ok(()) if WAITING.remove(&from) => true,
+                    Ok(()) => {
+                        WAITING.remove(to); // it ended meanwhile
+                        false
+                    }
+                    Err(error) => error == EEXIST, // another CPU moved it
+                };
             }
         }
         slot += 1;

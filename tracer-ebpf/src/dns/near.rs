@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use tracer_common::dns::{
-    Far, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey, WAYS, is_taken, taken,
+    Far, LEAVING, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey, WAYS, is_taken, taken,
 };
 
 use crate::{
@@ -43,7 +43,7 @@ pub struct Table<K: 'static, V: 'static> {
 pub enum Taken<K: 'static, V: 'static> {
     /// It is the key's. Its value is what was there before, and nobody finds it until [`show`] is called.
     Place(*mut Place<K, V>),
-    /// The same key is taking it, or giving it back, on another CPU.
+    /// The same key has one, or is taking it, since another CPU was faster.
     Same,
     /// All are others'.
     No,
@@ -72,28 +72,50 @@ impl<K: PlaceKey, V> Table<K, V> {
         if !key.has_place() {
             return Taken::No;
         }
-        let moving = key.moving();
-        let mut way = 0;
-        while way < WAYS {
-            let Some(place) = self.near.get_ptr_mut(key.set() + way) else {
-                break;
-            };
-            let there = state(place);
-            if there == 0 {
-                // SAFETY: an array's value.
-                unsafe {
-                    if exchange(&raw mut (*place).state, 0, moving) == 0 {
-                        (*place).key = *key;
-                        return Taken::Place(place);
-                    }
-                }
+        let mut free = WAYS;
+        let mut way = WAYS;
+        while way > 0 {
+            way -= 1;
+            match self.near.get_ptr_mut(key.set() + way) {
+                Some(place) if state(place) == 0 => free = way,
+                Some(place) if is_of(place, key) => return Taken::Same,
+                _ => {}
             }
-            if state(place) == moving {
-                return Taken::Same;
-            }
-            way += 1;
         }
-        Taken::No
+        if free == WAYS {
+            return Taken::No;
+        }
+        let moving = key.moving();
+        let Some(place) = self.near.get_ptr_mut(key.set() + free) else {
+            return Taken::No;
+        };
+        // SAFETY: array's values.
+        unsafe {
+            let state = &raw mut (*place).state;
+            let there = exchange(state, 0, moving);
+            if there != 0 {
+                return if there == moving {
+                    Taken::Same
+                } else {
+                    Taken::No
+                };
+            }
+            // Another CPU with the same key may have found an earlier place free, since this one looked. Of the
+            // two the later place gives way.
+            let mut way = 0;
+            while way < WAYS - 1 {
+                if way < free
+                    && let Some(earlier) = self.near.get_ptr_mut(key.set() + way)
+                    && is_of(earlier, key)
+                {
+                    exchange(state, moving, 0);
+                    return Taken::Same;
+                }
+                way += 1;
+            }
+            (*place).key = *key;
+        }
+        Taken::Place(place)
     }
 
     /// Puts a key whose places are others' into the hash map.
@@ -113,16 +135,15 @@ impl<K: PlaceKey, V> Table<K, V> {
     #[inline(always)]
     pub fn remove(&self, key: &K) -> bool {
         if let Some((place, there)) = self.place(key) {
-            let moving = key.moving();
             // SAFETY: an array's value.
             unsafe {
                 let state = &raw mut (*place).state;
-                if exchange(state, there, moving) != there {
+                if exchange(state, there, LEAVING) != there {
                     return false;
                 }
                 // Read again, now that nobody writes it: a CPU may have read the key before the state.
                 let is_own = (*place).key.is(key);
-                exchange(state, moving, if is_own { 0 } else { there });
+                exchange(state, LEAVING, if is_own { 0 } else { there });
                 return is_own;
             }
         }
@@ -196,6 +217,14 @@ impl<K: PlaceKey, V> Table<K, V> {
 pub fn show<K: PlaceKey, V>(place: *mut Place<K, V>, key: &K, now_ns: u64) {
     // SAFETY: a caller's, an array's value.
     unsafe { exchange(&raw mut (*place).state, key.moving(), taken(now_ns)) };
+}
+
+/// Is a place the key's, or will it be at once?
+#[inline(always)]
+fn is_of<K: PlaceKey, V>(place: *const Place<K, V>, key: &K) -> bool {
+    let state = state(place);
+    // SAFETY: a caller's, an array's value.
+    state == key.moving() || (is_taken(state) && unsafe { (*place).key.is(key) })
 }
 
 /// State of a place.

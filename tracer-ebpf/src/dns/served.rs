@@ -76,7 +76,14 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
             show(place, &key, now_ns);
             Ok(())
         }
-        Taken::Same => Err(EEXIST),
+        // As below, but for a moment it cannot be found.
+        Taken::Same => {
+            if !again(&key, now_ns) {
+                add(&mut value.counts.served_untracked, 1);
+                add(&mut node.served_untracked, 1);
+            }
+            return Some(());
+        }
         // As with lookups. This one is among them.
         Taken::No if value.counts.serving() > DNS_PENDING_PER_CLIENT.load() as i64 => {
             add(&mut value.counts.served_untracked, 1);

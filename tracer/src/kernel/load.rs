@@ -152,6 +152,8 @@ pub struct Loaded {
     links: HashMap<String, PinnedLink>,
     /// What became of the programs that the verifier was given at once, until each is asked for.
     verdicts: Verdicts,
+    /// Are the programs at the ends of sends attached?
+    sees_sends: bool,
 }
 
 impl Loaded {
@@ -262,6 +264,7 @@ impl Loaded {
             pins,
             links: HashMap::new(),
             verdicts: HashMap::new(),
+            sees_sends: false,
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
@@ -284,7 +287,9 @@ impl Loaded {
             programs.watch_periodic_work(attach, &why);
         }
         programs.watch_sends(offsets);
-        if attach {
+        // With nothing to count, those that count go on.
+        let counts = |status: &HookStatus| status.hook != Hook::Cgroups && status.state.counts();
+        if attach && programs.hooks.iter().any(counts) {
             programs.activate(build)?;
         }
         Ok((programs, maps))
@@ -372,10 +377,9 @@ impl Loaded {
             Some(why) => Err(anyhow!(why)),
             None => sends::watch(self),
         };
-        if result.is_err()
-            && let Err(error) = sends::leave(self)
-        {
-            tracing::error!("queries that never become a packet are counted wrongly: {error:#}");
+        self.sees_sends = result.is_ok();
+        if result.is_err() {
+            sends::leave(self);
         }
         let status = &mut self.hooks[Hook::Dns as usize];
         match result {

@@ -9,7 +9,7 @@
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap},
+    maps::{Array, HashMap, MapData},
 };
 use tracer_common::dns::Sent;
 
@@ -64,12 +64,11 @@ pub fn globals(btf: &Btf) -> Result<Vec<(&'static str, u32)>> {
     ])
 }
 
-/// The kernel holds none of them, nor do the other programs reckon with one: an agent before may have left both.
-pub fn leave(loaded: &mut Loaded) -> Result<()> {
+/// The kernel holds none of them: an agent before may have left them.
+pub fn leave(loaded: &mut Loaded) {
     for (name, _) in PROGRAMS {
         loaded.unload(name);
     }
-    tell_programs(&mut loaded.ebpf, false)
 }
 
 /// Loads and attaches both; gives the instructions that the verifier walked through, by program. Where
@@ -80,11 +79,6 @@ pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
         let instructions = loaded.load_program(name)?;
         verified.extend(instructions.map(|count| (name.to_owned(), count)));
     }
-    if !PROGRAMS.iter().all(|(name, _)| loaded.is_pinned(name)) {
-        forget_sends(&mut loaded.ebpf)?;
-    }
-    // Before they begin: no query is counted twice.
-    tell_programs(&mut loaded.ebpf, true)?;
     for (name, function) in PROGRAMS {
         loaded
             .attach_fexit(name)
@@ -93,9 +87,13 @@ pub fn watch(loaded: &mut Loaded) -> Result<Vec<(String, u32)>> {
     Ok(verified)
 }
 
-/// What other programs left in the state folder is over: nobody has seen the end of it.
-fn forget_sends(ebpf: &mut Ebpf) -> Result<()> {
-    tell_programs(ebpf, false)?;
+/// Before the programs count: those that count queries are to note them, unless they do, for the ends of sends will
+/// be seen. So no query is counted twice.
+pub fn note_from_now_on(ebpf: &mut Ebpf) -> Result<()> {
+    if flag(ebpf)?.get(&0, 0)? != 0 {
+        return Ok(());
+    }
+    // What others left in the state folder is over: nobody has seen the end of it.
     let sent = ebpf
         .map_mut("SENT")
         .ok_or_else(|| anyhow!("the eBPF object has no map SENT"))?;
@@ -105,14 +103,21 @@ fn forget_sends(ebpf: &mut Ebpf) -> Result<()> {
         // It may have made room for another meanwhile.
         let _ = sent.remove(&key);
     }
-    Ok(())
+    flag(ebpf)?
+        .set(0, 1, 0)
+        .context("cannot write the map SENDS_WATCHED")
 }
 
-fn tell_programs(ebpf: &mut Ebpf, watched: bool) -> Result<()> {
+/// Once the programs count: nobody sees the ends of sends any more.
+pub fn note_no_more(ebpf: &mut Ebpf) -> Result<()> {
+    flag(ebpf)?
+        .set(0, 0, 0)
+        .context("cannot write the map SENDS_WATCHED")
+}
+
+fn flag(ebpf: &mut Ebpf) -> Result<Array<&mut MapData, u32>> {
     let map = ebpf
         .map_mut("SENDS_WATCHED")
         .ok_or_else(|| anyhow!("the eBPF object has no map SENDS_WATCHED"))?;
-    let mut flag: Array<_, u32> = Array::try_from(map)?;
-    flag.set(0, u32::from(watched), 0)
-        .context("cannot write the map SENDS_WATCHED")
+    Ok(Array::try_from(map)?)
 }

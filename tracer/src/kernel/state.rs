@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `N` is [`SCHEMA`]. `BUILD` stands for the object and all that it was told: an agent of another build or
-//! with other flags takes the maps over and puts its own programs in the others' place, one by one. All of it
+//! with other flags takes the maps over and has its own programs count in the others' place. All of it
 //! stays until `tracer agent --detach-all`, or the machine's end.
 
 pub mod blob;

@@ -20,6 +20,7 @@ use aya::{
 };
 
 use super::{Loaded, OBJECT};
+use crate::kernel::sends;
 
 /// Stands for the object and what it was told.
 pub(super) fn fingerprint(told: impl Hash) -> u64 {
@@ -99,6 +100,9 @@ impl Loaded {
 
     /// From now on this build counts, all of its programs at once, and no other does; what others have left goes.
     pub(super) fn activate(&mut self, build: u64) -> Result<()> {
+        if self.sees_sends {
+            sends::note_from_now_on(&mut self.ebpf)?;
+        }
         let map = self
             .ebpf
             .map_mut("ACTIVE")
@@ -106,6 +110,9 @@ impl Loaded {
         Array::try_from(map)?
             .set(0, build, 0)
             .context("cannot set the map ACTIVE, so that no program counts")?;
+        if !self.sees_sends {
+            sends::note_no_more(&mut self.ebpf)?;
+        }
         match &self.pins {
             Some(pins) => pins.relieve_all(),
             None => Ok(()),
