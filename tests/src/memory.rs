@@ -16,7 +16,15 @@ pub fn resident(pid: u32) -> u64 {
     kilobytes(pid, "VmRSS") << 10
 }
 
-/// The most that it ever was, bytes.
+/// Resident memory, bytes; [`most_resident`] begins anew: a start reads a lot that is given back.
+pub fn resident_from_now(pid: u32) -> u64 {
+    // proc(5): resets the peak to what there is.
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").unwrap_or_else(|e| panic!("cannot write {path}: {e}"));
+    resident(pid)
+}
+
+/// The most that it was, bytes: ever, or since [`resident_from_now`].
 pub fn most_resident(pid: u32) -> u64 {
     kilobytes(pid, "VmHWM") << 10
 }

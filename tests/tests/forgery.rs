@@ -12,7 +12,7 @@ use serde_json::Value;
 use tests::cgroup::Cgroup;
 use tests::dns::scene::CLIENT;
 use tests::dns::{A, Lookup, Server};
-use tests::memory::{most_resident, resident};
+use tests::memory::{most_resident, resident_from_now};
 use tests::netns::Netns;
 use tests::process::{check, run, tracer, tracer_path};
 use tests::tmux::Terminal;
@@ -234,7 +234,7 @@ fn pods_that_come_and_go_take_no_memory_and_no_counts() {
     let stays = lab.pod("stays", 1, 1);
     let _server = Server::start(&lab.hub, &[stays.hub(Family::V4)]);
     let agent = Agent::start(&["--dns-timeout", "1s", "--max-pods", "50"]);
-    let memory = resident(agent.pid());
+    let memory = resident_from_now(agent.pid());
     let begun = Instant::now();
     let done = AtomicBool::new(false);
     let (asked, refused) = thread::scope(|scope| {

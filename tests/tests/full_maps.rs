@@ -7,7 +7,7 @@ use std::time::Duration;
 use tests::dns::load::Load;
 use tests::dns::packet::{QUERY, answer, query};
 use tests::dns::{A, Server};
-use tests::memory::{most_resident, resident};
+use tests::memory::{most_resident, resident_from_now};
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::Pod;
 use tests::storm::{CLOSED, FULL, LIMITS, NODE_CREATES, POD_CREATES, of_pod, refused};
@@ -48,7 +48,7 @@ fn full_maps_are_counted_and_harm_nobody_else() {
         refused(pod, pod.hub(V4), CLOSED..=CLOSED);
     }
     let before = agent.metrics();
-    let memory = resident(agent.pid());
+    let memory = resident_from_now(agent.pid());
 
     // 9,000 sources that it does not have, forwarded to neighbours that are not there.
     let fulls = table_fulls(V4);
@@ -202,7 +202,7 @@ fn a_flood_of_garbage_spoofed_answers_and_random_names_harms_nobody() {
         .hub
         .run(|| UdpSocket::bind(to).expect("the port is free"));
     let agent = Agent::start(&["--dns-timeout", "2s"]);
-    let memory = resident(agent.pid());
+    let memory = resident_from_now(agent.pid());
     let load = Load {
         lookups: (0..2000)
             .map(|n| (format!("ok-{n}.test"), other.hub(V4), None))

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::host::HostLock;
-use tests::memory::{most_resident, resident, sockets};
+use tests::memory::{most_resident, resident_from_now, sockets};
 use tests::wait::ensure;
 use tests::{Agent, eventually};
 
@@ -48,7 +48,7 @@ fn a_thousand_connections_keep_nobody_out() {
     let _lock = HostLock::take();
     let agent = Agent::start(&[]);
     assert_usable(&agent, "at rest");
-    let (before, idle) = (resident(agent.pid()), at_rest(&agent));
+    let (before, idle) = (resident_from_now(agent.pid()), at_rest(&agent));
 
     // Nothing, half a head, a head without end, a request without a reader.
     let said = [
@@ -117,7 +117,7 @@ fn who_does_not_read_the_answer_is_hung_up_on() {
     let _lock = HostLock::take();
     let agent = Agent::start(&[]);
     assert_usable(&agent, "at rest");
-    let (before, idle) = (resident(agent.pid()), at_rest(&agent));
+    let (before, idle) = (resident_from_now(agent.pid()), at_rest(&agent));
     // Thousands of answers, none of them read: some 60 kB each.
     let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(4000);
     let streams: Vec<TcpStream> = (0..20)
@@ -173,7 +173,7 @@ fn answer(to: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u8>> {
 fn what_is_no_request_is_refused_and_nothing_is_smuggled() {
     let _lock = HostLock::take();
     let agent = Agent::start(&[]);
-    let before = resident(agent.pid());
+    let before = resident_from_now(agent.pid());
     let long = "x".repeat(1 << 20);
     let many = "x: y\r\n".repeat(20_000);
     let good = "GET /healthz HTTP/1.1\r\nhost: x\r\n";
@@ -227,6 +227,7 @@ fn what_is_no_request_is_refused_and_nothing_is_smuggled() {
         );
     }
     let grown = most_resident(agent.pid()) - before;
+    eprintln!("{grown} bytes more");
     assert!(grown < 16 << 20, "{grown} bytes more");
     let said = agent.stderr();
     assert!(

@@ -13,7 +13,7 @@ use tests::dns::Server;
 use tests::dns::load::Load;
 use tests::entries::{know, mac};
 use tests::events::Event;
-use tests::memory::{most_resident, resident};
+use tests::memory::{most_resident, resident_from_now};
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::{DEVICE, Pod};
 use tests::storm::{CLOSED, FULL, LIMITS, NODE_CREATES, POD_CREATES, details, of_pod, refused};
@@ -90,7 +90,7 @@ fn an_agent_stopped_for_ten_seconds_in_a_storm_loses_no_count() {
         let metrics = agent.metrics();
         ensure(failed(&metrics) == 4, || "4 failures are to be seen".into()).map(|()| metrics)
     });
-    let memory = resident(agent.pid());
+    let memory = resident_from_now(agent.pid());
     let fulls = table_fulls(V4);
 
     signal(&agent, Signal::STOP);
