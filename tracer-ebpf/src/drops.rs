@@ -19,7 +19,7 @@ use tracer_common::{
     dns::{Cause, Detail, Drop},
     drops::{MAX_REASONS, ReceiverKey, ReceiverValue},
     family_index,
-    neigh::Target,
+    neigh::{Target, WANTED_BY_KERNEL, WANTED_BY_POD, WANTED_BY_SOURCE},
 };
 
 use self::datagram::Datagram;
@@ -28,8 +28,7 @@ use crate::{
     dns::{self, near::WAITING},
     layout::*,
     maps::{NEIGH_LAST_FULL, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
-    neigh::{self, Wanted},
-    ring,
+    neigh, ring,
     util::{add, forget, is_active, is_watched, net_cookie, read},
 };
 
@@ -74,12 +73,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     // SAFETY: array values; REASONS is written before the hook is attached.
     let meaning = unsafe { &*REASONS.get_ptr(index)? };
     let mut was_refused = false;
+    let mut source = [0; 4];
     if meaning.ends_refusal != 0
         && let Some(family) = neigh::waiting()
-        && let Some(wanted) = wanted(skb, family)
+        && let Some(wanted_by) = wanted(skb, family, &mut source)
     {
         let is_sure = meaning.cause == Cause::NeighbourTableFull as u8;
-        was_refused = neigh::settle(wanted, is_sure);
+        was_refused = neigh::settle(wanted_by, &source, is_sure);
     }
     let mut drop = Drop {
         reason: reason as u16,
@@ -260,18 +260,20 @@ fn unspecified(skb: u64) -> Cause {
 }
 
 /// Who wanted the neighbour entry that this packet dies for; `None` if the packet is of another
-/// family than the entry.
+/// family than the entry. `source` becomes that of a forwarded packet: written before anybody may read it, which
+/// verifiers before 6.3 want to see.
 #[inline(always)]
-fn wanted(skb: u64, family: u16) -> Option<Wanted> {
+fn wanted(skb: u64, family: u16, source: &mut [u32; 4]) -> Option<u32> {
     let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
     let network = read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u32;
     let forwarded = read::<u64>(skb, OFF_SK_BUFF_SK.load())? == 0;
     match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
         ETH_P_IP if family == AF_INET => {
             if !forwarded {
-                return Some(Wanted::Local);
+                return Some(WANTED_BY_POD);
             }
-            Some(Wanted::Forwarded([read(head, network + 12)?, 0, 0, 0]))
+            source[0] = read(head, network + 12)?;
+            Some(WANTED_BY_SOURCE)
         }
         ETH_P_IPV6 if family == AF_INET6 => {
             if read::<u8>(head, network + 6)? == IPPROTO_ICMPV6 {
@@ -280,13 +282,14 @@ fn wanted(skb: u64, family: u16) -> Option<Wanted> {
                     let _ = unsolicited(skb, read(head, network + 48)?); // nobody waits for it then
                 }
                 if matches!(kind, ND_SOLICITATION | ND_ADVERTISEMENT) {
-                    return Some(Wanted::Kernel);
+                    return Some(WANTED_BY_KERNEL);
                 }
             }
             if !forwarded {
-                return Some(Wanted::Local);
+                return Some(WANTED_BY_POD);
             }
-            Some(Wanted::Forwarded(read(head, network + 8)?))
+            *source = read(head, network + 8)?;
+            Some(WANTED_BY_SOURCE)
         }
         _ => None,
     }

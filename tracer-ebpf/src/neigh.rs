@@ -54,7 +54,7 @@ enum Fate {
 #[inline(always)]
 fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     // The refusal before this one on this CPU was for no packet.
-    settle(Wanted::Kernel, true);
+    settle(WANTED_BY_KERNEL, &[0; 4], true);
 
     let table: u64 = ctx.arg(0);
     let device: u64 = ctx.arg(1);
@@ -133,7 +133,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
             // SAFETY: a valid place.
             unsafe { ktime_ns.write_volatile(now_ns) };
             if REFUSALS_WAIT.load() == 0 {
-                settle(Wanted::Local, true);
+                settle(WANTED_BY_POD, &[0; 4], true);
             }
         }
     }
@@ -230,16 +230,6 @@ fn new_client(key: Key, netns: u32) -> Option<&'static mut Value> {
     Some(unsafe { &mut *value })
 }
 
-/// Who wanted the entry that was refused.
-pub enum Wanted {
-    /// A packet of the device's own namespace.
-    Local,
-    /// The kernel: no packet died of it, or a solicitation.
-    Kernel,
-    /// A packet that was forwarded, from this source.
-    Forwarded([u32; 4]),
-}
-
 /// Family of the refusal that waits on this CPU for its packet, if one does.
 #[inline(always)]
 pub fn waiting() -> Option<u16> {
@@ -252,11 +242,12 @@ pub fn waiting() -> Option<u16> {
     Some(refused.family as u16)
 }
 
-/// Charges the refusal that waits on this CPU, if one does, to whom it is due, for good. `is_sure`: a packet that
+/// Charges the refusal that waits on this CPU, if one does, to who wanted the entry, for good: the device's namespace,
+/// the kernel (no packet died of it, or a solicitation), or the source of a forwarded packet. `is_sure`: a packet that
 /// dies for want of an entry (`NEIGH_CREATEFAIL`, 5.18) can only be of the last refusal. One that dies without a reason
 /// is so only if it dies at once: else the refusal waits on, and the answer is `false`.
 #[inline(always)]
-pub fn settle(wanted: Wanted, is_sure: bool) -> bool {
+pub fn settle(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> bool {
     let Some(refused) = REFUSED.get_ptr(0) else {
         return false;
     };
@@ -269,12 +260,7 @@ pub fn settle(wanted: Wanted, is_sure: bool) -> bool {
     if !is_sure && unsafe { bpf_ktime_get_ns() }.wrapping_sub(ktime_ns) >= REFUSED_NS {
         return false;
     }
-    let (by, source) = match wanted {
-        Wanted::Local => (WANTED_BY_POD, [0; 4]),
-        Wanted::Kernel => (WANTED_BY_KERNEL, [0; 4]),
-        Wanted::Forwarded(source) => (WANTED_BY_SOURCE, source),
-    };
-    charge(by, &source);
+    charge(wanted_by, source);
     true
 }
 
@@ -376,6 +362,6 @@ fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    settle(Wanted::Kernel, true);
+    settle(WANTED_BY_KERNEL, &[0; 4], true);
     0
 }

@@ -198,11 +198,14 @@ impl Datagram {
         if own == Some(self.destination_port) && own != Some(self.source_port) {
             return false;
         }
-        // In OUTPUT the packet may have no device yet.
+        // No namespace's cookie is 0. (Two `Option`s LLVM compares with what is in them even where nothing is, and
+        // verifiers before 6.3 read nothing that was not written.)
         let own = read::<u64>(sk, OFF_SOCK_NET.load()).and_then(net_cookie);
-        match device_net_cookie(skb) {
-            Some(device) => own == Some(device),
-            None => own.is_some(),
+        let own = own.unwrap_or_default();
+        // In OUTPUT the packet may have no device yet.
+        match device_net_cookie(skb).unwrap_or_default() {
+            0 => own != 0,
+            device => own == device,
         }
     }
 
