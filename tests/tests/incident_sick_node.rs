@@ -61,7 +61,7 @@ fn a_paused_node_is_named() {
 
 /// The chart's rules as they are, with the minutes that they wait.
 #[test]
-#[ignore = "it takes seven minutes"]
+#[ignore = "it waits for the minutes that alerts wait"]
 fn the_alerts_on_a_paused_node_fire() {
     let scene = SickNode::start();
     let mut timeline = Timeline::of_test();

@@ -75,7 +75,7 @@ pub static PEERS: HashMap<peers::Key, u64> = HashMap::with_max_entries(CLIENTS, 
 #[map]
 pub static DNS_ZERO: Array<dns::Value> = Array::with_max_entries(1, 0);
 
-/// Lookups that wait for an answer, where their place is another's. Allocated as needed: full, keys and values take
+/// Lookups that wait for an answer, where their places are others'. Allocated as needed: full, keys and values take
 /// 29 MB.
 #[map]
 pub static PENDING: HashMap<dns::LookupKey, dns::Lookup> =
@@ -117,7 +117,7 @@ pub static PACKETS: Array<dns::Packet> = Array::with_max_entries(dns::PACKETS_LE
 pub static ENDPOINTS: Array<[dns::Way; dns::ENDPOINT_WAYS]> =
     Array::with_max_entries(dns::ENDPOINT_SETS, 0);
 
-/// Queries that wait for a server's answer, where their place is another's. Allocated as needed: full, keys and
+/// Queries that wait for a server's answer, where their places are others'. Allocated as needed: full, keys and
 /// values take 8 MB.
 #[map]
 pub static SERVED: HashMap<dns::ServedKey, dns::Served> =

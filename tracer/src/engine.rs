@@ -180,9 +180,7 @@ impl Engine {
         {
             resolver.follow_cgroups(Names::of(names));
         }
-        // Names alone tell nobody anything.
-        let mut telling = Hook::ALL.iter().filter(|hook| **hook != Hook::Cgroups);
-        if !telling.any(|hook| loaded.is_attached(*hook)) {
+        if !loaded.counts() {
             let why: Vec<_> = loaded
                 .hooks
                 .iter()

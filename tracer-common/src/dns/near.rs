@@ -1,5 +1,5 @@
-//! Where lookups wait: a table with one place for each of many keys, and a hash map (`PENDING`, `SERVED`) for keys
-//! whose place is another's. An entry that lives for a millisecond costs a hash map ten times as much as a place.
+//! Where lookups wait: a table with [`WAYS`] places for each key, and a hash map (`PENDING`, `SERVED`) for keys whose
+//! places are others'. With the hash map alone a lookup costs two and a half times as much (`docs/kernels.md`).
 //!
 //! A place is taken, and given back, by an atomic exchange of its state: whoever succeeds has it alone.
 
@@ -18,7 +18,8 @@ pub const WAYS: u32 = 2;
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub struct Place<K, V> {
     /// 0: nobody's. Odd: it is being taken by the key with this mark ([`PlaceKey::moving`]), or given back
-    /// ([`LEAVING`]). Else that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
+    /// ([`LEAVING`]). Else that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are
+    /// ever the same.
     pub state: u64,
     /// Whose it is, or was last.
     pub key: K,

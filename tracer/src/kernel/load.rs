@@ -288,8 +288,7 @@ impl Loaded {
         }
         programs.watch_sends(offsets);
         // With nothing to count, those that count go on.
-        let counts = |status: &HookStatus| status.hook != Hook::Cgroups && status.state.counts();
-        if attach && programs.hooks.iter().any(counts) {
+        if attach && programs.counts() {
             programs.activate(build)?;
         }
         Ok((programs, maps))
@@ -457,6 +456,12 @@ impl Loaded {
             self.pin(name)?;
         }
         Ok(info?.verified_instruction_count())
+    }
+
+    /// Does any hook count? Names alone tell nobody anything.
+    pub fn counts(&self) -> bool {
+        let mut telling = Hook::ALL.iter().filter(|hook| **hook != Hook::Cgroups);
+        telling.any(|hook| self.is_attached(*hook))
     }
 
     /// Is the hook at work, fully or in part?
