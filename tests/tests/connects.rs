@@ -11,7 +11,7 @@ use tests::tcp::client::RESULTS;
 use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, RESET, ROUTES, by_all_means, routed};
 use tests::tcp::truth::{NODE_CONNECTS, POD_CONNECTS, compare};
 use tests::tcp::{Attempt, Ended, Means, Scene, Tally, kernel, run};
-use tests::wait::{ensure, is_emulated};
+use tests::wait::ensure;
 use tests::{Family, Metrics, Thresholds, eventually};
 
 /// All at once.
@@ -22,73 +22,63 @@ fn count(ended: &[Ended], result: &str) -> usize {
     ended.iter().filter(|one| one.result == result).count()
 }
 
+/// Destinations that fail, or not, in the same way: what they are, the result, and where.
+type Way<'a> = (&'a str, &'a str, Vec<SocketAddr>);
+
 /// Every way to fail that the node has, by every means: each counted once, each told.
 fn all_results(wiring: Wiring) {
     let (mut scene, [client]) = Scene::new(wiring, ["client"]);
     let mut tally = Tally::default();
-    // Routes that refuse say so five times to a client, then once a second (`ip_error`, net/ipv4/route.c): in
-    // an emulated machine a SYN may come in vain twice. The third is sent after three seconds.
-    let patience = if is_emulated() {
-        PATIENCE * 2
-    } else {
-        PATIENCE
-    };
-    let mut expect = |scene: &mut Scene, what: &str, result: &str, to: &[SocketAddr]| {
-        let attempts = by_all_means(to, patience);
-        let ended = run(&client.netns, &attempts, FAST);
-        assert_eq!(
-            count(&ended, result),
-            attempts.len(),
-            "the lab failed, {what}: {ended:?}"
-        );
+    let mut expect = |scene: &mut Scene, ways: &[Way<'_>], patience: Duration| {
+        let all: Vec<SocketAddr> = ways.iter().flat_map(|(.., to)| to.clone()).collect();
+        let ended = run(&client.netns, &by_all_means(&all, patience), FAST);
+        for (what, result, to) in ways {
+            let there: Vec<&Ended> = ended.iter().filter(|one| to.contains(&one.to)).collect();
+            assert!(
+                there.len() == by_all_means(to, patience).len()
+                    && there.iter().all(|one| one.result == *result),
+                "the lab failed, {what:?}: {there:?}"
+            );
+        }
         tally.join(&Tally::of(&ended));
         scene.expect_events(&client, &ended);
     };
-    let both = |scene: &Scene, port: u16| Family::ALL.map(|family| scene.port(family, port));
-    let open = both(&scene, OPEN);
-    expect(&mut scene, "an open port", "established", &open);
-    let closed = both(&scene, CLOSED);
-    expect(&mut scene, "a closed port", "refused", &closed);
-    let reset = both(&scene, RESET);
-    expect(&mut scene, "rejected with a reset", "refused", &reset);
-    let silent = both(&scene, DROPPED);
-    expect(&mut scene, "dropped by the node", "timeout", &silent);
-    assert!(scene.dropped() >= 5, "the lab failed");
-    let nobody = Family::ALL.map(|family| scene.nobody(family, 1));
-    expect(
-        &mut scene,
-        "nobody there, behind the node",
-        "unreachable",
-        &nobody,
-    );
-    for (number, kind) in ROUTES {
-        let to = Family::ALL.map(|family| routed(family, number));
-        let result = match kind {
-            "blackhole" => "timeout",
-            _ => "unreachable",
-        };
-        // Over IPv6 a route of this kind speaks as the others do.
-        let (v4, v6) = to.split_at(1);
-        expect(&mut scene, &format!("route {kind:?}"), result, v4);
-        let result = if kind == "blackhole" {
-            result
-        } else {
-            "unreachable"
-        };
-        expect(&mut scene, &format!("IPv6 route {kind:?}"), result, v6);
-    }
+    let both = |port: u16| Family::ALL.map(|family| scene.port(family, port)).to_vec();
+    let [open, closed, reset, silent] = [OPEN, CLOSED, RESET, DROPPED].map(both);
+    let nobody = Family::ALL.map(|family| scene.nobody(family, 1)).to_vec();
     // On the pod's own segment: its own neighbour fails.
     let own = Family::ALL.map(|family| SocketAddr::new(client.neighbour(family, 2000), OPEN));
     for family in Family::ALL {
         let key = format!("{}/neigh/eth0/retrans_time_ms", family.label());
         client.netns.sysctl(&key, "100");
     }
-    expect(
-        &mut scene,
-        "nobody there, on the pod's segment",
-        "unreachable",
-        &own,
-    );
+    // All at once, for some take as long as a client waits.
+    let mut ways: Vec<Way<'_>> = vec![
+        ("an open port", "established", open),
+        ("a closed port", "refused", closed),
+        ("rejected with a reset", "refused", reset),
+        ("dropped by the node", "timeout", silent),
+        ("nobody there, behind the node", "unreachable", nobody),
+        ("nobody there, in reach", "unreachable", own.to_vec()),
+    ];
+    // But for IPv4's routes that refuse: they say so five times to a client, then once a second (`ip_error`,
+    // net/ipv4/route.c), so that a SYN may come in vain twice, and the third is sent after three seconds. Over IPv6 a
+    // route of any kind speaks as the others do.
+    let mut refusing: Vec<Way<'_>> = Vec::new();
+    for (number, kind) in ROUTES {
+        let [v4, v6] = Family::ALL.map(|family| vec![routed(family, number)]);
+        if kind == "blackhole" {
+            ways.push((kind, "timeout", [v4, v6].concat()));
+        } else {
+            ways.push((kind, "unreachable", v6));
+            refusing.push((kind, "unreachable", v4));
+        }
+    }
+    expect(&mut scene, &ways, PATIENCE);
+    assert!(scene.dropped() >= 5, "the lab failed");
+    for way in refusing {
+        expect(&mut scene, &[way], PATIENCE * 2);
+    }
 
     let kernel = kernel::Statistics::of(&client.netns);
     assert_eq!(kernel.active_opens, tally.attempts(), "the lab failed");

@@ -4,7 +4,7 @@
 
 use tracer_common::dns::{ENDPOINT_SETS, ENDPOINT_WAYS, LookupKey, Way};
 
-use super::near::WAITING;
+use super::near::{self, WAITING};
 use crate::maps::ENDPOINTS;
 
 #[inline(always)]
@@ -18,11 +18,7 @@ fn set(endpoint: u64) -> Option<&'static mut [Way; ENDPOINT_WAYS]> {
 /// picks; unless it is found without. Out of line: its stack is its own.
 #[inline(never)]
 pub fn note(endpoint: u64, port: u16, lookup: &LookupKey) -> u64 {
-    let set_of = LookupKey::set_of(port, lookup.id);
-    if WAITING
-        .place_where(set_of, |place| place.value.endpoint == endpoint)
-        .is_some()
-    {
+    if near::of_endpoint(endpoint, port, lookup.id).is_some() {
         return 0;
     }
     let (Some(set), Some(noted)) = (set(endpoint), WAITING.find(lookup)) else {
@@ -52,12 +48,8 @@ pub fn note(endpoint: u64, port: u16, lookup: &LookupKey) -> u64 {
 /// The lookup of an endpoint, whose packets have that port and id.
 #[inline(always)]
 pub fn find(endpoint: u64, port: u16, id: u16) -> Option<LookupKey> {
-    let fits = WAITING.place_where(LookupKey::set_of(port, id), |place| {
-        place.value.endpoint == endpoint
-    });
-    if let Some((place, _)) = fits {
-        // SAFETY: an array's value.
-        return Some(unsafe { (*place).key });
+    if let Some(lookup) = near::of_endpoint(endpoint, port, id) {
+        return Some(lookup);
     }
     let set = set(endpoint)?;
     let mut i = 0;

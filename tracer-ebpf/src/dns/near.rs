@@ -52,7 +52,89 @@ pub enum Taken<K: 'static, V: 'static> {
 /// What `bpf_for_each_map_elem` calls with an entry.
 pub type Visit<K, V> = unsafe extern "C" fn(*mut c_void, *const K, *mut V, *mut c_void) -> i64;
 
-impl<K: PlaceKey, V> Table<K, V> {
+/// A key whose table's places are looked through by global functions (see [`crate::util`]), which say a place as its
+/// number, from one.
+pub trait Sought: PlaceKey {
+    /// Its place, or 0.
+    fn sought(&self) -> u64;
+
+    /// The place that it took, or 0, or [`SAME`].
+    fn took(&self) -> u64;
+}
+
+impl Sought for LookupKey {
+    #[inline(always)]
+    fn sought(&self) -> u64 {
+        dns_sought_waiting(self)
+    }
+
+    #[inline(always)]
+    fn took(&self) -> u64 {
+        dns_took_waiting(self)
+    }
+}
+
+impl Sought for ServedKey {
+    #[inline(always)]
+    fn sought(&self) -> u64 {
+        dns_sought_serving(self)
+    }
+
+    #[inline(always)]
+    fn took(&self) -> u64 {
+        dns_took_serving(self)
+    }
+}
+
+/// Instead of a place: the same key has one, or is taking it.
+const SAME: u64 = u64::MAX;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn dns_sought_waiting(key: *const LookupKey) -> u64 {
+    // SAFETY: a caller's.
+    unsafe { key.as_ref() }.map_or(0, |key| WAITING.seek(key))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn dns_sought_serving(key: *const ServedKey) -> u64 {
+    // SAFETY: a caller's.
+    unsafe { key.as_ref() }.map_or(0, |key| SERVING.seek(key))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn dns_took_waiting(key: *const LookupKey) -> u64 {
+    // SAFETY: a caller's.
+    unsafe { key.as_ref() }.map_or(0, |key| WAITING.try_take(key))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn dns_took_serving(key: *const ServedKey) -> u64 {
+    // SAFETY: a caller's.
+    unsafe { key.as_ref() }.map_or(0, |key| SERVING.try_take(key))
+}
+
+/// The place of the lookup whose packets have that endpoint, with this first place; or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn dns_sought_endpoint(endpoint: u64, set: u32) -> u64 {
+    WAITING.seek_where(set, |place| place.value.endpoint == endpoint)
+}
+
+/// The lookup whose packets have that endpoint, port and id, if it has a place.
+#[inline(always)]
+pub fn of_endpoint(endpoint: u64, port: u16, id: u16) -> Option<LookupKey> {
+    let (place, state) = WAITING.at(dns_sought_endpoint(endpoint, LookupKey::set_of(port, id)))?;
+    // Again: it may have become another's.
+    // SAFETY: an array's value; who writes it meanwhile has changed the state before.
+    (is_taken(state) && unsafe { (*place).value.endpoint == endpoint })
+        .then(|| unsafe { (*place).key })
+}
+
+impl<K: Sought, V> Table<K, V> {
     /// The value of a key.
     #[inline(always)]
     pub fn find(&self, key: &K) -> Option<*mut V> {
@@ -69,8 +151,18 @@ impl<K: PlaceKey, V> Table<K, V> {
     /// Takes one of a key's places.
     #[inline(always)]
     pub fn take(&self, key: &K) -> Taken<K, V> {
+        match key.took() {
+            SAME => Taken::Same,
+            took => self
+                .at(took)
+                .map_or(Taken::No, |(place, _)| Taken::Place(place)),
+        }
+    }
+
+    #[inline(always)]
+    fn try_take(&self, key: &K) -> u64 {
         if !key.has_place() {
-            return Taken::No;
+            return 0;
         }
         let mut free = WAYS;
         let mut way = WAYS;
@@ -78,27 +170,23 @@ impl<K: PlaceKey, V> Table<K, V> {
             way -= 1;
             match self.near.get_ptr_mut(key.set() + way) {
                 Some(place) if state(place) == 0 => free = way,
-                Some(place) if is_of(place, key) => return Taken::Same,
+                Some(place) if is_of(place, key) => return SAME,
                 _ => {}
             }
         }
         if free == WAYS {
-            return Taken::No;
+            return 0;
         }
         let moving = key.moving();
         let Some(place) = self.near.get_ptr_mut(key.set() + free) else {
-            return Taken::No;
+            return 0;
         };
         // SAFETY: array's values.
         unsafe {
             let state = &raw mut (*place).state;
             let there = exchange(state, 0, moving);
             if there != 0 {
-                return if there == moving {
-                    Taken::Same
-                } else {
-                    Taken::No
-                };
+                return if there == moving { SAME } else { 0 };
             }
             // Another CPU with the same key may have found an earlier place free, since this one looked. Of the
             // two the later place gives way.
@@ -109,13 +197,13 @@ impl<K: PlaceKey, V> Table<K, V> {
                     && is_of(earlier, key)
                 {
                     exchange(state, moving, 0);
-                    return Taken::Same;
+                    return SAME;
                 }
                 way += 1;
             }
             (*place).key = *key;
         }
-        Taken::Place(place)
+        (key.set() + free) as u64 + 1
     }
 
     /// Puts a key whose places are others' into the hash map.
@@ -173,30 +261,43 @@ impl<K: PlaceKey, V> Table<K, V> {
     /// The place that a key has, and its state.
     #[inline(always)]
     fn place(&self, key: &K) -> Option<(*mut Place<K, V>, u64)> {
-        if !key.has_place() {
-            return None;
-        }
-        self.place_where(key.set(), |place| place.key.is(key))
+        let (place, state) = self.at(key.sought())?;
+        // Again: it may have become another's.
+        // SAFETY: an array's value; who writes it meanwhile has changed the state before.
+        (is_taken(state) && unsafe { (*place).key.is(key) }).then_some((place, state))
     }
 
-    /// The place in a set that is somebody's, and that fits; and its state.
     #[inline(always)]
-    pub fn place_where(
-        &self,
-        set: u32,
-        fits: impl Fn(&Place<K, V>) -> bool,
-    ) -> Option<(*mut Place<K, V>, u64)> {
+    fn seek(&self, key: &K) -> u64 {
+        if !key.has_place() {
+            return 0;
+        }
+        self.seek_where(key.set(), |place| place.key.is(key))
+    }
+
+    /// The number of the place in a set that is somebody's, and that fits.
+    #[inline(always)]
+    fn seek_where(&self, set: u32, fits: impl Fn(&Place<K, V>) -> bool) -> u64 {
         let mut way = 0;
         while way < WAYS {
-            let place = self.near.get_ptr_mut(set + way)?;
-            let state = state(place);
-            // SAFETY: an array's value; who writes it meanwhile has changed the state before.
-            if is_taken(state) && fits(unsafe { &*place }) {
-                return Some((place, state));
+            // SAFETY: an array's value.
+            if let Some(place) = self.near.get_ptr(set + way)
+                && is_taken(state(place))
+                && fits(unsafe { &*place })
+            {
+                return (set + way) as u64 + 1;
             }
             way += 1;
         }
-        None
+        0
+    }
+
+    /// The place with that number, and its state.
+    #[inline(always)]
+    fn at(&self, number: u64) -> Option<(*mut Place<K, V>, u64)> {
+        // Number 0 is no place, nor is the index that it gives.
+        let place = self.near.get_ptr_mut((number as u32).wrapping_sub(1))?;
+        Some((place, state(place)))
     }
 
     #[inline(always)]
