@@ -11,6 +11,8 @@ pub mod pressure;
 mod properties;
 pub mod retire;
 pub mod shares;
+#[cfg(test)]
+mod tests;
 pub mod window;
 
 use std::{

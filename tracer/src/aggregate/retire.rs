@@ -189,25 +189,14 @@ fn is_lasting(owner: &Owner) -> bool {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use anyhow::Result;
     use tracer_common::AF_INET;
 
     use super::*;
     use crate::{
+        aggregate::tests::Changing,
         kernel::maps::Reading,
-        pods::{Ask, Known, Source},
+        pods::{Ask, Known},
     };
-
-    struct Changing(Arc<Mutex<Vec<Known>>>);
-
-    impl Source for Changing {
-        fn name(&self) -> &'static str {
-            "changing"
-        }
-        fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
-            Ok(self.0.lock().unwrap().clone())
-        }
-    }
 
     /// A pod of a StatefulSet, in this namespace.
     fn web(net_cookie: u64) -> Known {
