@@ -85,7 +85,8 @@ impl Aggregate {
                 now,
                 ledger::GRACE,
                 |&cookie, owner| {
-                    let has_left = || resolver.has_left(cookie) && !in_use.contains(&cookie);
+                    let has_left =
+                        || resolver.has_left(cookie, Some(owner)) && !in_use.contains(&cookie);
                     cookie != 0 && (ended(owner) || is_unknown(owner) || has_left())
                 },
                 ended,
@@ -104,7 +105,7 @@ impl Aggregate {
                         && (dns
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie)
+                            || resolver.has_left(key.net_cookie, Some(owner))
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -117,7 +118,7 @@ impl Aggregate {
                         && (receivers
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie)
+                            || resolver.has_left(key.net_cookie, Some(owner))
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -126,11 +127,13 @@ impl Aggregate {
                 now,
                 idle(drops),
                 |key, owner| {
+                    // Else it is the one that the packet crossed, on its way from an address of the owner's.
+                    let in_it = (key.family == 0).then_some(owner);
                     !is_rest(key)
                         && (drops
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie)
+                            || resolver.has_left(key.net_cookie, in_it)
                             || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
                 },
                 ended,
@@ -143,7 +146,7 @@ impl Aggregate {
                         && (tcp
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie)
+                            || resolver.has_left(key.net_cookie, Some(owner))
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -247,5 +250,32 @@ mod tests {
         let owners = &aggregate.picture().owners;
         let web = &owners[&Owner::new("shop", "web-0")];
         assert_eq!(web.neigh[0].created, 6);
+    }
+
+    #[test]
+    fn what_was_made_anew_while_no_agent_ran_keeps_its_sum_and_not_its_keys() {
+        let pods = Arc::new(Mutex::new(vec![web(5)]));
+        let resolver = || {
+            let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
+            resolver.refresh(Ask::Regularly);
+            resolver
+        };
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        aggregate.update(reading(0), &resolver(), start, 0);
+        let bytes = rmp_serde::to_vec_named(&aggregate).unwrap();
+        *pods.lock().unwrap() = vec![web(6)];
+
+        let next: Aggregate = rmp_serde::from_slice(&bytes).unwrap();
+        let mut next = next.restored(ledger::GRACE, 10);
+        let resolver = resolver();
+        next.update(reading(0), &resolver, start, 0);
+        let idle = start + 2 * ledger::GRACE;
+        assert_eq!(next.retire(&resolver, idle).neigh, [5]);
+        let mut after = reading(0);
+        after.neigh.remove(0);
+        next.update(after, &resolver, idle, 1);
+        let owners = &next.picture().owners;
+        assert_eq!(owners[&Owner::new("shop", "web-0")].neigh[0].created, 6);
     }
 }

@@ -55,6 +55,8 @@ impl Tenure {
 #[derive(Default)]
 pub(super) struct Join {
     cookies: Claims<u64>,
+    /// Who has a namespace now whose cookie is known.
+    housed: HashSet<Arc<Owner>>,
     inodes: HashMap<u32, Arc<Owner>>,
     cgroups: Claims<String>,
     uids: Claims<String>,
@@ -85,6 +87,8 @@ impl Join {
             known.clone().filter_map(|k| Some((cookie(k)?, k))),
             now,
         );
+        let with_cookie = known.clone().filter(|k| cookie(k).is_some());
+        self.housed = with_cookie.map(|k| k.owner.clone()).collect();
         claim(
             &mut self.cgroups,
             known.clone().filter_map(|k| Some((k.cgroup.clone()?, k))),
@@ -198,10 +202,14 @@ impl Join {
             .or_else(|| self.inodes.get(&inode))
     }
 
-    /// Was that namespace somebody's until lately, and is nobody's now?
-    pub(super) fn has_left(&self, cookie: u64) -> bool {
-        let claim = self.cookies.get(&cookie);
-        claim.is_some_and(|(_, at)| Some(*at) != self.updated)
+    /// Was that namespace somebody's until lately, and is nobody's now? Of a time before this agent only what it
+    /// is told of is known: that the namespace was `owner`'s.
+    pub(super) fn has_left(&self, cookie: u64, owner: Option<&Owner>) -> bool {
+        match self.cookies.get(&cookie) {
+            Some((_, at)) => Some(*at) != self.updated,
+            // A pod has one namespace: not this one, then.
+            None => owner.is_some_and(|owner| self.housed.contains(owner)),
+        }
     }
 
     /// The pod that had the address then; the last of several.

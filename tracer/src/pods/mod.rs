@@ -453,9 +453,9 @@ impl Resolver {
     }
 
     /// Was that namespace a pod's until lately, which is gone or has another now? A pod that is made anew
-    /// under its old name has.
-    pub fn has_left(&self, net_cookie: u64) -> bool {
-        self.join.has_left(net_cookie)
+    /// under its old name has. `owner`: whose it is known to have been.
+    pub fn has_left(&self, net_cookie: u64, owner: Option<&Owner>) -> bool {
+        self.join.has_left(net_cookie, owner)
     }
 
     /// Who of this node had an address last, or has it.
