@@ -195,10 +195,13 @@ fn try_udp_fail_queue(sk: u64) -> Option<()> {
         port: 0,
         _pad: [0; 3],
     };
-    let total = receiver(&RECEIVE_DROPS, &key, netns).or_else(|| {
+    let Some(total) = receiver(&RECEIVE_DROPS, &key, netns) else {
         ring::count_full(ClientMap::ReceiveDrops);
-        RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())
-    })?;
+        let rest = RECEIVE_DROPS.get_ptr_mut(ReceiverKey::default())?;
+        // SAFETY: the rest key stays. Its ports are nobody's.
+        add(unsafe { &mut (*rest).dropped }, 1);
+        return Some(());
+    };
     // SAFETY: entries are removed only long after their owner is gone.
     let total = unsafe { &mut *total };
     add(&mut total.dropped, 1);

@@ -125,30 +125,34 @@ extern "C" fn drops_packet(skb: u64, packet: *mut Packet) -> u64 {
 fn try_packet(skb: u64, packet: &mut Packet) -> Option<()> {
     let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
     let network = head + read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u64;
-    let transport = match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
+    match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
         ETH_P_IP => {
             packet.family = AF_INET;
             packet.source[0] = read(network, 12)?;
             packet.destination[0] = read(network, 16)?;
             packet.protocol = read(network, 9)?;
-            if u16::from_be(read(network, 6)?) & 0x1fff != 0 {
-                return None; // a later fragment
-            }
-            network + ((read::<u8>(network, 0)? & 0xf) as u64) * 4
         }
         ETH_P_IPV6 => {
             packet.family = AF_INET6;
             packet.source = read(network, 8)?;
             packet.destination = read(network, 24)?;
-            behind_extensions(network, packet)?
         }
         _ => return None,
-    };
+    }
+    // Known of every fragment, which takes it from the whole packet.
     if let Some(origin) = conntrack::origin(skb, packet.family) {
         packet.client = origin.client.address;
         packet.client_port = origin.client.port;
         packet.is_redirected = origin.is_redirected as u8;
     }
+    let transport = if packet.family == AF_INET {
+        if u16::from_be(read(network, 6)?) & 0x1fff != 0 {
+            return None; // a later fragment
+        }
+        network + ((read::<u8>(network, 0)? & 0xf) as u64) * 4
+    } else {
+        behind_extensions(network, packet)?
+    };
     if packet.protocol != IPPROTO_TCP && packet.protocol != IPPROTO_UDP {
         return None;
     }
@@ -231,6 +235,9 @@ extern "C" fn drops_remember(skb: u64, packet: *const Packet) -> u64 {
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return 0;
     };
+    if packet.destination_port == 0 {
+        return 0; // a later fragment
+    }
     let Some(origin) = conntrack::origin(skb, packet.family) else {
         return 0;
     };

@@ -67,6 +67,29 @@ struct Row {
     since: Instant,
     /// Failures that are not, for its address has got a new owner since.
     forgiven: u64,
+    /// Who was known to have the address.
+    #[serde(default)]
+    tenant: Option<Arc<Owner>>,
+    /// When this agent first heard of that; `None`: it has not.
+    #[serde(skip)]
+    noticed: Option<Instant>,
+}
+
+impl Row {
+    /// Has the address got a new owner since, and when? An agent hears of everybody when it begins: whom another
+    /// knew is not new.
+    fn owned_anew(&mut self, tenant: &Tenant) -> Option<Instant> {
+        let (Some(owner), Some(noticed), None) = (&tenant.owner, tenant.noticed, tenant.until)
+        else {
+            return None;
+        };
+        let was_known = self.tenant.as_ref().is_some_and(|known| {
+            self.noticed.unwrap_or(noticed) == noticed && *known == *owner && known.uid == owner.uid
+        });
+        self.tenant = Some(owner.clone());
+        self.noticed = Some(noticed);
+        (!was_known && noticed > self.since).then_some(noticed)
+    }
 }
 
 /// The state between readings.
@@ -132,21 +155,21 @@ impl Dead {
             let row = self.rows.entry(*silence).or_insert_with(|| Row {
                 since: moment::from_ns(*first_ns),
                 forgiven: 0,
+                tenant: None,
+                noticed: None,
             });
+            let value = present.get(destination);
+            let lasts = value.is_some_and(|value| value.answered == *then && !is_over(value));
+            let tenant = tenant(address(destination.family, destination.address));
+            if lasts && let Some(noticed) = row.owned_anew(&tenant) {
+                row.forgiven = *sum;
+                row.since = now.max(noticed);
+                continue;
+            }
             if sum.saturating_sub(row.forgiven) < IN_A_ROW {
                 continue;
             }
-            let value = present.get(destination);
-            if value.is_some_and(|value| value.answered == *then && !is_over(value)) {
-                let tenant = tenant(address(destination.family, destination.address));
-                let anew = tenant
-                    .noticed
-                    .filter(|noticed| tenant.until.is_none() && *noticed > row.since);
-                if let Some(noticed) = anew {
-                    row.forgiven = *sum;
-                    row.since = now.max(noticed);
-                    continue;
-                }
+            if lasts {
                 self.list.push(DeadEndpoint {
                     destination: text(destination),
                     tenant,
@@ -370,6 +393,44 @@ mod tests {
         };
         update(&mut dead, &reading(0, &[(A, 0, 7)]), &next);
         assert!(dead.endpoints().is_empty());
+    }
+
+    #[test]
+    fn a_restart_forgives_nobody() {
+        let mut dead = Dead::default();
+        let pod = |uid: &str| {
+            Arc::new(Owner {
+                namespace: "shop".to_owned(),
+                pod: "web-0".to_owned(),
+                uid: Some(uid.to_owned()),
+            })
+        };
+        let noticed_now = |owner| Tenant {
+            owner: Some(owner),
+            until: None,
+            noticed: Some(Instant::now()),
+        };
+        let web = noticed_now(pod("1"));
+        update(&mut dead, &reading(0, &[(A, 0, 1)]), &web);
+        update(&mut dead, &reading(0, &[(A, 0, 4)]), &web);
+        assert_eq!(dead.endpoints()[0].attempts, 4);
+        let bytes = rmp_serde::to_vec_named(&dead).unwrap();
+        let next = || -> Dead { rmp_serde::from_slice(&bytes).unwrap() };
+
+        // At first nobody tells the next agent whose the address is.
+        let mut same = next();
+        update(&mut same, &reading(0, &[(A, 0, 5)]), &Tenant::default());
+        update(&mut same, &reading(0, &[(A, 0, 6)]), &noticed_now(pod("1")));
+        assert_eq!(same.endpoints()[0].attempts, 6);
+        assert_eq!(attempts(&same, "a")[0].1, 6);
+        // It was made anew meanwhile.
+        let mut other = next();
+        update(
+            &mut other,
+            &reading(0, &[(A, 0, 6)]),
+            &noticed_now(pod("2")),
+        );
+        assert!(other.endpoints().is_empty());
     }
 
     #[test]

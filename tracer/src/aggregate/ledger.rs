@@ -7,7 +7,7 @@
 //! What is counted under an address while nobody has it waits for a name anew.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -138,6 +138,10 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 since: self.read,
                 changed: now,
             });
+            if self.resumed && entry.owner.is_none() {
+                // While no agent ran nobody could have named it.
+                entry.waits = now;
+            }
             let since = match entry.owner {
                 Some(_) => self.read,
                 None => entry.since,
@@ -197,6 +201,9 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
     /// Decides for keys that have waited for [`HOLD`] in vain, where a guess that was not good enough
     /// before is better than none.
     pub fn give_up(&mut self, now: Instant, mut guess: impl FnMut(&K) -> Option<Arc<Owner>>) {
+        if self.resumed {
+            return; // as in `update`
+        }
         for (key, entry) in &mut self.keys {
             if entry.owner.is_none() && now.duration_since(entry.waits) >= HOLD {
                 entry.owner = guess(key);
@@ -243,7 +250,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
 
     /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for so long: they
     /// may leave the kernel. One that comes back is counted anew, and its owner's figure goes on. Figures of
-    /// owners that `has_ended` end.
+    /// owners that `has_ended` end with their last key.
     pub fn retire(
         &mut self,
         now: Instant,
@@ -276,8 +283,15 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 self.settled.entry(owner).or_default().plus(&share);
             }
         }
-        self.settled.retain(|owner, _| !has_ended(owner));
+        let holders: HashSet<Arc<Owner>> = self.holders().cloned().collect();
+        self.settled
+            .retain(|owner, _| !has_ended(owner) || holders.contains(owner));
         over
+    }
+
+    /// The owners of its keys.
+    pub fn holders(&self) -> impl Iterator<Item = &Arc<Owner>> {
+        self.keys.values().filter_map(|entry| entry.owner.as_ref())
     }
 }
 
@@ -442,6 +456,61 @@ mod tests {
             (total(&ledger, "a"), total(&ledger, "(unknown)")),
             (None, Some(3))
         );
+    }
+
+    #[test]
+    fn a_figure_ends_with_the_owners_last_key_and_does_not_fall_before() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+        ledger.update([(1, 5), (2, 1)], start, name, |o| o);
+        let later = start + GRACE;
+        ledger.update([(1, 5), (2, 2)], later, name, |o| o);
+        // Gone, and a process of its goes on.
+        let ended = |_: &Owner| true;
+        assert_eq!(ledger.retire(later, GRACE, |_, _| true, ended), [1]);
+        assert_eq!(total(&ledger, "a"), Some(7));
+        let left = ledger.retire(later + GRACE, GRACE, |_, _| true, ended);
+        assert_eq!((left, total(&ledger, "a")), (vec![2], None));
+    }
+
+    #[test]
+    fn who_waited_for_a_name_when_the_agent_ended_waits_anew() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        ledger.update([(1, 5)], start, |_, _| None, |o| o);
+        let mut written = Vec::new();
+        rmp_serde::encode::write_named(&mut written, &ledger).unwrap();
+        let mut next: Ledger<u32, u64> = rmp_serde::from_slice(&written).unwrap();
+        let later = start + HOLD;
+        next.give_up(later, |_| Some(Owner::other()));
+        next.update([(1, 5)], later, |_, _| None, |o| o);
+        assert_eq!((next.pending(), next.totals().len()), (5, 0));
+        let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+        next.update([(1, 6)], later + HOLD / 2, name, |o| o);
+        assert_eq!(total(&next, "a"), Some(6));
+    }
+
+    #[test]
+    fn who_has_waited_long_enough_is_guessed() {
+        let mut ledger = Ledger::default();
+        let start = Instant::now();
+        let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+        let of_one = |key: &u32| (*key == 1).then(|| Owner::new("shop", "b"));
+        ledger.update([(1, 5), (2, 7)], start, |_, _| None, |o| o);
+        ledger.give_up(start + HOLD / 2, of_one);
+        assert_eq!((ledger.pending(), ledger.decisions()), (12, 0));
+        ledger.give_up(start + HOLD, of_one);
+        assert_eq!((ledger.pending(), ledger.decisions()), (7, 1));
+        assert_eq!(total(&ledger, "b"), Some(5));
+        ledger.update([(2, 7)], start, name, |o| o);
+        assert_eq!(ledger.decisions(), 2);
+        // Nothing is decided by what is known already.
+        ledger.update([(2, 8)], start, name, |o| o);
+        assert_eq!((total(&ledger, "a"), ledger.decisions()), (Some(8), 2));
+        // It had left the kernel.
+        ledger.update([(2, 1)], start, name, |o| o);
+        assert_eq!((total(&ledger, "a"), ledger.decisions()), (Some(9), 3));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Which keys leave the kernel's maps, and which figures end: those of what is gone, and where room is short
 //! those of what is idle.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use tracer_common::{
     dns,
     drops::{self, ReceiverKey},
-    neigh, tcp,
+    family_index, neigh, tcp,
 };
 
 use super::{Aggregate, dead, is_rest, is_unknown, ledger, without_reason};
@@ -74,10 +74,17 @@ impl Aggregate {
             crowded(reading.receive_drops.len()),
         );
         let (drops, tcp) = (crowded(reading.drops.len()), crowded(reading.tcp.len()));
+        // What a walk does not find keeps what an earlier one had counted; the last may be under way.
+        let is_live = |key: &neigh::Key, value: &neigh::Value| {
+            family_index(key.family as u16).is_some_and(|family| {
+                let last = reading.walks[family as usize].generation;
+                value.live > 0 && last.wrapping_sub(value.live_generation) <= 1
+            })
+        };
         let in_use: HashSet<u64> = reading
             .neigh
             .iter()
-            .filter(|(_, value)| value.live > 0)
+            .filter(|(key, value)| is_live(key, value))
             .map(|(key, _)| key.net_cookie)
             .collect();
         let mut leaving = Leaving {
@@ -85,9 +92,8 @@ impl Aggregate {
                 now,
                 ledger::GRACE,
                 |&cookie, owner| {
-                    let has_left =
-                        || resolver.has_left(cookie, Some(owner)) && !in_use.contains(&cookie);
-                    cookie != 0 && (ended(owner) || is_unknown(owner) || has_left())
+                    let is_idle = || is_unknown(owner) || resolver.has_left(cookie, Some(owner));
+                    cookie != 0 && (ended(owner) || !in_use.contains(&cookie) && is_idle())
                 },
                 ended,
             ),
@@ -105,7 +111,7 @@ impl Aggregate {
                         && (dns
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, Some(owner))
+                            || resolver.has_left(key.net_cookie, None)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -118,7 +124,7 @@ impl Aggregate {
                         && (receivers
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, Some(owner))
+                            || resolver.has_left(key.net_cookie, None)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
@@ -127,8 +133,8 @@ impl Aggregate {
                 now,
                 idle(drops),
                 |key, owner| {
-                    // Else it is the one that the packet crossed, on its way from an address of the owner's.
-                    let in_it = (key.family == 0).then_some(owner);
+                    // Else it is a socket's, or the one that the packet crossed from an address of the owner's.
+                    let in_it = (key.family == 0 && key.cgroup_id == 0).then_some(owner);
                     !is_rest(key)
                         && (drops
                             || ended(owner)
@@ -146,18 +152,29 @@ impl Aggregate {
                         && (tcp
                             || ended(owner)
                             || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, Some(owner))
+                            || resolver.has_left(key.net_cookie, None)
                             || !resolver.has_cgroup(key.cgroup_id))
                 },
                 ended,
             ),
             dead: self.dead.over(reading, kernel::monotonic()),
         };
-        self.ports.retain_owners(|owner| !ended(owner));
-        self.reasons.retain_owners(|owner| !ended(owner));
-        self.dead.retain_owners(|owner| !ended(owner));
+        // They end as the figures in the ledgers do: with the last key.
+        let ends_without = |holders: HashSet<Arc<Owner>>| {
+            let ended = &ended;
+            move |owner: &Arc<Owner>| !ended(owner) || holders.contains(owner)
+        };
+        let receivers = self.receivers.holders().cloned().collect();
+        self.ports.retain_owners(ends_without(receivers));
+        let dropped = self.drops.holders().cloned().collect();
+        self.reasons.retain_owners(ends_without(dropped));
+        let clients = self.tcp.holders().cloned().collect();
+        self.dead.retain_owners(ends_without(clients));
         // With each owner go its ports and its reasons.
         let over: HashSet<ReceiverKey> = leaving.receivers.iter().copied().collect();
+        for key in &over {
+            self.ports.forget_key(key); // what had no port
+        }
         for (key, _) in &reading.receive_ports {
             if over.contains(&ReceiverKey { port: 0, ..*key }) {
                 self.ports.forget_key(key);
@@ -171,14 +188,25 @@ impl Aggregate {
                 leaving.drops.push(*key);
             }
         }
-        let admitted = &mut self.admitted;
-        gone.retain(|owner, since| {
-            let over = now.duration_since(*since) >= 2 * ledger::GRACE;
-            if over {
-                admitted.remove(owner);
-            }
-            !over
-        });
+        // Who is forgotten could not end any more.
+        let is_over = |since: &Instant| now.duration_since(*since) >= 2 * ledger::GRACE;
+        if gone.values().any(is_over) {
+            let holders: HashSet<&Arc<Owner>> = (self.neigh.holders())
+                .chain(self.forwarded.holders())
+                .chain(self.dns.holders())
+                .chain(self.receivers.holders())
+                .chain(self.drops.holders())
+                .chain(self.tcp.holders())
+                .collect();
+            let admitted = &mut self.admitted;
+            gone.retain(|owner, since| {
+                let over = is_over(since) && !holders.contains(owner);
+                if over {
+                    admitted.remove(owner);
+                }
+                !over
+            });
+        }
         leaving
     }
 }
@@ -190,7 +218,7 @@ fn is_lasting(owner: &Owner) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{sync::Mutex, time::Duration};
 
     use tracer_common::AF_INET;
 
@@ -209,23 +237,27 @@ mod tests {
         }
     }
 
-    fn reading(live: u32) -> Reading {
+    /// With the walks that there were; those up to the second found entries of the first namespace.
+    fn reading(walks: u32) -> Reading {
         let key = |net_cookie| neigh::Key {
             net_cookie,
             ..neigh::Key::rest(AF_INET)
         };
-        let value = |live| neigh::Value {
+        let value = |generation: u32| neigh::Value {
             counts: neigh::Counts {
                 created: 3,
                 ..neigh::Counts::default()
             },
-            live,
+            live: 1,
+            live_generation: generation,
             ..neigh::Value::default()
         };
-        Reading {
-            neigh: vec![(key(5), value(live)), (key(6), value(1))],
+        let mut reading = Reading {
+            neigh: vec![(key(5), value(walks.min(2))), (key(6), value(walks))],
             ..Reading::default()
-        }
+        };
+        reading.walks[0].generation = walks;
+        reading
     }
 
     #[test]
@@ -235,16 +267,18 @@ mod tests {
         resolver.refresh(Ask::Regularly);
         let mut aggregate = Aggregate::new(ledger::GRACE, 10);
         let start = Instant::now();
-        aggregate.update(reading(1), &resolver, start, 0);
+        aggregate.update(reading(2), &resolver, start, 0);
         *pods.lock().unwrap() = vec![web(6)];
         assert!(resolver.refresh(Ask::Changed).is_some());
         let later = start + ledger::GRACE;
         // As long as it has entries in the table, they are counted under the key.
-        aggregate.update(reading(1), &resolver, start, 0);
-        assert!(aggregate.retire(&resolver, later).neigh.is_empty());
-        aggregate.update(reading(0), &resolver, start, 0);
+        for walks in [2, 3] {
+            aggregate.update(reading(walks), &resolver, start, 0);
+            assert!(aggregate.retire(&resolver, later).neigh.is_empty());
+        }
+        aggregate.update(reading(4), &resolver, start, 0);
         assert_eq!(aggregate.retire(&resolver, later).neigh, [5]);
-        let mut after = reading(0);
+        let mut after = reading(4);
         after.neigh.remove(0);
         aggregate.update(after, &resolver, start, 1);
         let owners = &aggregate.picture().owners;
@@ -262,20 +296,97 @@ mod tests {
         };
         let mut aggregate = Aggregate::new(ledger::GRACE, 10);
         let start = Instant::now();
-        aggregate.update(reading(0), &resolver(), start, 0);
+        aggregate.update(reading(2), &resolver(), start, 0);
         let bytes = rmp_serde::to_vec_named(&aggregate).unwrap();
         *pods.lock().unwrap() = vec![web(6)];
 
         let next: Aggregate = rmp_serde::from_slice(&bytes).unwrap();
         let mut next = next.restored(ledger::GRACE, 10);
         let resolver = resolver();
-        next.update(reading(0), &resolver, start, 0);
+        next.update(reading(4), &resolver, start, 0);
         let idle = start + 2 * ledger::GRACE;
         assert_eq!(next.retire(&resolver, idle).neigh, [5]);
-        let mut after = reading(0);
+        let mut after = reading(4);
         after.neigh.remove(0);
         next.update(after, &resolver, idle, 1);
         let owners = &next.picture().owners;
         assert_eq!(owners[&Owner::new("shop", "web-0")].neigh[0].created, 6);
+    }
+
+    #[test]
+    fn entries_of_nobody_are_counted_as_long_as_there_are_any() {
+        let resolver = Resolver::with(Vec::new());
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        aggregate.update(reading(2), &resolver, start, 0);
+        aggregate.update(reading(2), &resolver, start + ledger::HOLD, 1);
+        let idle = start + 2 * ledger::GRACE;
+        assert!(aggregate.retire(&resolver, idle).neigh.is_empty());
+        aggregate.update(reading(9), &resolver, idle, 2);
+        assert_eq!(aggregate.retire(&resolver, idle).neigh, [5]);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_ends_however_long_something_of_it_goes_on() {
+        let pods = Arc::new(Mutex::new(vec![web(5), web(6)]));
+        let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
+        resolver.refresh(Ask::Regularly);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        let minute = |n: u32| start + Duration::from_mins(n.into());
+        let mut busy = reading(2);
+        aggregate.update(busy.clone(), &resolver, start, 0);
+        pods.lock().unwrap().clear();
+        resolver.refresh(Ask::Changed);
+        let created = |aggregate: &Aggregate| {
+            let owners = &aggregate.picture().owners;
+            let web = owners.get(&Owner::new("shop", "web-0"));
+            web.map(|web| web.neigh[0].created)
+        };
+        for n in 1..20 {
+            busy.neigh[0].1.counts.created += 1;
+            aggregate.update(busy.clone(), &resolver, minute(n), n.into());
+            assert_eq!(created(&aggregate), Some(6 + u64::from(n)), "{n}");
+            let left = aggregate.retire(&resolver, minute(n)).neigh;
+            assert_eq!(left, if n == 6 { vec![6] } else { vec![] }, "{n}");
+            busy.neigh
+                .retain(|(key, _)| !left.contains(&key.net_cookie));
+        }
+        aggregate.update(busy, &resolver, minute(24), 20);
+        assert_eq!(aggregate.retire(&resolver, minute(24)).neigh, [5]);
+        aggregate.update(Reading::default(), &resolver, minute(24), 21);
+        assert_eq!(created(&aggregate), None);
+    }
+
+    #[test]
+    fn datagrams_lost_without_a_port_are_counted_anew_when_their_key_comes_back() {
+        let pods = Arc::new(Mutex::new(vec![web(5)]));
+        let mut resolver = Resolver::with(vec![Box::new(Changing(pods))]);
+        resolver.refresh(Ask::Regularly);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        let lost = |portless| {
+            let key = ReceiverKey {
+                cgroup_id: u64::MAX, // there is none
+                net_cookie: 5,
+                ..ReceiverKey::default()
+            };
+            let value = drops::ReceiverValue {
+                dropped: portless,
+                portless,
+                ..drops::ReceiverValue::default()
+            };
+            Reading {
+                receive_drops: vec![(key, value)],
+                ..Reading::default()
+            }
+        };
+        aggregate.update(lost(5), &resolver, start, 0);
+        let idle = start + ledger::GRACE;
+        assert_eq!(aggregate.retire(&resolver, idle).receivers.len(), 1);
+        aggregate.update(lost(8), &resolver, idle, 1);
+        let owners = &aggregate.picture().owners;
+        let web = &owners[&Owner::new("shop", "web-0")];
+        assert_eq!(web.receive_drops, [(None, 13)].into_iter().collect());
     }
 }

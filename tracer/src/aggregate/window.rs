@@ -44,12 +44,12 @@ impl Window {
         }
     }
 
-    /// Attempts and failures in the window.
+    /// Attempts and failures in the window. The totals of an owner whose figures end may fall.
     pub fn counts(&self) -> Attempts {
         let now = self.seconds.back().map_or(self.base, |(_, now)| *now);
         Attempts {
-            all: now.all - self.base.all,
-            failed: now.failed - self.base.failed,
+            all: now.all.saturating_sub(self.base.all),
+            failed: now.failed.saturating_sub(self.base.failed),
         }
     }
 

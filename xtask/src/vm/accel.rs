@@ -56,7 +56,7 @@ impl Accel {
     pub fn arguments(self, emulated: &str) -> [&str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", emulated],
+            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", emulated],
         }
     }
 
