@@ -13,6 +13,8 @@ use crate::netns::Netns;
 #[derive(Debug)]
 pub struct Rules {
     netns: Option<Arc<Netns>>,
+    /// `inet`, or `netdev`.
+    family: &'static str,
     table: &'static str,
 }
 
@@ -25,17 +27,38 @@ impl Rules {
 
     /// The same under a name of its own: a namespace has one table of a name at a time.
     pub fn named(netns: &Arc<Netns>, table: &'static str, chains: &str) -> Self {
-        Self::start(Some(Arc::clone(netns)), table, chains)
+        Self::start(Some(Arc::clone(netns)), "inet", table, chains)
+    }
+
+    /// Counts and drops what matches as it leaves by a device, behind all that routing does.
+    pub fn drop_at(netns: &Arc<Netns>, device: &str, matches: &[&str]) -> Self {
+        let rules = matches
+            .iter()
+            .map(|one| format!("  {one} counter name hit drop\n"));
+        let chain = format!(
+            " chain refuse {{ type filter hook egress device \"{device}\" priority 0;\n{} }}",
+            rules.collect::<String>()
+        );
+        Self::start(Some(Arc::clone(netns)), "netdev", "lab", &chain)
     }
 
     /// Rules in the host's own namespace, for who has its lock.
     pub fn host(_lock: &HostLock, chains: &str) -> Self {
-        Self::start(None, "tracer_lab", chains)
+        Self::start(None, "inet", "tracer_lab", chains)
     }
 
-    fn start(netns: Option<Arc<Netns>>, table: &'static str, chains: &str) -> Self {
-        let rules = Self { netns, table };
-        let text = format!("table inet {table} {{\n counter hit {{ }}\n{chains}\n}}\n");
+    fn start(
+        netns: Option<Arc<Netns>>,
+        family: &'static str,
+        table: &'static str,
+        chains: &str,
+    ) -> Self {
+        let rules = Self {
+            netns,
+            family,
+            table,
+        };
+        let text = format!("table {family} {table} {{\n counter hit {{ }}\n{chains}\n}}\n");
         rules.inside(|| feed(&text));
         rules
     }
@@ -76,7 +99,9 @@ impl Rules {
         let all = listed["nftables"].as_array().expect("nft lists objects");
         let hit = all.iter().find(|object| {
             let counter = &object["counter"];
-            counter["name"] == "hit" && counter["table"] == self.table
+            counter["name"] == "hit"
+                && counter["family"] == self.family
+                && counter["table"] == self.table
         });
         hit.and_then(|object| object["counter"]["packets"].as_u64())
             .expect("the table has the counter")
@@ -87,7 +112,7 @@ impl Drop for Rules {
     fn drop(&mut self) {
         let deleted = self.inside(|| {
             Command::new("nft")
-                .args(["delete", "table", "inet", self.table])
+                .args(["delete", "table", self.family, self.table])
                 .status()
         });
         if !deleted.is_ok_and(|status| status.success()) {

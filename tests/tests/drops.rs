@@ -183,6 +183,45 @@ fn answers_that_netfilter_drops_are_those_of_the_pod_they_were_for() {
     scene.agent.stop_cleanly();
 }
 
+/// So are the fragments of one, of which only the first says its ports.
+#[test]
+fn lost_fragments_of_an_answer_are_those_of_the_pod_it_was_for() {
+    let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    // A node that tracks connections puts fragments together, and takes the whole apart again at its end.
+    let router = &scene.node.router;
+    let _tracking = Rules::load(
+        router,
+        " chain track { type filter hook forward priority 0; ct state invalid drop; }",
+    );
+    let later = ["ip frag-off & 0x1fff != 0", "frag frag-off != 0"];
+    let rules = Rules::drop_at(router, &client.link(), &later);
+    let far = &scene.node.far;
+    for family in Family::ALL {
+        let listen = |pod: &Pod| {
+            let at = (pod.address(family), 0);
+            pod.netns
+                .run(|| UdpSocket::bind(at).expect("a port is free"))
+        };
+        let [asks, answers] = [&client, far].map(listen);
+        answers.set_read_timeout(Some(SOON)).expect("a time is set");
+        let to = answers.local_addr().expect("it is bound");
+        asks.send_to(b"how much?", to).expect("it can be sent");
+        let (_, from) = answers.recv_from(&mut [0; 16]).expect("it is asked");
+        answers.send_to(&[0; 4000], from).expect("it can be sent");
+    }
+    // Of each answer the second of three: a kernel that cannot send one does not try the next.
+    eventually(SOON, || {
+        ensure(rules.hits() == 2, || {
+            format!("the lab failed: {} fragments", rules.hits())
+        })
+    });
+    await_drops(
+        &scene.agent,
+        &[(&client, "netfilter_drop", 2), (far, "netfilter_drop", 0)],
+    );
+    scene.agent.stop_cleanly();
+}
+
 /// What comes to a port where nobody listens is a drop of who sent it.
 #[test]
 fn what_comes_to_a_closed_port_is_the_senders_drop() {
