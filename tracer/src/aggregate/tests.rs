@@ -89,7 +89,7 @@ fn counted(net_cookie: u64, source: [u8; 4], n: u64) -> Reading {
         port,
         ..ReceiverKey::default()
     };
-    let received = |dropped, portless| tracer_common::drops::ReceiverValue {
+    let lost = |dropped, portless| tracer_common::drops::ReceiverValue {
         dropped,
         portless,
         ..tracer_common::drops::ReceiverValue::default()
@@ -139,8 +139,8 @@ fn counted(net_cookie: u64, source: [u8; 4], n: u64) -> Reading {
             },
             connections,
         )],
-        receive_drops: vec![(receiver(0), received(n + 6, n))],
-        receive_ports: vec![(receiver(53), received(6, 0))],
+        receive_drops: vec![(receiver(0), lost(n + 6, n))],
+        receive_ports: vec![(receiver(53), lost(6, 0))],
         drops: vec![
             dropped(of_socket, 2, n + 7),
             dropped(of_socket, 3, n + 8),

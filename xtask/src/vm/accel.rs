@@ -56,6 +56,8 @@ impl Accel {
     pub fn arguments(self, emulated: &str) -> [&str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            // Both processors in turn: with a thread for each, one may trip over code that the kernel patches on the
+            // other, as it does for each hook that comes or goes ("Oops: int3").
             Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", emulated],
         }
     }
