@@ -55,5 +55,6 @@ pub use metrics::Metrics;
 pub use neigh::{Family, Thresholds};
 pub use netns::{Lab, Netns};
 pub use point::Point;
+pub use process::on_one_cpu;
 pub use prometheus::Prometheus;
 pub use wait::eventually;

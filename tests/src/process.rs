@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::wait::eventually;
 
@@ -22,6 +23,17 @@ pub fn check(command: &mut Command) {
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
+}
+
+/// Runs `f`, and the threads and processes that it starts, on the CPU that runs it now.
+pub fn on_one_cpu<T>(f: impl FnOnce() -> T) -> T {
+    let all = sched_getaffinity(None).expect("the CPUs can be read");
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu());
+    sched_setaffinity(None, &one).expect("a thread can keep to its CPU");
+    let done = f();
+    sched_setaffinity(None, &all).expect("and leave it");
+    done
 }
 
 /// How a process ended.

@@ -2,10 +2,12 @@
 //! that it cannot deliver, for want of a neighbour.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use tests::dns::packet::query;
 use tests::dns::scene::lookups;
 use tests::dns::{A, Lookup, Scene, Server};
 use tests::entries::{entries, flush, know, mac};
@@ -13,7 +15,7 @@ use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::{DEVICE, Netns, await_ipv6};
 use tests::nft::Rules;
 use tests::router::Wiring;
-use tests::{Family, Lab, Thresholds};
+use tests::{Family, Lab, Thresholds, on_one_cpu};
 
 /// What the kernel says when it frees what waited for a neighbour; IPv6 gives no reason.
 const UNRESOLVED: [&str; 2] = ["neigh_failed", "not_specified"];
@@ -106,6 +108,37 @@ fn answers_that_wait_for_the_client_in_vain_say_so() {
         "the lab failed: {sent} answers sent"
     );
     scene.settle();
+}
+
+/// All on one CPU: it hears of the answer, and of its end.
+#[test]
+fn answers_that_nobody_has_read_when_the_socket_is_closed_have_arrived() {
+    on_one_cpu(|| {
+        const ASKED: u16 = 10;
+        /// What the kernel may take to free a socket, and less than tracer waits for its answer's end.
+        const GRACE: Duration = Duration::from_millis(50);
+        let (_lab, mut scene) = Scene::new(Wiring::Routed);
+        for family in Family::ALL {
+            let server = (scene.address(family), 53);
+            let any = scene.client.address(family);
+            scene.client.netns.run(|| {
+                for id in 0..ASKED {
+                    let socket = UdpSocket::bind((any, 0)).expect("sockets can be made");
+                    let sent = socket.send_to(&query(id, 0, "ok-unread.test", A), server);
+                    sent.expect("nothing is in the way");
+                    let wait = Some(Duration::from_secs(5));
+                    socket.set_read_timeout(wait).expect("timeouts can be set");
+                    let there = socket.peek(&mut [0; 512]).expect("it is answered");
+                    assert!(there > 12, "the lab failed: {there} bytes");
+                    drop(socket);
+                    thread::sleep(GRACE);
+                }
+            });
+            scene.tally.queries += u64::from(ASKED);
+            *scene.tally.outcomes.entry("noerror").or_default() += u64::from(ASKED);
+        }
+        scene.settle();
+    });
 }
 
 #[test]

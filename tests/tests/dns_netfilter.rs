@@ -4,13 +4,13 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tests::Family;
 use tests::dns::packet::query;
 use tests::dns::scene::lookups;
 use tests::dns::{A, Lookup, Scene};
 use tests::netns::Netns;
 use tests::nft::Rules;
 use tests::router::Wiring;
+use tests::{Family, eventually, on_one_cpu};
 
 const QUERY: &str = "udp dport 53";
 const ANSWER: &str = "udp sport 53";
@@ -173,6 +173,45 @@ fn a_refused_query_whose_second_try_is_answered_is_no_failure() {
         assert_eq!(tally.outcome("noerror"), 2, "the lab failed: {tally:?}");
     }
     scene.settle();
+}
+
+/// The second query of each has the memory that the first has left, as often as not.
+#[test]
+fn a_query_refused_where_an_earlier_one_was_in_memory_is_not_that_one() {
+    on_one_cpu(|| {
+        const ROUNDS: u16 = 50;
+        let (_lab, mut scene) = Scene::new(Wiring::Routed);
+        let rules = Rules::load(
+            &scene.client.netns,
+            " chain second { type filter hook output priority 0; \
+             udp dport 53 numgen inc mod 2 1 counter name hit drop; }",
+        );
+        let server = (scene.address(Family::V4), 53);
+        let before = scene.server.received();
+        let received = |n| {
+            let received = scene.server.received() - before;
+            let all = format!("{received} of {n} received");
+            (received == u64::from(n)).then_some(()).ok_or(all)
+        };
+        let refused = scene.client.netns.run(|| {
+            let refused = (0..ROUNDS).filter(|n| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("sockets can be made");
+                let query = query(*n, 0, "drop-recycled.test", A);
+                let sent = socket.send_to(&query, server);
+                sent.expect("the first of two passes");
+                eventually(Duration::from_secs(5), || received(n + 1));
+                socket.send_to(&query, server).is_err()
+            });
+            refused.count() as u64
+        });
+        let rounds = u64::from(ROUNDS);
+        assert_eq!((refused, rules.hits()), (rounds, rounds), "the lab failed");
+        drop(rules);
+        scene.tally.queries += 2 * rounds;
+        *scene.tally.outcomes.entry("timeout").or_default() += rounds;
+        *scene.causes.entry("netfilter").or_default() += rounds;
+        scene.settle();
+    });
 }
 
 /// `reject` tells the sender, so that connected sockets hear of it at once; what they make of it is

@@ -120,7 +120,10 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let mut datagram = Datagram::of(skb)?;
     datagram.family = forget(datagram.family as u64, skb) as u16;
     datagram.is_answer = forget(datagram.is_answer as u64, skb) != 0;
-    if datagram.is_answer && dns::take_back(skb, datagram.id, drop) {
+    if datagram.is_answer
+        && (meaning.is_failure != 0 || !has_reason)
+        && dns::take_back(skb, datagram.id, drop)
+    {
         return None;
     }
     if drop.cause == Cause::NeighbourTableFull as u8 && !table_was_full(datagram.family) {
@@ -133,9 +136,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         drop.cause = Cause::NeighbourTableFull as u8;
     }
     drop.cause = forget(drop.cause as u64, skb) as u8;
+    let is_new = drop.cause == Cause::Netfilter as u8
+        && !datagram.is_answer
+        && Datagram::is_before_device(skb);
     let (mut key, found) = match datagram.by_packet(skb) {
-        Some(key) => (key, Found::ByPacket),
-        None if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
+        Some(key) if !is_new => (key, Found::ByPacket),
+        _ if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
             let key = if datagram.is_answer {
                 datagram.by_server(skb)?
             } else {
@@ -143,11 +149,16 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             };
             (key, Found::ByPacket)
         }
-        None => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
+        _ => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
     };
+    let own = key.slot;
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
+        if matches!(found, Found::ByPacket) && slot != own {
+            slot += 1;
+            continue;
+        }
         if let Some(lookup) = WAITING.find(&key) {
             // SAFETY: a map's value; the fields written are no keys and no counters.
             let lookup = unsafe { &mut *lookup };

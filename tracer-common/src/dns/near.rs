@@ -17,9 +17,8 @@ pub const WAYS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub struct Place<K, V> {
-    /// 0: nobody's. Odd: it is being taken by the key with this mark ([`PlaceKey::moving`]), or given back
-    /// ([`LEAVING`]). Else that of `key`, which took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are
-    /// ever the same.
+    /// 0: nobody's. Odd: it is being taken by the key with this mark ([`PlaceKey::moving`]). Else that of `key`, which
+    /// took it at half of this, `CLOCK_MONOTONIC` nanoseconds: so no two are ever the same.
     pub state: u64,
     /// Whose it is, or was last.
     pub key: K,
@@ -29,9 +28,6 @@ pub struct Place<K, V> {
 
 const _: () = assert!(size_of::<Place<LookupKey, Lookup>>() == 7 * 64);
 const _: () = assert!(size_of::<Place<ServedKey, Served>>() == 2 * 64);
-
-/// State of a place that is being given back, whose it was.
-pub const LEAVING: u64 = 1;
 
 /// Is a place in this state somebody's, so that its key may be read?
 #[inline(always)]
@@ -43,6 +39,12 @@ pub const fn is_taken(state: u64) -> bool {
 #[inline(always)]
 pub const fn taken(now_ns: u64) -> u64 {
     now_ns << 1
+}
+
+/// When a place in this state was taken.
+#[inline(always)]
+pub const fn taken_ns(state: u64) -> u64 {
+    state >> 1
 }
 
 /// The first of the places of what has this hash.
@@ -209,8 +211,8 @@ mod tests {
             ..LookupKey::default()
         };
         assert!(!is_taken(0));
-        assert!(!is_taken(key.moving()) && !is_taken(LEAVING) && key.moving() != LEAVING);
-        assert!(is_taken(taken(1)));
+        assert!(!is_taken(key.moving()));
+        assert!(is_taken(taken(1)) && taken_ns(taken(u64::MAX >> 1)) == u64::MAX >> 1);
         let second = LookupKey { slot: 1, ..key };
         assert!(!second.is(&key) && key.is(&key));
         assert!(key.has_place() && !second.has_place());

@@ -10,8 +10,8 @@ use aya_ebpf::{
 use tracer_common::{
     ClientMap, Hook,
     dns::{
-        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Drop, Ended, Failure, Key, Lookup, LookupKey,
-        Outcome, Place, Served, ServedKey, Value, bucket, is_taken,
+        AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Detail, Drop, Ended, Failure, Key, Lookup,
+        LookupKey, Outcome, Place, Served, ServedKey, Value, bucket, is_taken, taken_ns,
     },
     event, peers,
 };
@@ -120,6 +120,9 @@ fn ended(lookup: &Lookup) -> Ended {
 
 /// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
 /// socket's filter, and the socket did not get it: then it is no answer.
+///
+/// A socket that is closed frees what nobody has read, and that had arrived: the kernel says no reason for it, and
+/// before 5.17 never says one.
 #[inline(always)]
 pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
     // Behind the filter come the checksum, the socket's own filter and its receive buffer.
@@ -140,7 +143,9 @@ pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
     if let Some(lookup) = WAITING.find(&key) {
         // SAFETY: as in `query`.
         let lookup = unsafe { &mut *lookup };
-        if lookup.answered_ns != 0 {
+        // SAFETY: the helper has no precondition.
+        let age_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(lookup.answered_ns);
+        if lookup.answered_ns != 0 && (drop.detail != NO_REASON || age_ns <= ARRIVED_NS) {
             lookup.answered_ns = 0;
             lookup.dropped(true, drop);
         }
@@ -169,11 +174,15 @@ pub extern "C" fn dns_end(
 #[inline(always)]
 fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option<()> {
     let key = *key;
+    let timeout = outcome == Outcome::Timeout as u8;
+    // Once, and after what the caller has read: where another lookup has come in its place since, that one began later
+    // than this one ended.
+    // SAFETY: a map's value.
+    let started_ns = unsafe { (&raw const lookup.started_ns).read_volatile() };
+    let waited_ns = now_ns.checked_sub(started_ns)?;
     if lookup.is_noted != 0 {
         endpoints::forget(lookup.endpoint, &key);
     }
-    let timeout = outcome == Outcome::Timeout as u8;
-    let waited_ns = now_ns - lookup.started_ns;
     let failed = timeout || !matches!(outcome, OK | NO_DATA | NX_DOMAIN);
     let cause = if !timeout {
         Cause::Server as u8
@@ -206,16 +215,16 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
                 waited_ns,
                 now_ns,
             );
-            if !WAITING.remove(&key) {
+            if !WAITING.remove(&key, started_ns) {
                 record.discard(0);
                 ring::unsend(Hook::Dns);
                 return None;
             }
             record.submit(0);
-        } else if !WAITING.remove(&key) {
+        } else if !WAITING.remove(&key, started_ns) {
             return None;
         }
-    } else if !WAITING.remove(&key) {
+    } else if !WAITING.remove(&key, started_ns) {
         return None;
     }
 
@@ -246,6 +255,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
 
 const SOCKET_BUFFER_FULL: u8 = Cause::SocketBufferFull as u8;
 const DROPPED: u8 = Cause::Dropped as u8;
+const NO_REASON: u8 = Detail::NoReason as u8;
 const OK: u8 = Outcome::NoError as u8;
 const NO_DATA: u8 = Outcome::NoData as u8;
 const NX_DOMAIN: u8 = Outcome::NxDomain as u8;
@@ -314,9 +324,9 @@ pub fn dns_age_one(ctx: RawTracePointContext) -> i32 {
     if ctx.arg::<u64>(0) != 0 {
         let key: *const ServedKey = key.cast();
         // SAFETY: six words are such a key.
-        if let Some(served) = SERVING.find(unsafe { &*key }) {
-            // SAFETY: as bpf_for_each_map_elem would call it.
-            unsafe { age_served(core::ptr::null_mut(), key, served, core::ptr::null_mut()) };
+        if let Some((served, taken_ns)) = SERVING.find_taken(unsafe { &*key }) {
+            // SAFETY: a map's value.
+            unsafe { age_taken(key, served, taken_ns) };
         }
     } else {
         let key: *const LookupKey = key.cast();
@@ -346,16 +356,17 @@ unsafe extern "C" fn age_near(
 }
 
 unsafe extern "C" fn age_served_near(
-    map: *mut c_void,
+    _map: *mut c_void,
     _index: *const u32,
     place: *mut Place<ServedKey, Served>,
-    context: *mut c_void,
+    _context: *mut c_void,
 ) -> i64 {
-    if is_taken(state(place)) {
+    let state = state(place);
+    if is_taken(state) {
         // SAFETY: as above.
         unsafe {
             let key = (*place).key;
-            age_served(map, &raw const key, &raw mut (*place).value, context);
+            age_taken(&raw const key, &raw mut (*place).value, taken_ns(state));
         }
     }
     0
@@ -367,10 +378,19 @@ unsafe extern "C" fn age_served(
     served: *mut Served,
     _context: *mut c_void,
 ) -> i64 {
-    // SAFETY: the helper has no precondition; the kernel calls with valid pointers.
-    let (now_ns, key, served) = unsafe { (bpf_ktime_get_ns(), *key, *served) };
-    let _ = served::age(&key, &served, now_ns); // not over yet, or somebody else ended it
+    // SAFETY: the kernel calls with valid pointers.
+    unsafe { age_taken(key, served, 0) };
     0
+}
+
+/// # Safety
+///
+/// The pointers are valid.
+#[inline(always)]
+unsafe fn age_taken(key: *const ServedKey, served: *mut Served, taken_ns: u64) {
+    // SAFETY: the helper has no precondition; the caller's pointers.
+    let (now_ns, key, served) = unsafe { (bpf_ktime_get_ns(), *key, *served) };
+    let _ = served::age(&key, &served, taken_ns, now_ns); // not over yet, or somebody else ended it
 }
 
 unsafe extern "C" fn age(

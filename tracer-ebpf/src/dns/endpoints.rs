@@ -14,8 +14,10 @@ fn set(endpoint: u64) -> Option<&'static mut [Way; ENDPOINT_WAYS]> {
     Some(unsafe { &mut *set })
 }
 
-/// Puts a lookup in whose packets have that port, at its own place in the set, or a free one, or one that the hash
-/// picks; unless it is found without. Out of line: its stack is its own.
+/// Puts a lookup in whose packets have that port, at its own place in the set, or a free one, or that of one that is
+/// over, or one that the hash picks; unless it is found without. Out of line: its stack is its own.
+///
+/// One that is over took itself out, but for what it was asked from besides the first address.
 #[inline(never)]
 pub fn note(endpoint: u64, port: u16, lookup: &LookupKey) -> u64 {
     if near::of_endpoint(endpoint, port, lookup.id).is_some() {
@@ -32,7 +34,7 @@ pub fn note(endpoint: u64, port: u16, lookup: &LookupKey) -> u64 {
             way = i;
             break;
         }
-        if held == 0 {
+        if held == 0 || WAITING.find(&set[i].lookup).is_none() {
             way = i;
         }
         i += 1;

@@ -100,6 +100,9 @@ pub fn follow<const MAY_END: bool>(
                     if lookup.started_ns == 0 || same {
                         // Asked again, perhaps elsewhere: one more query, no new lookup.
                         lookup.asked(query.server);
+                        if lookup.endpoint == 0 {
+                            lookup.endpoint = endpoint; // it was refused before
+                        }
                         return Some(key);
                     }
                     if MAY_END {
@@ -152,7 +155,7 @@ pub fn follow<const MAY_END: bool>(
                 }
             }
             // SAFETY: a map's value; as above.
-            unsafe { &mut *WAITING.find(&key)? }
+            unsafe { &mut *WAITING.far(&key)? }
         }
     };
     lookup.key = socket.key;
@@ -230,12 +233,13 @@ fn moved(address: u64, query: &Query, to: &LookupKey, now_ns: u64, endpoint: u64
                 && lookup.question_hash == query.question
                 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
             {
+                let started_ns = lookup.started_ns;
                 lookup.asked(query.server);
                 lookup.endpoint = endpoint;
                 return match WAITING.put_far(to, lookup) {
-                    Ok(()) if WAITING.remove(&from) => true,
+                    Ok(()) if WAITING.remove(&from, started_ns) => true,
                     Ok(()) => {
-                        WAITING.remove(to); // it ended meanwhile
+                        WAITING.remove(to, started_ns); // it ended meanwhile
                         false
                     }
                     Err(error) => error == EEXIST, // another CPU moved it

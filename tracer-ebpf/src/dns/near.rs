@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use tracer_common::dns::{
-    Far, LEAVING, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey, WAYS, is_taken, taken,
+    Far, Lookup, LookupKey, Place, PlaceKey, Served, ServedKey, WAYS, is_taken, taken, taken_ns,
 };
 
 use crate::{
@@ -138,14 +138,20 @@ impl<K: Sought, V> Table<K, V> {
     /// The value of a key.
     #[inline(always)]
     pub fn find(&self, key: &K) -> Option<*mut V> {
-        if let Some((place, _)) = self.place(key) {
+        self.find_taken(key).map(|(value, _)| value)
+    }
+
+    /// The value of a key, and when it took its place; 0 where it has none.
+    #[inline(always)]
+    pub fn find_taken(&self, key: &K) -> Option<(*mut V, u64)> {
+        if let Some((place, state)) = self.place(key) {
             // SAFETY: an array's value.
-            return Some(unsafe { &raw mut (*place).value });
+            return Some((unsafe { &raw mut (*place).value }, taken_ns(state)));
         }
         if self.is_far_empty() {
             return None;
         }
-        self.far.get_ptr_mut(key)
+        self.far.get_ptr_mut(key).map(|value| (value, 0))
     }
 
     /// Takes one of a key's places.
@@ -219,21 +225,21 @@ impl<K: Sought, V> Table<K, V> {
         put
     }
 
-    /// Removes a key. Who is told that it was there removed it alone.
+    /// The value of a key that was put into the hash map just now. Not [`Self::find`], which may give a place that
+    /// another CPU has taken for it since, and nobody would fill this one.
     #[inline(always)]
-    pub fn remove(&self, key: &K) -> bool {
-        if let Some((place, there)) = self.place(key) {
+    pub fn far(&self, key: &K) -> Option<*mut V> {
+        self.far.get_ptr_mut(key)
+    }
+
+    /// Removes a key that took its place at that time. Who is told that it was there removed it alone, and no other
+    /// that has come under the same key since: that one took the place later.
+    #[inline(always)]
+    pub fn remove(&self, key: &K, taken_ns: u64) -> bool {
+        if let Some((place, _)) = self.place(key) {
+            let there = taken(taken_ns);
             // SAFETY: an array's value.
-            unsafe {
-                let state = &raw mut (*place).state;
-                if exchange(state, there, LEAVING) != there {
-                    return false;
-                }
-                // Read again, now that nobody writes it: a CPU may have read the key before the state.
-                let is_own = (*place).key.is(key);
-                exchange(state, LEAVING, if is_own { 0 } else { there });
-                return is_own;
-            }
+            return unsafe { exchange(&raw mut (*place).state, there, 0) == there };
         }
         if self.is_far_empty() || self.far.remove(key).is_err() {
             return false;

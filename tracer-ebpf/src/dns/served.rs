@@ -151,7 +151,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         id: header.id,
     };
     // An answer to nothing received is none: the client will call it unmatched.
-    let served = SERVING.find(&key)?;
+    let (served, taken_ns) = SERVING.find_taken(&key)?;
     // SAFETY: as in `again`.
     let served = unsafe { &mut *served };
     if served.lookup.socket != 0 {
@@ -162,7 +162,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if served.waiting > 1 {
         sub(&mut served.waiting, 1);
     } else {
-        if !SERVING.remove(&key) {
+        if !SERVING.remove(&key, taken_ns) {
             return None; // whoever removes it counts it
         }
     }
@@ -175,9 +175,9 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     Some(())
 }
 
-/// Ends what the server has let lie: for the program `dns_age`.
+/// Ends what the server has let lie, and that took its place at that time: for the program `dns_age`.
 #[inline(always)]
-pub fn age(key: &ServedKey, served: &Served, now_ns: u64) -> Option<()> {
+pub fn age(key: &ServedKey, served: &Served, taken_ns: u64, now_ns: u64) -> Option<()> {
     let over_ns = served.received_ns + DNS_TIMEOUT_NS.load() + AGE_MARGIN_NS;
     if now_ns < over_ns {
         return None;
@@ -185,7 +185,7 @@ pub fn age(key: &ServedKey, served: &Served, now_ns: u64) -> Option<()> {
     let (whose, waiting) = (served.key, served.waiting);
     let value = client(whose, || 0)?;
     let node = node()?;
-    if !SERVING.remove(key) {
+    if !SERVING.remove(key, taken_ns) {
         return None;
     }
     add(&mut value.counts.served[Outcome::Timeout as usize], waiting);

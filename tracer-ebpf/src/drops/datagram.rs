@@ -17,6 +17,8 @@ use crate::{
 const IPPROTO_UDP: u8 = 17;
 const UDP_HEADER: u32 = 8;
 const DNS_HEADER: u32 = 12;
+/// `mac_header` of a packet that no device has had (include/linux/skbuff.h, skb_mac_header_was_set).
+const NO_MAC_HEADER: u16 = !0;
 /// Bytes of a question that are compared.
 const COMPARED: u64 = 16;
 
@@ -207,6 +209,13 @@ impl Datagram {
             0 => own != 0,
             device => own == device,
         }
+    }
+
+    /// Has no device had it yet? Where netfilter refuses such a packet it was not at the hook on the way out, which is
+    /// behind POSTROUTING; what is known of its address is of a packet before it, perhaps of the same query.
+    #[inline(always)]
+    pub fn is_before_device(skb: u64) -> bool {
+        read(skb, OFF_SK_BUFF_MAC_HEADER.load()) == Some(NO_MAC_HEADER)
     }
 
     /// The lookup of an answer that never left its server.
