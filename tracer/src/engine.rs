@@ -69,6 +69,9 @@ pub struct Engine {
     config: Config,
     since: SystemTime,
     epoch: Instant,
+    /// When this agent began to look.
+    watched_since: SystemTime,
+    started: Instant,
     reasons: Reasons,
     loaded: Mutex<Loaded>,
     maps: Mutex<Maps>,
@@ -192,8 +195,8 @@ impl Engine {
             );
         }
         let ring = maps.take_ring().context("the eBPF ring is taken already")?;
-        let mut since = SystemTime::now();
-        let mut epoch = Instant::now();
+        let (watched_since, started) = (SystemTime::now(), Instant::now());
+        let (mut since, mut epoch) = (watched_since, started);
         let mut aggregate = Aggregate::new(config.window, config.max_pods);
         let mut peers = Peers::start(&config.pods)?;
         let mut collected = Collected::default();
@@ -208,6 +211,8 @@ impl Engine {
             config: config.clone(),
             since,
             epoch,
+            watched_since,
+            started,
             reasons,
             loaded: Mutex::new(loaded),
             maps: Mutex::new(maps),
@@ -285,7 +290,7 @@ impl Engine {
     /// Why the engine is not ready, if it is not: no pod source has answered yet, or the kernel's
     /// counters have not been read for long.
     pub fn not_ready(&self) -> Option<String> {
-        let read = lock(&self.read_at).map_or_else(|| self.epoch.elapsed(), |at| at.elapsed());
+        let read = lock(&self.read_at).map_or_else(|| self.started.elapsed(), |at| at.elapsed());
         if read > READ_AGE {
             return Some(format!(
                 "the kernel's counters could not be read for {} s; the log says why",

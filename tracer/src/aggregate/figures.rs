@@ -109,9 +109,15 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Takes the counters over; sets the ratios and the episodes.
+    /// Takes the counters over; sets the ratios and the episodes. What the `first` reading since the start has counted
+    /// already is of no window: another agent may have counted it, at any time.
     pub(super) fn note(&mut self, (second, span): (u64, u64), figures: &mut Figures, first: bool) {
         let totals = figures.totals();
+        if first {
+            self.neigh = Window::beginning_at(totals.neighbour);
+            self.dns = Window::beginning_at(totals.dns);
+            self.connect = Window::beginning_at(totals.connect);
+        }
         self.neigh.note(second, totals.neighbour, span);
         self.dns.note(second, totals.dns, span);
         self.connect.note(second, totals.connect, span);

@@ -271,6 +271,37 @@ fn one_pod_more_than_there_is_room_for_is_other() {
     assert_eq!(owners[&api()].dns.queries, 104);
 }
 
+/// What another agent has counted is of no window: nobody knows when it was.
+#[test]
+fn ratios_are_of_what_came_after_the_start() {
+    let of = |lookups: u64, failed| {
+        let mut reading = counted(WEB, WEBS, 0);
+        for counts in [&mut reading.dns[0].1.counts, &mut reading.dns_node] {
+            counts.outcomes[dns::Outcome::NoError as usize] = lookups - failed;
+            counts.outcomes[dns::Outcome::Timeout as usize] = failed;
+        }
+        reading
+    };
+    let mut aggregate = Aggregate::new(SPAN, 10);
+    let now = Instant::now();
+    aggregate.update(of(0, 0), &resolver(), now, 0);
+    aggregate.update(of(1000, 900), &resolver(), now, 1);
+    let ratios = |aggregate: &Aggregate| {
+        let picture = aggregate.picture();
+        let web = &picture.owners[&web()];
+        assert_eq!(web.neigh[0].table_full, 4);
+        [picture.node.dns_ratio, web.dns_ratio, web.neigh_ratio]
+    };
+    assert_eq!(ratios(&aggregate), [Some(0.9), Some(0.9), None]);
+    let bytes = rmp_serde::to_vec_named(&aggregate).unwrap();
+    let written: Aggregate = rmp_serde::from_slice(&bytes).unwrap();
+    let mut next = written.restored(SPAN, 10);
+    next.update(of(1000, 900), &resolver(), now, 2);
+    assert_eq!(ratios(&next), [None; 3]);
+    next.update(of(1010, 905), &resolver(), now, 3);
+    assert_eq!(ratios(&next), [Some(0.5), Some(0.5), None]);
+}
+
 #[test]
 fn the_rest_keys_show_once_something_is_charged_to_them() {
     let mut aggregate = Aggregate::new(SPAN, 10);

@@ -119,6 +119,7 @@ impl Engine {
             node: self.config.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: humantime::format_rfc3339_micros(self.since).to_string(),
+            watched_since: humantime::format_rfc3339_micros(self.watched_since).to_string(),
             window_seconds: self.config.window.as_secs_f64(),
             tables,
             conntrack: taken.conntrack.map(conntrack),

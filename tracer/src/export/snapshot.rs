@@ -16,6 +16,10 @@ pub struct Snapshot {
     pub version: String,
     /// When counting began, RFC 3339, UTC.
     pub since: String,
+    /// When this agent began to look: later than `since` where another had counted before. RFC 3339, UTC. Ratios and
+    /// episodes are of what came after.
+    #[serde(default)]
+    pub watched_since: String,
     /// Span of the ratios, seconds (`--window`).
     pub window_seconds: f64,
     /// The neighbour tables.
@@ -41,6 +45,17 @@ pub struct Snapshot {
     pub unattributed_pending: BTreeMap<String, u64>,
     /// One for each pod, and for what is no pod.
     pub pods: Vec<Pod>,
+}
+
+impl Snapshot {
+    /// When the agent began to look; an older one does not say, and counts from there.
+    pub fn watched_since(&self) -> &str {
+        if self.watched_since.is_empty() {
+            &self.since
+        } else {
+            &self.watched_since
+        }
+    }
 }
 
 /// The node's last ten minutes in steps, oldest first; the last step is not over yet.

@@ -31,6 +31,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Was this pod hit?
+    fn is_of(&self, pod: &Pod) -> bool {
+        pod.namespace == self.namespace && pod.pod == self.pod
+    }
+
     /// Reads a line of the stream; `None` for what is no event.
     pub fn parse(line: &str) -> Option<Self> {
         let event: Value = serde_json::from_str(line).ok()?;
@@ -111,6 +116,17 @@ impl<'a> Facts<'a> {
 
     /// Failures of the last window, of this kind and cause, of the pod or the node.
     pub fn recent(&self, kind: &str, cause: &str) -> Vec<&'a Failure> {
+        self.in_window(kind)
+            .filter(|f| f.cause == cause && self.pod.is_none_or(|pod| f.is_of(pod)))
+            .collect()
+    }
+
+    /// Failures of the last window, of this kind, of a pod.
+    pub fn recent_of(&self, pod: &Pod, kind: &str) -> impl Iterator<Item = &'a Failure> {
+        self.in_window(kind).filter(move |f| f.is_of(pod))
+    }
+
+    fn in_window(&self, kind: &str) -> impl Iterator<Item = &'a Failure> {
         let from = parse_time(&self.snapshot.time).and_then(|now| {
             now.checked_sub(Duration::from_secs_f64(
                 self.snapshot.window_seconds.clamp(0.0, 1e6),
@@ -118,13 +134,7 @@ impl<'a> Facts<'a> {
         });
         self.failures
             .iter()
-            .filter(|f| f.kind == kind && f.cause == cause)
-            .filter(|f| {
-                self.pod
-                    .is_none_or(|pod| pod.namespace == f.namespace && pod.pod == f.pod)
-            })
-            .filter(|f| parse_time(&f.time) >= from)
-            .collect()
+            .filter(move |f| f.kind == kind && parse_time(&f.time) >= from)
     }
 }
 

@@ -125,8 +125,9 @@ fn fine(facts: &Facts) -> String {
         None => "on this node".into(),
     };
     let lookups = match figures.failure_ratio.get("dns") {
-        Some(_) => "no lookup failed",
-        None => "there were no lookups",
+        Some(ratio) if *ratio > 0.0 => format!("{:.1} % of the lookups failed", 100.0 * ratio),
+        Some(_) => "no lookup failed".into(),
+        None => "there were no lookups".into(),
     };
     let tables: Vec<String> = facts
         .snapshot
@@ -164,7 +165,7 @@ fn seen(snapshot: &Snapshot) -> bool {
         let hook = snapshot.hooks.iter().find(|h| h.name == name);
         hook.is_some_and(|h| h.state == "attached")
     };
-    attached("neigh") && attached("dns")
+    ["neigh", "dns", "tcp"].into_iter().all(attached)
 }
 
 /// First letter upper case, unless it is a name.
@@ -188,6 +189,7 @@ fn unknown(snapshot: &Snapshot, findings: &[Finding]) -> Vec<String> {
             "gc" => "who throws entries out",
             "dns" => "lookups",
             "drops" => "why packets are dropped",
+            "tcp" => "connections",
             _ => "what it would see",
         };
         let colon = if hook.reason.is_empty() { "" } else { ": " };
@@ -218,13 +220,13 @@ fn unknown(snapshot: &Snapshot, findings: &[Finding]) -> Vec<String> {
             unknown.push(what.clone());
         }
     }
-    if let Some(counting) = words::later(&snapshot.since, &snapshot.time)
-        && counting.as_secs_f64() < snapshot.window_seconds
+    if let Some(watched) = words::later(snapshot.watched_since(), &snapshot.time)
+        && watched.as_secs_f64() < snapshot.window_seconds
     {
         unknown.push(format!(
-            "what was before {}: tracer has counted for {} only",
-            words::moment(&snapshot.since, &snapshot.time),
-            words::span(counting.as_secs_f64())
+            "what was before {}: tracer has watched for {} only",
+            words::moment(snapshot.watched_since(), &snapshot.time),
+            words::span(watched.as_secs_f64())
         ));
     }
     for line in &mut unknown {

@@ -33,14 +33,27 @@ pub(super) fn dead_endpoint(facts: &Facts) -> Vec<Finding> {
     });
     let mut found: Vec<Finding> = goes_on
         .flat_map(|(pod, ratio)| {
-            let dead = pod.figures.dead_endpoints.iter().take(TOLD);
-            dead.filter(|dead| dead.attempts > 0 && dead.destination != "(other)")
-                .map(move |dead| call(facts, pod, dead, ratio))
+            let dead = called(facts, pod).into_iter().take(TOLD);
+            dead.map(move |dead| call(facts, pod, dead, ratio))
         })
         .collect();
     found.sort_by_key(|f| std::cmp::Reverse(f.figures["attempts"].as_u64()));
     found.truncate(TOLD);
     found
+}
+
+/// The dead endpoints that a pod, of which attempts fail in the window, calls in it. Their attempts are of all time: an
+/// event of the window says which; where none says anything, which may be lost, all count.
+fn called<'a>(facts: &Facts<'a>, pod: &'a Pod) -> Vec<&'a DeadEndpoint> {
+    let recent: BTreeSet<&str> = facts
+        .recent_of(pod, "connect_failure")
+        .filter(|f| FAILED.iter().any(|(result, _)| *result == f.cause))
+        .filter_map(|f| f.towards.as_deref())
+        .collect();
+    let dead = pod.figures.dead_endpoints.iter();
+    dead.filter(|dead| dead.attempts > 0 && dead.destination != "(other)")
+        .filter(|dead| recent.is_empty() || recent.contains(&*dead.destination))
+        .collect()
 }
 
 fn call(facts: &Facts, pod: &Pod, dead: &DeadEndpoint, ratio: f64) -> Finding {
@@ -168,8 +181,13 @@ fn silences(
 
 /// Connection attempts fail, and no dead endpoint explains them.
 pub(super) fn connects_fail(facts: &Facts) -> Vec<Finding> {
-    if !dead_endpoint(facts).is_empty() {
-        return Vec::new();
+    let calls_the_dead = |pod: &Pod| !called(facts, pod).is_empty();
+    match facts.pod {
+        Some(pod) if calls_the_dead(pod) => return Vec::new(),
+        None if facts.snapshot.pods.iter().any(calls_the_dead) => {
+            return others_fail(facts, calls_the_dead);
+        }
+        _ => {}
     }
     let with_since = FAILED.into_iter().filter_map(|(result, means)| {
         let episode = facts.active("connect", result)?;
@@ -214,6 +232,34 @@ pub(super) fn connects_fail(facts: &Facts) -> Vec<Finding> {
         })
         .into_iter()
         .collect()
+}
+
+/// The same of the pods that call no dead endpoint, where others do.
+fn others_fail(facts: &Facts, calls_the_dead: impl Fn(&Pod) -> bool) -> Vec<Finding> {
+    let of_result = |(result, means): (&str, &str)| {
+        let mut pods = facts.suffering("connect", result);
+        pods.retain(|(pod, _)| !calls_the_dead(pod));
+        let (worst, first) = pods.first()?;
+        let failed = pods.iter().map(|(_, e)| e.recent_failed).sum();
+        let all = pods.iter().map(|(_, e)| e.recent_attempts).sum();
+        let whose = match pods.len() as u64 {
+            1 => name(worst),
+            pods => counted(pods, "pod", "pods"),
+        };
+        let began = pods.iter().map(|(_, e)| *e).min_by_key(|e| &e.since);
+        let began = began.unwrap_or(first);
+        let sentence = format!(
+            "{} of the TCP connects of {whose} ({} of {} {}) {means} {}",
+            share(failed, all),
+            count(failed),
+            count(all),
+            window(facts),
+            since(facts, began),
+        );
+        let ratio = super::ratio(failed, all);
+        Some(finding(facts, ratio, sentence, Some(began.since.clone())))
+    };
+    FAILED.into_iter().filter_map(of_result).collect()
 }
 
 fn finding(facts: &Facts, ratio: f64, sentence: String, since: Option<String>) -> Finding {

@@ -188,7 +188,6 @@ fn common<'a>(
     most_common(recent, part)
 }
 
-/// The kernel's word for it, from the events.
 /// The kernel's reasons of the recorded ones, the latest last.
 fn drop_reasons<'a>(facts: &'a Facts) -> Vec<&'a str> {
     let recent = facts.recent("dns_failure", "dropped");

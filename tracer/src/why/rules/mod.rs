@@ -86,7 +86,7 @@ fn since(facts: &Facts, episode: &Episode) -> String {
     // The first reading comes within a second or two of the start; episodes are told to the second,
     // and so may seem to be older than it.
     let with_the_agent =
-        later(&facts.snapshot.since, &episode.since).is_none_or(|gap| gap.as_secs() < 3);
+        later(facts.snapshot.watched_since(), &episode.since).is_none_or(|gap| gap.as_secs() < 3);
     let at = moment(&episode.since, now);
     if with_the_agent {
         format!("since {at} or before")

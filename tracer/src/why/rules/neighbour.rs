@@ -31,10 +31,17 @@ pub(super) fn table_full(facts: &Facts) -> Vec<Finding> {
             pod: None,
             ..*facts
         };
-        let of_node = node.active("neighbour", &cause)?;
+        // Lookups end later than what killed them: the refusals may have left the window before.
+        let refusals = |family: &str| {
+            let of_node = node.episode("neighbour", &format!("{family}_table_full"))?;
+            Some((of_node.recent_failed, &*of_node.last))
+        };
         let other = FAMILIES.iter().find(|(f, _)| *f != family)?.0;
-        let of_other = node.active("neighbour", &format!("{other}_table_full"));
-        let mainly = of_other.is_none_or(|o| o.recent_failed <= of_node.recent_failed);
+        let mainly = match (refusals(family), refusals(other)) {
+            (None, _) => false,
+            (Some(own), Some(other)) if own == other => family == FAMILIES[0].0,
+            (own, other) => own > other,
+        };
         let lookups = lookups.filter(|_| mainly);
         if refused.is_none() && lookups.is_none() {
             return None;

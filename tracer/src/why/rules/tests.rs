@@ -68,13 +68,21 @@ fn fine_is_fine() {
 #[test]
 fn silence_without_hooks_is_no_proof() {
     let (mut snapshot, events) = recorded!("fine");
-    let dns = snapshot.hooks.iter_mut().find(|h| h.name == "dns").unwrap();
-    dns.state = "unavailable".into();
-    dns.reason = "no cgroup2".into();
-    let verdict = node(&snapshot, &events);
-    assert!(verdict.sentences[0].starts_with("Tracer sees nothing wrong"));
-    let unknown = "lookups: the hook dns is unavailable: no cgroup2";
-    assert!(verdict.unknown.iter().any(|u| u == unknown), "{verdict:?}");
+    let whole = snapshot.hooks.clone();
+    for (name, what) in [
+        ("neigh", "entries and overflows"),
+        ("dns", "lookups"),
+        ("tcp", "connections"),
+    ] {
+        snapshot.hooks.clone_from(&whole);
+        let hook = snapshot.hooks.iter_mut().find(|h| h.name == name).unwrap();
+        hook.state = "unavailable".into();
+        hook.reason = "no cgroup2".into();
+        let verdict = node(&snapshot, &events);
+        assert!(verdict.sentences[0].starts_with("Tracer sees nothing wrong"));
+        let unknown = format!("{what}: the hook {name} is unavailable: no cgroup2");
+        assert!(verdict.unknown.contains(&unknown), "{verdict:?}");
+    }
 }
 
 #[test]
@@ -107,6 +115,64 @@ fn a_pod_that_does_not_suffer_is_not_accused() {
     let verdict = judge(&snapshot, &events, Some(&hub));
     assert_eq!((verdict.health, verdict.findings.len()), (Health::Fine, 0));
     assert!(verdict.sentences[0].contains("(netns)/hub"), "{verdict:?}");
+}
+
+#[test]
+fn lookups_that_end_after_the_refusals_left_the_window_still_died_of_them() {
+    let (mut snapshot, events) = recorded!("overflow");
+    let of_table = snapshot.total.episodes.iter_mut();
+    for episode in of_table.filter(|e| e.signal == "neighbour") {
+        episode.recent_failed = 0;
+    }
+    let verdict = node(&snapshot, &events);
+    let rules: Vec<_> = verdict.findings.iter().map(|f| f.rule).collect();
+    assert!(rules.starts_with(&["table-full"]), "{rules:?}");
+    assert_eq!(verdict.health, Health::Sick);
+    assert!(
+        first(&verdict).1.contains("of the lookups of"),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn lookups_die_of_one_table_where_both_are_as_full() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.episodes = vec![
+        episode("neighbour", "ipv4_table_full", 30, 40),
+        episode("neighbour", "ipv6_table_full", 30, 40),
+        episode("dns", "neighbour_table_full", 10, 20),
+    ];
+    let verdict = node(&snapshot, &events);
+    let told = |text| {
+        let findings = verdict.findings.iter();
+        findings.filter(|f| f.sentence.contains(text)).count()
+    };
+    assert_eq!((told("of the lookups"), told("of the new entries")), (1, 1));
+}
+
+#[test]
+fn a_failure_nobody_accuses_is_not_denied() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.failure_ratio.insert("dns".into(), 0.25);
+    let sentence = node(&snapshot, &events).sentences.remove(0);
+    assert!(
+        sentence.contains("25.0 % of the lookups failed"),
+        "{sentence}"
+    );
+}
+
+/// Whatever an agent finds at its start was there before.
+#[test]
+fn what_an_agent_found_at_its_start_may_be_older() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.since = "2026-11-22T01:00:00Z".into();
+    snapshot.total.episodes = vec![episode("dns", "server", 5, 50)];
+    let began = |snapshot: &Snapshot| first(&node(snapshot, &events)).1.contains("or before");
+    assert!(!began(&snapshot));
+    snapshot.watched_since = "2026-11-22T06:29:59Z".into();
+    assert!(began(&snapshot));
+    snapshot.watched_since = "2026-11-22T06:20:00Z".into();
+    assert!(!began(&snapshot));
 }
 
 #[test]
@@ -338,6 +404,57 @@ fn a_dead_endpoint_is_told_with_who_it_was() {
             .unknown
             .iter()
             .any(|u| u.starts_with("who had 10.0.0.9:8080"))
+    );
+}
+
+#[test]
+fn a_dead_endpoint_of_before_is_not_held_against_who_fails_elsewhere() {
+    let (mut snapshot, _) = recorded!("fine");
+    snapshot.time = "2026-11-22T06:40:00Z".into();
+    let dead = DeadEndpoint {
+        destination: "10.0.0.9:8080".into(),
+        attempts: 120,
+        ..DeadEndpoint::default()
+    };
+    let fails = |snapshot: &mut Snapshot, who: &str, failed| {
+        let figures = &mut pod(snapshot, who).figures;
+        figures.failure_ratio.insert("connect".into(), 0.5);
+        figures.episodes = vec![episode("connect", "refused", failed, 12)];
+    };
+    fails(&mut snapshot, "greedy", 6);
+    pod(&mut snapshot, "greedy").figures.dead_endpoints = vec![dead];
+    snapshot.total.episodes = vec![episode("connect", "refused", 6, 12)];
+    let refused = |towards: &str| {
+        let line = format!(
+            r#"{{"time":"2026-11-22T06:39:30Z","kind":"connect_failure","node":"n",
+            "pod":{{"namespace":"(netns)","name":"greedy"}},"source":"10.0.0.1:40000",
+            "destination":"{towards}","result":"refused"}}"#
+        );
+        Failure::parse(&line).unwrap()
+    };
+    let rules = |snapshot: &Snapshot, events: &[Failure]| {
+        let findings = node(snapshot, events).findings.into_iter();
+        findings.map(|f| f.rule).collect::<Vec<_>>()
+    };
+    let elsewhere = [refused("10.0.0.8:80")];
+    assert_eq!(rules(&snapshot, &elsewhere), ["connects-fail"]);
+    let there = [refused("10.0.0.8:80"), refused("10.0.0.9:8080")];
+    assert_eq!(rules(&snapshot, &there), ["dead-endpoint"]);
+    // What of it is lost does not excuse it.
+    assert_eq!(rules(&snapshot, &[]), ["dead-endpoint"]);
+
+    // Nor does it explain what befalls others.
+    fails(&mut snapshot, "victim", 3);
+    snapshot.total.episodes = vec![episode("connect", "refused", 9, 24)];
+    let verdict = node(&snapshot, &there);
+    let told: Vec<_> = verdict.findings.iter().map(|f| &*f.sentence).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(
+        told.iter().find(|sentence| sentence.contains("victim")),
+        Some(
+            &"25.0 % of the TCP connects of (netns)/victim (3 of 12 in the last 60 s) are refused since \
+              06:30:00 UTC or before"
+        )
     );
 }
 
