@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
@@ -64,6 +64,10 @@ pub async fn run(config: Config, log_format: LogFormat) -> Result<()> {
         Some(ended) = services.join_next() => {
             // A service ends by itself only if it panicked.
             result = ended.map_err(Into::into);
+        }
+        () = engine.broken() => {
+            // Figures that stand still are worse than none: whoever runs the agent starts it again.
+            result = Err(anyhow!("the agent's collector has ended by a fault of its own; please report what it logged"));
         }
     }
     engine.stopping().cancel();

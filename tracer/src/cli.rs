@@ -1,11 +1,14 @@
 //! The command line, as the user types it. [`crate::config`] joins it with the file of `--config`
 //! and checks it; nothing else reads these structs.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::client::AgentAddr;
 use crate::config::{
@@ -32,6 +35,23 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    pub fn read<T: Into<OsString> + Clone>(
+        line: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(line)?;
+        let mut cli =
+            Self::from_arg_matches(&matches).map_err(|e| e.format(&mut Self::command()))?;
+        if let (Command::Top(top), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
+            let ids = given.ids().map(|id| id.as_str());
+            let flags = ids.filter(|id| given.value_source(id) == Some(ValueSource::CommandLine));
+            top.flags = flags.map(str::to_owned).collect();
+        }
+        Ok(cli)
+    }
 }
 
 /// Flags of every command.
@@ -144,8 +164,17 @@ pub struct TraceArgs {
     #[arg(long, value_name = "DURATION", env = "TRACER_WINDOW")]
     pub window: Option<Window>,
     /// Replace the names that pods ask for by `(redacted)`, wherever they would show
-    #[arg(long, env = "TRACER_REDACT_NAMES", value_parser = BoolishValueParser::new())]
-    pub redact_names: bool,
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TRACER_REDACT_NAMES",
+        value_parser = BoolishValueParser::new(),
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub redact_names: Option<bool>,
     /// Pods told apart, at most; the rest share one row [default: 1000]
     #[arg(long, value_name = "N", env = "TRACER_MAX_PODS")]
     pub max_pods: Option<usize>,
@@ -167,8 +196,17 @@ pub struct AgentArgs {
     pub state_dir: Option<StateDir>,
     /// Take out of the kernel all that agents with this state folder have left there, which goes on
     /// counting after their end, and exit
-    #[arg(long, env = "TRACER_DETACH_ALL", value_parser = BoolishValueParser::new())]
-    pub detach_all: bool,
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TRACER_DETACH_ALL",
+        value_parser = BoolishValueParser::new(),
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub detach_all: Option<bool>,
     /// Details streamed a second for each hook; counts never depend on it [default: 1000]
     #[arg(long, value_name = "N", env = "TRACER_EVENT_RATE")]
     pub event_rate: Option<u64>,
@@ -185,8 +223,17 @@ pub struct TopArgs {
     #[arg(long, value_name = "ADDR", env = "TRACER_AGENT")]
     pub agent: Option<AgentAddr>,
     /// Print one table after one interval and exit
-    #[arg(long, env = "TRACER_ONCE", value_parser = BoolishValueParser::new())]
-    pub once: bool,
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TRACER_ONCE",
+        value_parser = BoolishValueParser::new(),
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub once: Option<bool>,
     /// Span of the rates and time between tables, 100ms to 1h [default: 1s; with --prometheus 15s]
     #[arg(long, value_name = "DURATION", env = "TRACER_INTERVAL")]
     pub interval: Option<Interval>,
@@ -205,6 +252,17 @@ pub struct TopArgs {
         next_help_heading = "In-process tracing, where no agent answers"
     )]
     pub trace: TraceArgs,
+    /// Which of these flags are on the command line: what an environment variable says is meant for other commands
+    /// too, and gives way.
+    #[arg(skip)]
+    pub flags: HashSet<String>,
+}
+
+impl TopArgs {
+    /// Is this flag, named as its field, on the command line?
+    pub fn is_flag(&self, name: &str) -> bool {
+        self.flags.contains(name)
+    }
 }
 
 /// Flags of `tracer top --prometheus`.

@@ -90,6 +90,8 @@ pub struct Engine {
     remembered: Mutex<memory::Remembered>,
     host_netns: AtomicU32,
     stop: CancellationToken,
+    /// Has a worker ended? Each does at the end, or by a fault of tracer's own.
+    worker_ended: CancellationToken,
     workers: Mutex<Workers>,
 }
 
@@ -229,16 +231,27 @@ impl Engine {
             remembered: Mutex::default(),
             host_netns: AtomicU32::new(0),
             stop: CancellationToken::new(),
+            worker_ended: CancellationToken::new(),
             workers: Mutex::default(),
         });
         engine.collect(Duration::ZERO);
         let mut workers = lock(&engine.workers);
-        workers.reader = Some(tokio::spawn(reader::run(engine.clone(), ring)?));
-        let ticking = engine.clone();
+        let (reading, ended) = (
+            reader::run(engine.clone(), ring)?,
+            engine.worker_ended.clone(),
+        );
+        workers.reader = Some(tokio::spawn(async move {
+            let _ended = ended.drop_guard();
+            reading.await;
+        }));
+        let (ticking, ended) = (engine.clone(), engine.worker_ended.clone());
         workers.ticker = Some(
             thread::Builder::new()
                 .name("tracer-tick".to_owned())
-                .spawn(move || ticking.tick())
+                .spawn(move || {
+                    let _ended = ended.drop_guard();
+                    ticking.tick();
+                })
                 .context("cannot start a thread")?,
         );
         drop(workers);
@@ -275,6 +288,11 @@ impl Engine {
     /// The node's name.
     pub fn node(&self) -> &str {
         &self.config.node
+    }
+
+    /// Returns when the engine can go on no more: a worker of it has panicked, which the log tells.
+    pub async fn broken(&self) {
+        self.worker_ended.cancelled().await;
     }
 
     /// Cancelled when the engine stops.
@@ -373,12 +391,9 @@ impl Engine {
     }
 
     fn failed(&self, error: &anyhow::Error) {
-        // The first of a row is told; the metric counts them all.
-        if self
-            .read_errors
-            .fetch_add(1, Ordering::Relaxed)
-            .is_power_of_two()
-        {
+        // The first, and ever fewer of the others; the metric counts them all.
+        let errors = self.read_errors.fetch_add(1, Ordering::Relaxed) + 1;
+        if errors.is_power_of_two() {
             tracing::error!("cannot read from the kernel: {error:#}");
         }
     }

@@ -3,7 +3,6 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cli::Cli;
@@ -12,7 +11,7 @@ use crate::output::printable;
 /// The command line; or, where it asked for help or was wrong, what to exit with after this printed
 /// the help or the error.
 pub fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| match error.kind() {
+    Cli::read(std::env::args_os()).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     fn error(args: &[&str]) -> clap::Error {
-        Cli::try_parse_from(["tracer"].iter().chain(args)).unwrap_err()
+        Cli::read(["tracer"].iter().chain(args)).unwrap_err()
     }
 
     fn line(args: &[&str]) -> String {

@@ -102,6 +102,9 @@ pub struct Dead {
     deadly: HashSet<Silence>,
     #[serde(skip)]
     list: Vec<DeadEndpoint>,
+    /// How often keys have left.
+    #[serde(skip)]
+    left: u64,
 }
 
 impl Default for Dead {
@@ -111,6 +114,7 @@ impl Default for Dead {
             rows: HashMap::new(),
             deadly: HashSet::new(),
             list: Vec::new(),
+            left: 0,
         }
     }
 }
@@ -258,7 +262,13 @@ impl Dead {
                 over.attempts.push(*key);
             }
         }
+        self.left += (over.attempts.len() + over.destinations.len()) as u64;
         over
+    }
+
+    /// How often keys have left: a memory from before is out of date.
+    pub fn decisions(&self) -> u64 {
+        self.left
     }
 
     /// Owners that are over.

@@ -118,6 +118,7 @@ impl Aggregate {
             + self.receivers.decisions()
             + self.drops.decisions()
             + self.tcp.decisions()
+            + self.dead.decisions()
     }
 
     /// The picture as of the last reading.

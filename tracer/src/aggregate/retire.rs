@@ -9,7 +9,7 @@ use tracer_common::{
     family_index, neigh, tcp,
 };
 
-use super::{Aggregate, dead, is_rest, is_unknown, ledger, without_reason};
+use super::{Aggregate, dead, is_fixed, is_rest, is_unknown, ledger, without_reason};
 use crate::{
     kernel,
     pods::{Owner, Resolver},
@@ -39,16 +39,17 @@ pub struct Leaving {
 
 impl Aggregate {
     /// Which keys may leave the kernel's maps: those of pods that are gone, of namespaces that pods had who
-    /// have others now, and of cgroups and namespaces of nobody that have been idle for long. Figures of what
-    /// is no pod stay.
+    /// have others now, and of cgroups and namespaces of nobody that have been idle for long. Units of the host
+    /// end as pods do, once there is none of that name; figures of what is neither stay.
     pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
         if !resolver.has_heard_all() {
             return Leaving::default();
         }
         let reading = &self.picture.reading;
         let gone = &mut self.gone;
+        let units = resolver.units();
         for owner in &self.admitted {
-            if resolver.is_alive(owner) || is_lasting(owner) {
+            if resolver.is_alive(owner) || is_fixed(owner) || units.contains(owner) {
                 gone.remove(owner);
             } else {
                 gone.entry(owner.clone()).or_insert(now);
@@ -211,11 +212,6 @@ impl Aggregate {
     }
 }
 
-/// What is no pod keeps its figures: host units, the unknown, the rest.
-fn is_lasting(owner: &Owner) -> bool {
-    is_unknown(owner) || owner.namespace == "(host)"
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Mutex, time::Duration};
@@ -356,6 +352,36 @@ mod tests {
         assert_eq!(aggregate.retire(&resolver, minute(24)).neigh, [5]);
         aggregate.update(Reading::default(), &resolver, minute(24), 21);
         assert_eq!(created(&aggregate), None);
+    }
+
+    /// Else units that are made under a name of their own each time would take the room of all pods.
+    #[test]
+    fn a_unit_of_the_host_that_is_no_more_ends_as_a_pod_does() {
+        let of = |unit, net_cookie| Known {
+            net_cookie: Some(net_cookie),
+            ..Known::of(Owner::new("(host)", unit))
+        };
+        let pods = Arc::new(Mutex::new(vec![of("job-17", 5), of("(kernel)", 6)]));
+        let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
+        resolver.refresh(Ask::Regularly);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 1);
+        let start = Instant::now();
+        aggregate.update(reading(2), &resolver, start, 0);
+        pods.lock().unwrap().clear();
+        resolver.refresh(Ask::Changed);
+        let none = Reading::default;
+        let units = |aggregate: &Aggregate| {
+            let owners = aggregate.picture().owners.clone();
+            owners.keys().map(|o| o.pod.clone()).collect::<Vec<_>>()
+        };
+        for (after, there) in [(0, 2), (1, 2), (2, 1)] {
+            let now = start + after * ledger::GRACE;
+            aggregate.update(none(), &resolver, now, after.into());
+            assert_eq!(units(&aggregate).len(), there, "{after}");
+            aggregate.retire(&resolver, now);
+        }
+        assert_eq!(units(&aggregate), ["(kernel)"]);
+        assert!(aggregate.admitted.is_empty());
     }
 
     #[test]

@@ -45,18 +45,18 @@ pub struct File {
     pub(super) silent_after: Option<SilentAfter>,
     #[serde(deserialize_with = "text")]
     pub(super) drop_reasons: Option<DropReasons>,
-    pub(super) redact_names: bool,
+    pub(super) redact_names: Option<bool>,
     #[serde(deserialize_with = "text")]
     pub(super) window: Option<Window>,
     #[serde(deserialize_with = "text")]
     pub(super) state_dir: Option<StateDir>,
     #[serde(default)]
-    pub(super) detach_all: bool,
+    pub(super) detach_all: Option<bool>,
     pub(super) event_rate: Option<u64>,
     pub(super) max_pods: Option<usize>,
     #[serde(deserialize_with = "text")]
     pub(super) agent: Option<AgentAddr>,
-    pub(super) once: bool,
+    pub(super) once: Option<bool>,
     pub(super) color: Option<Color>,
     #[serde(deserialize_with = "text")]
     pub(super) interval: Option<Interval>,

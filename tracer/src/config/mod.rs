@@ -100,7 +100,7 @@ impl Config {
             listen: args.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             api: args.api.clone().or(file.api.clone()).unwrap_or_default(),
             state_dir: state_dir.unwrap_or_default().0,
-            detach_all: args.detach_all || file.detach_all,
+            detach_all: args.detach_all.or(file.detach_all).unwrap_or_default(),
             event_rate: args
                 .event_rate
                 .or(file.event_rate)
@@ -133,7 +133,7 @@ impl Config {
                 .clone()
                 .or(file.drop_reasons.clone())
                 .unwrap_or_default(),
-            redact_names: args.redact_names || file.redact_names,
+            redact_names: args.redact_names.or(file.redact_names).unwrap_or_default(),
             dns_timeout: args
                 .dns_timeout
                 .or(file.dns_timeout)
@@ -275,7 +275,7 @@ impl TopConfig {
         };
         Ok(Self {
             agent: args.agent.clone().or(file.agent.clone()),
-            once: args.once || file.once,
+            once: args.once.or(file.once).unwrap_or_default(),
             interval: interval.map_or(Duration::from_secs(1), |i| i.0),
             color: args
                 .color

@@ -10,7 +10,7 @@ use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::{File, Interval, OutputFormat, Span, UsageError};
-use crate::cli::{PrometheusArgs, TopArgs};
+use crate::cli::TopArgs;
 use crate::top::NodeColumn;
 
 /// `--range`: less than a few scrapes has no increase, and a day of all nodes is much to compute.
@@ -77,10 +77,15 @@ impl ClusterConfig {
     /// Arguments, then file, then default; `None` without `--prometheus`.
     pub fn new(args: &TopArgs, file: &File) -> Result<Option<Self>, UsageError> {
         let given = &args.prometheus;
-        let Some(url) = given.prometheus.as_ref().or(file.prometheus.as_ref()) else {
-            return refuse_alone(given).map(|()| None);
+        // Flag beats environment beats file, whichever of the two it asks for.
+        let rank = |name, is_given: bool| u8::from(is_given) + u8::from(args.is_flag(name));
+        let agent = rank("agent", args.agent.is_some());
+        let prometheus = rank("prometheus", given.prometheus.is_some());
+        let url = given.prometheus.as_ref().or(file.prometheus.as_ref());
+        let Some(url) = url.filter(|_| agent <= prometheus) else {
+            return refuse_alone(args).map(|()| None);
         };
-        if args.agent.is_some() {
+        if agent > 0 && agent == prometheus {
             return Err(UsageError(
                 "prometheus: an agent is given too; leave one of them out".into(),
             ));
@@ -89,11 +94,13 @@ impl ClusterConfig {
         let interval = args.interval.or(file.interval);
         let range = given.range.or(file.range);
         Ok(Some(Self {
-            access: access(url, given, file)?,
+            access: access(url, args, file)?,
             range: range.map_or(DEFAULT_RANGE, |r| r.0),
             matchers: matchers.map_or_else(|| Ok(String::new()), |m| checked_matchers(m))?,
-            // The file's `node` names the node that its agent runs on.
-            node: args.trace.node.as_ref().map(|node| node.0.clone()),
+            // The file's `node`, and the environment's, names the node that its agent runs on.
+            node: (args.trace.node.as_ref())
+                .filter(|_| args.is_flag("node"))
+                .map(|node| node.0.clone()),
             sort: sort(args, file)?,
             output: given.output.or(file.output).unwrap_or_default(),
             interval: interval.map_or(DEFAULT_INTERVAL, |Span(interval): Interval| interval),
@@ -101,9 +108,9 @@ impl ClusterConfig {
     }
 }
 
-/// What says something only to a Prometheus.
-fn refuse_alone(given: &PrometheusArgs) -> Result<(), UsageError> {
-    if given.output == Some(OutputFormat::Json) {
+/// What says something only to a Prometheus; the environment may say it to `tracer events`.
+fn refuse_alone(args: &TopArgs) -> Result<(), UsageError> {
+    if args.prometheus.output == Some(OutputFormat::Json) && args.is_flag("output") {
         return Err(UsageError(
             "output: json needs --prometheus; one node's figures as JSON are at /api/v1/snapshot of \
              its agent"
@@ -119,7 +126,8 @@ fn sort(args: &TopArgs, file: &File) -> Result<NodeColumn, UsageError> {
         .map_err(|error| UsageError(format!("sort: {error}")))
 }
 
-fn access(url: &str, given: &PrometheusArgs, file: &File) -> Result<Access, UsageError> {
+fn access(url: &str, args: &TopArgs, file: &File) -> Result<Access, UsageError> {
+    let given = &args.prometheus;
     let (url, user) = checked_url(url).map_err(|e| UsageError(format!("prometheus: {e}")))?;
     let mut headers = HeaderMap::new();
     if let Some(user) = user {
@@ -132,9 +140,12 @@ fn access(url: &str, given: &PrometheusArgs, file: &File) -> Result<Access, Usag
             checked_header(header).map_err(|e| UsageError(format!("header: {e}")))?;
         headers.append(name, value);
     }
-    // A flag beats the file, whichever of the two ways it takes.
+    // A flag beats the environment beats the file, whichever of the two ways it takes.
+    let is_flag = ["bearer_token", "bearer_token_file"].map(|name| args.is_flag(name));
     let (token, token_file) = match (&given.bearer_token, &given.bearer_token_file) {
         (None, None) => (&file.bearer_token, &file.bearer_token_file),
+        (token @ Some(_), Some(_)) if is_flag == [true, false] => (token, &None),
+        (Some(_), file @ Some(_)) if is_flag == [false, true] => (&None, file),
         own => own,
     };
     if token.is_some() && token_file.is_some() {

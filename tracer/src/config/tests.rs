@@ -1,4 +1,3 @@
-use clap::Parser;
 use proptest::prelude::*;
 
 use super::*;
@@ -12,7 +11,7 @@ fn file(text: &str) -> File {
 
 fn command(args: &[&str]) -> Command {
     let args = ["tracer"].iter().chain(args);
-    Cli::try_parse_from(args).unwrap().command
+    Cli::read(args).unwrap().command
 }
 
 fn agent(args: &[&str], text: &str) -> Result<Config, String> {
@@ -153,6 +152,67 @@ fn top_shares_nothing_with_an_agent() {
         (Api::None, None)
     );
     assert_eq!(config.trace.dns_ports, [54]);
+}
+
+#[test]
+fn a_switch_is_off_where_the_stronger_says_so() {
+    let on = "once = true\nredact-names = true\n";
+    let once = |args: &[&str], text| {
+        let Command::Top(args) = command(&[&["top"], args].concat()) else {
+            panic!("not top");
+        };
+        let config = TopConfig::new(&args, &file(text)).unwrap();
+        (config.once, config.trace.redact_names)
+    };
+    assert_eq!(once(&[], ""), (false, false));
+    assert_eq!(once(&[], on), (true, true));
+    let off = ["--once=false", "--redact-names=no"];
+    assert_eq!(once(&off, on), (false, false));
+    assert_eq!(once(&["--once", "--redact-names"], ""), (true, true));
+}
+
+/// Variables are set for all commands; a flag is meant for this one.
+#[test]
+fn what_the_environment_says_gives_way() {
+    let top = |flags: &[&str], environment: fn(&mut TopArgs), text: &str| {
+        let Command::Top(mut args) = command(&[&["top"], flags].concat()) else {
+            panic!("not top");
+        };
+        environment(&mut args);
+        let config = TopConfig::new(&args, &file(text));
+        config.map(|c| c.cluster).map_err(|e| e.to_string())
+    };
+    let url = "--prometheus=http://p:9090";
+    let json: fn(&mut TopArgs) = |args| args.prometheus.output = Some(OutputFormat::Json);
+    assert!(top(&[], json, "").unwrap().is_none());
+    assert!(top(&["--output=json"], |_| {}, "").is_err());
+
+    let agent: fn(&mut TopArgs) = |args| args.agent = Some(AgentAddr::default());
+    assert!(top(&[url], agent, "").unwrap().is_some());
+    assert!(top(&[url, "--agent=unix:/a"], |_| {}, "").is_err());
+    let filed = "prometheus = \"http://p:9090\"";
+    assert!(top(&[], |_| {}, filed).unwrap().is_some());
+    assert!(top(&[], agent, filed).unwrap().is_none());
+    let both: fn(&mut TopArgs) = |args| {
+        args.agent = Some(AgentAddr::default());
+        args.prometheus.prometheus = Some("http://p:9090".into());
+    };
+    assert!(top(&[], both, "").is_err());
+
+    let node: fn(&mut TopArgs) = |args| args.trace.node = Some("here".parse().unwrap());
+    assert_eq!(top(&[url], node, "").unwrap().unwrap().node, None);
+    let there = top(&[url, "--node=there"], |_| {}, "").unwrap().unwrap();
+    assert_eq!(there.node.as_deref(), Some("there"));
+
+    let token: fn(&mut TopArgs) = |args| args.prometheus.bearer_token = Some("old".into());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "new").unwrap();
+    let by_file = format!("--bearer-token-file={}", path.display());
+    let access = top(&[url, &by_file], token, "").unwrap().unwrap().access;
+    assert_eq!(access.token_file, Some(path));
+    assert!(access.headers.is_empty());
+    assert!(top(&[url, &by_file, "--bearer-token=x"], |_| {}, "").is_err());
 }
 
 #[test]

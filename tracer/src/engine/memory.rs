@@ -97,7 +97,7 @@ impl Engine {
         let resolver = lock(&self.resolver);
         let peers = lock(&self.peers);
         let aggregate = lock(&self.aggregate);
-        let decisions = aggregate.decisions();
+        let decisions = aggregate.decisions() + peers.decisions();
         if decisions == remembered.decisions && elapsed < age {
             return;
         }

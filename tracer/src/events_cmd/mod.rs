@@ -130,7 +130,6 @@ fn wanted(config: &EventsConfig, event: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
@@ -139,7 +138,7 @@ mod tests {
     use crate::config::File;
 
     fn config(args: &[&str]) -> EventsConfig {
-        let cli = Cli::try_parse_from(["tracer", "events"].iter().chain(args)).unwrap();
+        let cli = Cli::read(["tracer", "events"].iter().chain(args)).unwrap();
         let Command::Events(args) = cli.command else {
             panic!("not events");
         };

@@ -2,8 +2,6 @@
 
 use std::{path::Path, sync::LazyLock, time::Duration};
 
-use clap::Parser as _;
-
 use super::assert_plain;
 use crate::{
     cli::{AgentArgs, Cli, Command, TopArgs},
@@ -49,7 +47,7 @@ pub(super) fn config(bytes: &[u8]) -> bool {
 }
 
 fn command(name: &str) -> Command {
-    let cli = Cli::try_parse_from(["tracer", name]);
+    let cli = Cli::read(["tracer", name]);
     cli.expect("it needs no flag").command
 }
 

@@ -111,8 +111,9 @@ pub fn pod_uids(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
     })
 }
 
-/// What a host process's cgroup is called: its systemd unit, else the last part of the path.
-/// Numbered scopes (`session-7.scope`) are folded, for a label must not grow with logins.
+/// What a host process's cgroup is called: its systemd unit, else the last part of the path. What is made under a name
+/// of its own each time is folded (`session-7.scope`, `docker-4f1c….scope`, `sshd@5-….service`), for a label must not
+/// grow with logins.
 pub fn unit(path: &str) -> String {
     let parts = || path.split('/').filter(|part| !part.is_empty());
     // The innermost unit that runs something; slices only group.
@@ -127,14 +128,53 @@ pub fn unit(path: &str) -> String {
     let Some(name) = name else {
         return "(root)".to_owned();
     };
-    if let Some(stem) = name.strip_suffix(".scope")
-        && let Some((prefix, number)) = stem.rsplit_once('-')
-        && !number.is_empty()
-        && number.bytes().all(|b| b.is_ascii_digit())
-    {
-        return format!("{prefix}-*.scope");
+    if let Some(stem) = name.strip_suffix(".scope") {
+        return format!("{}.scope", folded(stem, true));
     }
-    name.to_owned()
+    match name.strip_suffix(".service") {
+        Some(stem) => format!("{}.service", folded(stem, false)),
+        None => folded(name, false),
+    }
+}
+
+/// With a star for what is not two times the same.
+fn folded(stem: &str, is_scope: bool) -> String {
+    // systemd-run: `run-u12`, `run-r` and 32 digits, `run-p12-i34`, and plain numbers of old.
+    if stem.starts_with("run-") && stem.bytes().any(|b| b.is_ascii_digit()) {
+        return "run-*".to_owned();
+    }
+    // A socket's instance for each connection: `5-10.0.0.1:22-10.0.0.2:40000`, `5-1234-1000`.
+    if let Some((template, instance)) = stem.split_once('@')
+        && (is_id(instance) || is_connection(instance))
+    {
+        return format!("{template}@*");
+    }
+    let Some((prefix, last)) = stem.rsplit_once('-') else {
+        return if is_id(stem) { "*" } else { stem }.to_owned();
+    };
+    // logind: `session-7`, `session-c1`.
+    let number = match prefix {
+        "session" => last.strip_prefix('c').unwrap_or(last),
+        _ => last,
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    if is_id(last) || is_scope && is_number {
+        return format!("{prefix}-*");
+    }
+    stem.to_owned()
+}
+
+/// What a container's id or a hash looks like.
+fn is_id(text: &str) -> bool {
+    text.len() >= 12
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+        && text.bytes().any(|b| b.is_ascii_digit())
+}
+
+fn is_connection(instance: &str) -> bool {
+    let mut parts = instance.splitn(3, '-');
+    let number = parts.next().unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && parts.count() == 2
 }
 
 #[cfg(test)]
@@ -152,6 +192,42 @@ mod tests {
         assert_eq!(unit("/init.scope"), "init.scope");
         assert_eq!(unit("/mine/yours"), "yours");
         assert_eq!(unit("/"), "(root)");
+    }
+
+    #[test]
+    fn what_has_a_new_name_each_time_is_folded() {
+        let id = "4f1c0a9b8d7e6f5a4b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a";
+        for (name, folded) in [
+            ("session-c1.scope", "session-*.scope"),
+            ("run-r4f1c0a9b8d7e6f5a4b3c2d1e0f9a8b7c.scope", "run-*.scope"),
+            ("run-u12.service", "run-*.service"),
+            ("run-p1234-i5678.scope", "run-*.scope"),
+            (
+                "sshd@5-10.0.0.1:22-10.0.0.2:40000.service",
+                "sshd@*.service",
+            ),
+            ("varlink@5-1234-1000.service", "varlink@*.service"),
+            ("app-gnome-firefox-1234.scope", "app-gnome-firefox-*.scope"),
+            (&format!("docker-{id}.scope"), "docker-*.scope"),
+            (
+                &format!("cri-containerd-{id}.scope"),
+                "cri-containerd-*.scope",
+            ),
+            (id, "*"),
+            // Names that people give.
+            ("user@1000.service", "user@1000.service"),
+            ("postgresql@16-main.service", "postgresql@16-main.service"),
+            ("getty@tty1.service", "getty@tty1.service"),
+            ("redis-6379.service", "redis-6379.service"),
+            (
+                "openvpn-decadefacade.service",
+                "openvpn-decadefacade.service",
+            ),
+            ("machine-web-c1.scope", "machine-web-c1.scope"),
+            ("run-once.service", "run-once.service"),
+        ] {
+            assert_eq!(unit(&format!("/system.slice/{name}")), folded);
+        }
     }
 
     #[test]

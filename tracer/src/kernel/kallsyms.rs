@@ -18,12 +18,12 @@ pub type Ranges = BTreeMap<&'static str, Range<u64>>;
 
 /// The file being read, beside other work: the kernel makes its lines anew for each reader,
 /// which takes it 50 ms.
-pub struct Reading(JoinHandle<Result<Ranges>>);
+pub struct Reading(std::io::Result<JoinHandle<Result<Ranges>>>);
 
 impl Reading {
     /// Begins to look for these.
     pub fn of(names: Vec<&'static str>) -> Self {
-        Self(thread::spawn(move || {
+        Self(thread::Builder::new().spawn(move || {
             let file = File::open(PATH).with_context(|| format!("cannot open {PATH}"))?;
             ranges_in(BufReader::new(file), &names)
         }))
@@ -31,7 +31,8 @@ impl Reading {
 
     /// Waits for the end.
     pub fn ranges(self) -> Result<Ranges> {
-        let read = self.0.join();
+        let thread = self.0.context("cannot start a thread")?;
+        let read = thread.join();
         read.unwrap_or_else(|_| Err(anyhow!("{PATH} was not read to its end")))
     }
 }

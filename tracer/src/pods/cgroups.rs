@@ -78,6 +78,12 @@ impl Cgroups {
             .is_some_and(|cgroup| Some(cgroup.seen) >= self.walked)
     }
 
+    /// What those that are there are called, as of the last walk.
+    pub(super) fn present(&self) -> impl Iterator<Item = &str> {
+        let there = self.by_id.values().filter(|c| Some(c.seen) >= self.walked);
+        there.map(|cgroup| &*cgroup.path)
+    }
+
     /// Takes over what the kernel has told. Costs nothing where that is nothing.
     pub(super) fn listen(&mut self) {
         if let Some(mut names) = self.names.take() {

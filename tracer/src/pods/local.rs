@@ -135,7 +135,8 @@ pub(super) fn namespace_inode(path: &Path) -> Option<Inode> {
 /// `None` without. On a thread of its own, for a thread cannot leave a namespace entered by name.
 pub(super) fn ask(path: &Path) -> Option<Inside> {
     let path: PathBuf = path.to_owned();
-    std::thread::spawn(move || -> Option<Inside> {
+    // Where no thread can be had now, the namespace is asked again.
+    let thread = std::thread::Builder::new().spawn(move || -> Option<Inside> {
         let namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         if fstatfs(&namespace).ok()?.f_type as u64 != NSFS_MAGIC {
             return None;
@@ -155,10 +156,8 @@ pub(super) fn ask(path: &Path) -> Option<Inside> {
             cookie: sys::netns_cookie(&socket).ok(),
             addresses,
         })
-    })
-    .join()
-    .ok()
-    .flatten()
+    });
+    thread.ok()?.join().ok().flatten()
 }
 
 fn routable(address: &SockaddrStorage) -> Option<IpAddr> {

@@ -13,6 +13,7 @@ mod owner;
 pub mod peers;
 
 use std::{
+    collections::HashSet,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -147,6 +148,10 @@ pub trait Source: Send {
     /// When what `pods` gave last was true. A source with a task of its own hands out what it knows.
     fn answered(&self) -> Instant {
         Instant::now()
+    }
+    /// Why it cannot learn anything new now, though `pods` gives what it knew; empty if it can.
+    fn complaint(&self) -> String {
+        String::new()
     }
     /// Somebody is not known, or another source has noticed a change: a source that looks by itself
     /// now and then should look soon.
@@ -447,6 +452,15 @@ impl Resolver {
             .any(|known| *known.owner == *owner)
     }
 
+    /// The host's units that there are: owners as [`Self::resolve`] names them.
+    pub fn units(&self) -> HashSet<Arc<Owner>> {
+        let units: HashSet<String> = self.cgroups.present().map(cgroup::unit).collect();
+        units
+            .iter()
+            .map(|unit| Owner::new("(host)", unit))
+            .collect()
+    }
+
     /// Is there (still) such a cgroup?
     pub fn has_cgroup(&self, id: u64) -> bool {
         self.cgroups.is_there(id)
@@ -495,17 +509,18 @@ impl Consulted {
             Ok(known) => {
                 self.known = known;
                 self.answered = Some(self.source.answered());
-                self.reason.clear();
+                self.complain(self.source.complaint());
             }
-            Err(why) => {
-                // The last pods known stay.
-                let why = format!("{why:#}");
-                if self.reason != why && !self.source.is_idle() {
-                    tracing::warn!("pod source {}: {}", self.source.name(), printable(&why));
-                }
-                self.reason = why;
-            }
+            // The last pods known stay.
+            Err(why) => self.complain(format!("{why:#}")),
         }
+    }
+
+    fn complain(&mut self, why: String) {
+        if !why.is_empty() && self.reason != why && !self.source.is_idle() {
+            tracing::warn!("pod source {}: {}", self.source.name(), printable(&why));
+        }
+        self.reason = why;
     }
 }
 

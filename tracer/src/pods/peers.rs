@@ -27,7 +27,11 @@ const IDLE: Duration = Duration::from_mins(10);
 pub struct Peers {
     nodes: Option<Nodes>,
     since: Instant,
+    /// Has this agent taken over what the kernel has counted? Before, what was idle is not known.
+    has_counted: bool,
     tally: Tally,
+    /// How often keys have left.
+    retired: u64,
 }
 
 /// What outlives the agent.
@@ -71,7 +75,9 @@ impl Peers {
         Self {
             nodes,
             since: Instant::now(),
+            has_counted: false,
             tally: Tally::default(),
+            retired: 0,
         }
     }
 
@@ -91,6 +97,7 @@ impl Peers {
         if !settled && now.duration_since(self.since) < HOLD {
             return;
         }
+        self.has_counted = true;
         for (key, total) in counted {
             let grown = self
                 .tally
@@ -123,8 +130,16 @@ impl Peers {
         Some(node.unwrap_or_else(|| address.to_string()))
     }
 
+    /// How often keys have left: a memory from before is out of date.
+    pub fn decisions(&self) -> u64 {
+        self.retired
+    }
+
     /// Which keys may leave the kernel's map.
     pub fn retire(&mut self, now: Instant) -> Vec<Key> {
+        if !self.has_counted {
+            return Vec::new();
+        }
         let idle = |(key, grown): (&Key, &Grown)| {
             (key.family != 0 && now.duration_since(grown.at) >= IDLE).then_some(*key)
         };
@@ -133,6 +148,7 @@ impl Peers {
             self.tally.grown.remove(key);
             self.tally.shares.forget_key(key);
         }
+        self.retired += over.len() as u64;
         over
     }
 
@@ -209,6 +225,22 @@ mod tests {
         assert_eq!(of(&peers, Kind::Dns, "10.0.0.6"), Some(6));
         assert_eq!(of(&peers, Kind::Dns, "10.0.0.5"), None);
         assert_eq!(of(&peers, Kind::Dns, OTHER), Some(1 + 2 + 3 + 4 + 5));
+    }
+
+    #[test]
+    fn what_failed_while_no_agent_ran_is_counted_before_its_key_leaves() {
+        let mut before = Peers::with(None);
+        let start = Instant::now();
+        before.update(&[(key(1, Kind::Dns), 2)], start, 0);
+        let mut peers = Peers::with(None);
+        peers.remember(before.tally);
+        let late = start + 2 * IDLE;
+        assert!(peers.retire(late).is_empty());
+        peers.update(&[(key(1, Kind::Dns), 9)], late, 1200);
+        assert!(peers.retire(late).is_empty());
+        assert_eq!(of(&peers, Kind::Dns, "10.0.0.1"), Some(9));
+        assert_eq!(peers.retire(late + IDLE).len(), 1);
+        assert_eq!(peers.decisions(), 1);
     }
 
     #[test]

@@ -139,8 +139,6 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use clap::Parser;
-
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::config::File;
@@ -177,7 +175,7 @@ mod tests {
     }
 
     async fn watch_fake(args: &[&str]) -> (anyhow::Result<()>, String) {
-        let cli = Cli::try_parse_from(["tracer", "top"].iter().chain(args)).unwrap();
+        let cli = Cli::read(["tracer", "top"].iter().chain(args)).unwrap();
         let Command::Top(args) = cli.command else {
             panic!("not top");
         };

@@ -42,7 +42,7 @@ pub(super) fn all(ebpf: &mut Ebpf, names: &[&str]) -> Verdicts {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let beside: Vec<_> = (1..threads.min(THREADS))
-            .map(|_| scope.spawn(rest))
+            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, rest).ok())
             .collect();
         let mut verdicts = of_sends(sends);
         verdicts.extend(rest());

@@ -75,17 +75,42 @@ impl Endpoint {
         }
     }
 
-    fn find(&self) -> Result<&Path> {
-        let found = self.sockets.iter().find(|socket| socket.exists());
-        found.map(PathBuf::as_path).ok_or_else(|| {
+    /// The sockets that are there: one at least.
+    fn find(&self) -> Result<Vec<&Path>> {
+        let there = self.sockets.iter().filter(|socket| socket.exists());
+        let there: Vec<_> = there.map(PathBuf::as_path).collect();
+        if there.is_empty() {
             let looked: Vec<_> = self
                 .sockets
                 .iter()
                 .map(|s| s.display().to_string())
                 .collect();
-            anyhow!("no container runtime's socket at {}", looked.join(", "))
-        })
+            bail!("no container runtime's socket at {}", looked.join(", "));
+        }
+        Ok(there)
     }
+
+    /// The first that answers, with its socket, name and version; else why the first that is there does not. A
+    /// socket may be of a containerd whose CRI is switched off, beside the one of cri-dockerd.
+    async fn reach(&self) -> Result<(Runtime, &Path, String)> {
+        let mut first = None;
+        for socket in self.find()? {
+            let answer = async {
+                let mut runtime = Runtime::connect(socket).await?;
+                let version = runtime.version().await.with_context(|| at(socket))?;
+                anyhow::Ok((runtime, socket, version))
+            };
+            match answer.await {
+                Ok(reached) => return Ok(reached),
+                Err(why) => _ = first.get_or_insert(why),
+            }
+        }
+        Err(first.unwrap_or_else(|| anyhow!("no container runtime's socket is left")))
+    }
+}
+
+fn at(socket: &Path) -> String {
+    format!("container runtime at {}", socket.display())
 }
 
 /// What the task has found out.
@@ -160,7 +185,10 @@ impl Source for Cri {
             bail!("{}", state.reason);
         }
         let now = SystemTime::now();
-        Ok(state.pods.values().filter_map(|s| s.known(now)).collect())
+        let mut pods: Vec<&Sandbox> = state.pods.values().collect();
+        // Who comes first has what two claim.
+        pods.sort_unstable_by_key(|sandbox| sandbox.rank());
+        Ok(pods.into_iter().filter_map(|s| s.known(now)).collect())
     }
 
     fn has_changed(&mut self) -> bool {
@@ -208,18 +236,18 @@ async fn run(endpoint: Endpoint, shared: Arc<Shared>) {
 }
 
 async fn try_follow(endpoint: &Endpoint, shared: &Shared) -> Result<Infallible> {
-    let socket = endpoint.find()?;
+    endpoint.find()?;
     shared.state().idle = false;
-    follow(socket, shared).await
+    let (runtime, socket, _) = endpoint.reach().await?;
+    follow(runtime, socket, shared).await
 }
 
 /// Asks again and again, until the runtime does not answer.
-async fn follow(socket: &Path, shared: &Shared) -> Result<Infallible> {
-    let mut runtime = Runtime::connect(socket).await?;
+async fn follow(mut runtime: Runtime, socket: &Path, shared: &Shared) -> Result<Infallible> {
     loop {
         look(&mut runtime, shared)
             .await
-            .with_context(|| format!("container runtime at {}", socket.display()))?;
+            .with_context(|| at(socket))?;
         time::sleep(CHANGED_INTERVAL).await;
         // A hint that came meanwhile is not lost. Without one, the time decides.
         let _ = time::timeout(INTERVAL, shared.wake.notified()).await;
@@ -251,7 +279,12 @@ async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
                     changed |= sandbox.complete;
                 }
                 Err(why) if why.code() == tonic::Code::NotFound => {}
-                Err(why) => return Err(api::sentence(&why)),
+                // That is the runtime, or the way to it.
+                Err(why) if why.code() == tonic::Code::Unavailable => {
+                    return Err(api::sentence(&why));
+                }
+                // The others have details; this one has its name and uid.
+                Err(why) => sandbox.without(&api::sentence(&why)),
             }
         }
         next.insert(item.id, sandbox);
@@ -275,9 +308,7 @@ pub fn is_there(given: Option<&CriEndpoint>) -> bool {
 /// What `doctor` says where no agent answers: which runtime it is, and how many pods it has.
 pub async fn examine(given: Option<&CriEndpoint>) -> Result<String> {
     let endpoint = Endpoint::if_there(given);
-    let socket = endpoint.find()?;
-    let mut runtime = Runtime::connect(socket).await?;
-    let version = runtime.version().await?;
+    let (mut runtime, socket, version) = endpoint.reach().await?;
     let listed = runtime.sandboxes().await?;
     let ready = listed
         .iter()
@@ -291,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_socket_that_is_there_is_taken() {
+    fn only_sockets_that_are_there_are_asked() {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["a.sock", "b.sock"].map(|name| folder.path().join(name));
         let endpoint = Endpoint {
@@ -304,8 +335,8 @@ mod tests {
             "{error}"
         );
         std::fs::write(&second, "").unwrap();
-        assert_eq!(endpoint.find().unwrap(), second);
+        assert_eq!(endpoint.find().unwrap(), [&second]);
         std::fs::write(&first, "").unwrap();
-        assert_eq!(endpoint.find().unwrap(), first);
+        assert_eq!(endpoint.find().unwrap(), [&first, &second]);
     }
 }

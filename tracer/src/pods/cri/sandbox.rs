@@ -1,6 +1,7 @@
 //! From a pod sandbox to what the join needs.
 
 use std::{
+    cmp::Reverse,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use super::api::{NODE, PodSandbox, PodSandboxStatusResponse, READY};
 use crate::{
     kernel::cgroup,
+    output::printable,
     pods::{Known, Owner, local},
 };
 
@@ -20,6 +22,8 @@ use crate::{
 const MAX_NAME: usize = 253;
 /// For how long details that are missing are asked for again.
 const SETTLE: Duration = Duration::from_secs(30);
+/// When details that the runtime could not give are asked for again.
+const AGAIN: Duration = Duration::from_secs(10);
 /// For how long a sandbox that has ended is named by the uid in its cgroup's path: it may have ended
 /// before it was seen.
 const ENDED: Duration = Duration::from_mins(1);
@@ -32,6 +36,8 @@ pub(super) struct Sandbox {
     created: SystemTime,
     pub(super) ready: bool,
     asked: bool,
+    /// Until when not to ask again, for the runtime could not say.
+    not_before: Option<Instant>,
     pub(super) complete: bool,
 }
 
@@ -88,6 +94,7 @@ impl Sandbox {
             created,
             ready: item.state == READY,
             asked: false,
+            not_before: None,
             complete: false,
         }
     }
@@ -99,7 +106,24 @@ impl Sandbox {
 
     pub(super) fn wants_details(&self, now: SystemTime) -> bool {
         // The first time, and again while it is still being made.
-        self.ready && !self.complete && (!self.asked || self.age(now) < SETTLE)
+        let wants = self.ready && !self.complete && (!self.asked || self.age(now) < SETTLE);
+        wants && self.not_before.is_none_or(|at| Instant::now() >= at)
+    }
+
+    /// The runtime could not say: it is asked again, but not at each look, for it may take long to say so.
+    pub(super) fn without(&mut self, why: &anyhow::Error) {
+        if self.not_before.is_none() {
+            let (owner, id) = (&self.known.owner, printable(&self.id));
+            let why = format!("{why:#}");
+            let why = printable(&why);
+            tracing::warn!("pod {owner}: no details of its sandbox {id}: {why}");
+        }
+        self.not_before = Instant::now().checked_add(AGAIN);
+    }
+
+    /// The lower of two has what both claim: the one that has not ended, then the younger.
+    pub(super) fn rank(&self) -> (bool, Reverse<SystemTime>, &str) {
+        (!self.ready, Reverse(self.created), &self.id)
     }
 
     fn age(&self, now: SystemTime) -> Duration {

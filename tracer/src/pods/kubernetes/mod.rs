@@ -119,16 +119,19 @@ impl Source for Kubernetes {
 
     fn pods(&mut self, _addresses: bool) -> Result<Vec<Known>> {
         let store = self.shared.store();
-        if let Some((at, why)) = &store.failure
-            && store.heard.is_none_or(|heard| heard <= *at)
-        {
-            bail!("{why}");
+        if store.listed {
+            self.told = store.version;
+            return Ok(store.known());
         }
-        if !store.listed {
-            bail!("waiting for the first list of pods");
+        match store.complaint() {
+            Some(why) => bail!("{why}"),
+            None => bail!("waiting for the first list of pods"),
         }
-        self.told = store.version;
-        Ok(store.known())
+    }
+
+    fn complaint(&self) -> String {
+        let store = self.shared.store();
+        store.complaint().unwrap_or_default().to_owned()
     }
 }
 
@@ -164,6 +167,13 @@ fn told(why: &anyhow::Error) -> String {
 }
 
 impl Store {
+    /// The last failure, if nothing good was heard since.
+    fn complaint(&self) -> Option<&str> {
+        let (at, why) = self.failure.as_ref()?;
+        let lasts = self.heard.is_none_or(|heard| heard <= *at);
+        lasts.then_some(&**why)
+    }
+
     /// The younger first: who comes first has what two claim.
     fn known(&self) -> Vec<Known> {
         let mut pods: Vec<&Kept> = self.pods.values().collect();

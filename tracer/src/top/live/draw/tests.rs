@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use clap::Parser;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
@@ -34,7 +33,7 @@ fn snapshot(text: &str) -> Snapshot {
 }
 
 fn new() -> State {
-    let cli = Cli::try_parse_from(["tracer", "top"]).unwrap();
+    let cli = Cli::read(["tracer", "top"]).unwrap();
     let Command::Top(args) = cli.command else {
         panic!("not top");
     };
