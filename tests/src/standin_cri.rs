@@ -2,7 +2,7 @@
 //! many and as quick as no real one makes them, and with faults that a real one will not make on
 //! demand. What a real one does is tested with containerd ([`crate::containerd`]).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +25,7 @@ const NODE: i32 = 2;
 /// gRPC's own numbers of what went wrong.
 const NOT_FOUND: u32 = 5;
 const UNIMPLEMENTED: u32 = 12;
+const INTERNAL: u32 = 13;
 const UNAVAILABLE: u32 = 14;
 /// What a message begins with: a flag and its length.
 const PREFIX: usize = 5;
@@ -135,6 +136,10 @@ pub enum Fault {
 struct State {
     sandboxes: BTreeMap<String, (Item, StatusAnswer)>,
     faults: VecDeque<Fault>,
+    /// Sandboxes whose details it cannot tell.
+    withheld: BTreeSet<String>,
+    /// It speaks gRPC, and no CRI.
+    has_no_cri: bool,
 }
 
 /// The runtime; it ends on drop.
@@ -232,6 +237,21 @@ impl StandinCri {
         assert!(gone.is_some(), "there is no pod {uid}");
     }
 
+    /// The details of a pod's sandbox cannot be told from now on.
+    pub fn withhold(&self, uid: &str) {
+        lock(&self.state).withheld.insert(format!("{uid}-sandbox"));
+    }
+
+    /// From now on it is as a containerd whose CRI plugin is switched off.
+    pub fn switch_off(&self) {
+        lock(&self.state).has_no_cri = true;
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The next requests fail so.
     pub fn fail(&self, faults: &[Fault]) {
         lock(&self.state).faults.extend(faults);
@@ -253,6 +273,7 @@ async fn answer(
     let (fault, message) = {
         let mut state = lock(&state);
         let message = match method.as_deref() {
+            _ if state.has_no_cri => Err(UNIMPLEMENTED),
             Some("Version") => Ok(Version {
                 name: "stand-in".to_owned(),
                 version: "1".to_owned(),
@@ -264,10 +285,12 @@ async fn answer(
             .encode_to_vec()),
             Some("PodSandboxStatus") => {
                 let id = StatusRequest::decode(asked).map(|asked| asked.id);
-                let found = id.ok().and_then(|id| state.sandboxes.get(&id));
-                found
-                    .map(|(_, answer)| answer.encode_to_vec())
-                    .ok_or(NOT_FOUND)
+                let id = id.unwrap_or_default();
+                match state.sandboxes.get(&id) {
+                    _ if state.withheld.contains(&id) => Err(INTERNAL),
+                    Some((_, answer)) => Ok(answer.encode_to_vec()),
+                    None => Err(NOT_FOUND),
+                }
             }
             _ => Err(UNIMPLEMENTED),
         };

@@ -89,6 +89,53 @@ fn a_pod_with_addresses_of_both_families_is_told_by_each_when_it_is_gone() {
 }
 
 #[test]
+fn a_pod_whose_details_the_runtime_cannot_tell_hides_no_other() {
+    let (_folder, runtime, agent) = watched();
+    runtime.withhold("uid-2");
+    for (name, uid) in [("first", "uid-1"), ("second", "uid-2"), ("third", "uid-3")] {
+        runtime.add(name, uid, &[&format!("10.9.0.{}", &uid[4..])]);
+    }
+    await_pods(&agent, 3);
+    // Of those that it told the addresses are known.
+    runtime.remove("uid-1");
+    runtime.remove("uid-3");
+    eventually(SOON, || {
+        let metrics = agent.metrics();
+        for (pod, address) in [("first", "10.9.0.1"), ("third", "10.9.0.3")] {
+            let labels = [("namespace", "shop"), ("pod", pod), ("address", address)];
+            let told = metrics.get("tracer_gone_pod_address_info", &labels);
+            ensure(told == Some(1.0), || format!("{address} is not told"))?;
+        }
+        Ok::<(), String>(())
+    });
+    let said = agent.stderr();
+    let told = "pod shop/second: no details of its sandbox uid-2-sandbox";
+    assert_eq!(said.matches(told).count(), 1, "{said}");
+    agent.stop_cleanly();
+}
+
+/// containerd's socket is there for Docker's sake, and the kubelet asks another.
+#[test]
+fn a_socket_whose_owner_speaks_no_cri_is_passed_by() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("temporary folders can be made"));
+    let [docker, runtime] = [&folders[0], &folders[1]].map(|f| StandinCri::start(f.path()));
+    docker.switch_off();
+    runtime.add("first", "uid-1", &["10.9.0.1"]);
+    // What this machine has under /run is none of theirs.
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir /run/containerd && \
+         ln -s {} /run/containerd/containerd.sock && ln -s {} /run/cri-dockerd.sock && exec \"$@\"",
+        docker.socket().display(),
+        runtime.socket().display()
+    );
+    let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let mut agent = Agent::launch(&wrapper, &["--pods", "cri"]);
+    agent.wait_ready();
+    await_pods(&agent, 1);
+    agent.stop_cleanly();
+}
+
+#[test]
 fn many_pods_and_much_churn_take_little_memory() {
     const PODS: usize = 250;
     const CHURN: usize = 100;
