@@ -49,8 +49,18 @@ struct Track {
     /// As of the last reading.
     totals: Attempts,
     window: Window,
-    /// First and last failure, and the totals before the first.
-    began: Option<(SystemTime, SystemTime, Attempts)>,
+    failed: Option<Failed>,
+}
+
+/// An episode so far.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    first: SystemTime,
+    last: SystemTime,
+    /// The same in the seconds of the windows: somebody may set the clock in between.
+    last_second: u64,
+    /// The totals before the first.
+    base: Attempts,
 }
 
 /// The episodes of one owner, or of the node.
@@ -83,20 +93,24 @@ impl Episodes {
                     kind,
                     totals: before,
                     window: Window::beginning_at(before),
-                    began: None,
+                    failed: None,
                 });
                 self.tracks.len() - 1
             });
             let track = &mut self.tracks[index];
             if totals.failed > track.totals.failed {
-                track.began = match track.began {
-                    Some((since, last, base))
-                        if now.duration_since(last).is_ok_and(|calm| calm < CALM) =>
-                    {
-                        Some((since, now, base))
-                    }
-                    _ => Some((now, now, track.totals)),
+                let lasts =
+                    |failed: &Failed| second.saturating_sub(failed.last_second) < CALM.as_secs();
+                let (first, base) = match track.failed.filter(lasts) {
+                    Some(failed) => (failed.first, failed.base),
+                    None => (now, track.totals),
                 };
+                track.failed = Some(Failed {
+                    first,
+                    last: now,
+                    last_second: second,
+                    base,
+                });
             }
             track.window.note(second, totals, span);
             track.totals = totals;
@@ -106,11 +120,12 @@ impl Episodes {
     /// The last episode of each kind that has failed.
     pub fn all(&self) -> impl Iterator<Item = Episode> {
         self.tracks.iter().filter_map(|track| {
-            let (since, last, base) = track.began?;
+            let failed = track.failed?;
+            let base = failed.base;
             Some(Episode {
                 kind: track.kind,
-                since,
-                last,
+                since: failed.first,
+                last: failed.last,
                 whole: Attempts {
                     all: track.totals.all.saturating_sub(base.all),
                     failed: track.totals.failed.saturating_sub(base.failed),
@@ -165,6 +180,29 @@ mod tests {
         // The window forgets, the episode does not.
         note(&mut episodes, 200, 170, 12, false);
         assert_eq!(only(&episodes), Some((20, 50, counts(20, 5), counts(0, 0))));
+    }
+
+    #[test]
+    fn setting_the_clock_ends_none() {
+        let mut episodes = Episodes::default();
+        let observe = |episodes: &mut Episodes, second, clock, failed| {
+            let totals = counts(10 * failed, failed);
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock);
+            episodes.note(
+                [Observation { kind: FULL, totals }],
+                (second, 60),
+                now,
+                false,
+            );
+        };
+        observe(&mut episodes, 1, 10_000, 1);
+        observe(&mut episodes, 2, 5_000, 2);
+        observe(&mut episodes, 3, 90_000, 3);
+        let (since, last, whole, _) = only(&episodes).unwrap();
+        assert_eq!((since, last, whole), (10_000, 90_000, counts(30, 3)));
+        // Nor does it make one of two.
+        observe(&mut episodes, 303, 90_001, 4);
+        assert_eq!(only(&episodes).map(|e| e.0), Some(90_001));
     }
 
     #[test]

@@ -75,7 +75,10 @@ fn advice(entries: u64, limit: u64, early_drops: u64) -> Option<Advice> {
     } else if entries * 100 > limit * TOO_FULL {
         format!("{entries} of {limit} entries are in use, more than {TOO_FULL} %")
     } else if early_drops > 0 {
-        format!("the table was full: {early_drops} entries were thrown out early since boot")
+        format!(
+            "the table was full: {early_drops} entries were thrown out early since boot (if the limit has been raised \
+             since, leave it)"
+        )
     } else {
         return None;
     };

@@ -17,10 +17,10 @@ pub struct NeighbourTable {
     pub limits: [u32; 3],
     /// Creations refused since boot.
     pub table_fulls: u64,
-    /// Highest `gc_entries` since the agent started; `None` where no agent answers.
+    /// Highest `gc_entries` since counting began, which outlives restarts; `None` where no agent answers.
     pub peak_since_start: Option<u64>,
-    /// Creations of entries that a forced garbage collection had thrown out within 10 s, since the
-    /// agent started: many mean that the table thrashes.
+    /// Creations of entries that a forced garbage collection had thrown out within 10 s, since
+    /// counting began: many mean that the table thrashes.
     pub recreated: Option<u64>,
     /// What to do, if anything.
     pub advice: Option<Advice>,
@@ -56,16 +56,20 @@ pub fn examine(entries: [Option<u32>; 2], agent: Option<&Snapshot>) -> Vec<Neigh
             let highest = peak_since_start
                 .unwrap_or_default()
                 .max(entries.unwrap_or_default().into());
+            let figures = agent.and_then(|agent| agent.total.neighbour.get(*family));
+            let seen = Seen {
+                highest,
+                refused: figures.map(|figures| figures.table_full),
+                pods,
+            };
             Some(NeighbourTable {
                 family,
                 entries,
                 limits: table.limits,
                 table_fulls: table.table_fulls,
                 peak_since_start,
-                recreated: agent
-                    .and_then(|agent| agent.total.neighbour.get(*family))
-                    .map(|figures| figures.recreated),
-                advice: advice(family, highest, pods, table.limits, table.table_fulls),
+                recreated: figures.map(|figures| figures.recreated),
+                advice: advice(family, &seen, table.limits, table.table_fulls),
             })
         })
         .collect()
@@ -81,23 +85,35 @@ pub(crate) fn thresholds_for(highest: u64, limit: u64) -> [u64; 3] {
     [high / 4, high / 2, high]
 }
 
-/// What to do about a table, from the most entries seen and what was refused.
-fn advice(
-    family: &str,
+/// What is known of a table's past.
+struct Seen {
+    /// Most entries.
     highest: u64,
+    /// Creations refused while an agent counted.
+    refused: Option<u64>,
+    /// Pods that share it.
     pods: u64,
-    limits: [u32; 3],
-    table_fulls: u64,
-) -> Option<Advice> {
-    let limit = u64::from(limits[2]);
-    let reason = if table_fulls > 0 {
-        format!("{table_fulls} creations were refused since boot")
-    } else if highest * 10 >= limit * 7 {
-        format!("up to {highest} of {limit} entries were in use, more than 70 %")
-    } else {
-        return None;
+}
+
+/// What to do about a table, from the most entries seen and what was refused. The kernel does not forget what it has
+/// refused when the limits are raised.
+fn advice(family: &str, seen: &Seen, limits: [u32; 3], table_fulls: u64) -> Option<Advice> {
+    let (limit, highest) = (u64::from(limits[2]), seen.highest);
+    let is_short = highest * 10 >= limit * 7;
+    let reason = match (table_fulls, seen.refused) {
+        (0, _) if is_short => {
+            format!("up to {highest} of {limit} entries were in use, more than 70 %")
+        }
+        (0, _) => return None,
+        (fulls, _) if is_short => format!("{fulls} creations were refused since boot"),
+        // Who refused had all entries in use: the limit has been raised since.
+        (_, Some(1..)) => return None,
+        (fulls, _) => format!(
+            "{fulls} creations were refused since boot, when nobody looked (if the limits have been raised since, \
+             leave them)"
+        ),
     };
-    let reason = match pods {
+    let reason = match seen.pods {
         0 => reason,
         pods => format!("{reason}; {pods} pods and host services share the table"),
     };
@@ -134,7 +150,7 @@ impl NeighbourTable {
             let recreated = self.recreated.unwrap_or_default();
             writeln!(
                 f,
-                "      {:<15} since the agent started: at most {peak} entries, {recreated} made again within 10 s of a forced collection",
+                "      {:<15} since counting began: at most {peak} entries, {recreated} made again within 10 s of a forced collection",
                 ""
             )?;
         }
@@ -159,16 +175,44 @@ impl NeighbourTable {
 mod tests {
     use super::*;
 
+    fn seen(highest: u64, pods: u64) -> Seen {
+        Seen {
+            highest,
+            refused: None,
+            pods,
+        }
+    }
+
     #[test]
     fn a_healthy_table_needs_no_advice() {
-        assert_eq!(advice("ipv4", 10, 5, [128, 512, 1024], 0), None);
+        assert_eq!(advice("ipv4", &seen(10, 5), [128, 512, 1024], 0), None);
+    }
+
+    #[test]
+    fn limits_that_were_raised_are_not_to_be_raised_again() {
+        let mut seen = seen(1024, 5);
+        seen.refused = Some(7);
+        let default = [128, 512, 1024];
+        let raised = advice("ipv4", &seen, default, 7).unwrap().gc_thresh;
+        let raised = raised.map(|limit| limit as u32);
+        assert_eq!(advice("ipv4", &seen, raised, 7), None);
+        // Refused while no agent counted: nobody knows at which limit.
+        for refused in [None, Some(0)] {
+            let seen = Seen {
+                highest: 10,
+                refused,
+                pods: 0,
+            };
+            let reason = advice("ipv4", &seen, raised, 7).unwrap().reason;
+            assert!(reason.contains("raised since"), "{reason}");
+        }
     }
 
     #[test]
     fn a_full_table_gets_room_for_twice_as_much() {
-        let filled = advice("ipv4", 717, 0, [128, 512, 1024], 0).unwrap();
+        let filled = advice("ipv4", &seen(717, 0), [128, 512, 1024], 0).unwrap();
         assert!(filled.reason.contains("70 %"), "{}", filled.reason);
-        let refused = advice("ipv6", 5000, 30, [1024, 2048, 4096], 3).unwrap();
+        let refused = advice("ipv6", &seen(5000, 30), [1024, 2048, 4096], 3).unwrap();
         assert_eq!(refused.gc_thresh, [4096, 8192, 16384]);
         assert_eq!(
             refused.sysctl[2],

@@ -16,7 +16,7 @@ use crate::{setup::cross, sh};
 /// without hardware virtualisation needs some twenty seconds for an agent's start alone, so each of
 /// them covers a hook by the fewest agents.
 const CORE: &[&str] = &[
-    "programs",
+    "programs::verified_instructions_are_near_what_is_recorded",
     "connects::every_result_of_a_routed_pod_is_what_the_client_saw",
     "dns::outcomes_are_what_the_clients_saw",
     "dns_causes::lookups_lost_to_a_full_ipv4_table_say_so",
