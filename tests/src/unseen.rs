@@ -43,16 +43,28 @@ impl Traced {
     }
 }
 
+fn mount_tracefs() {
+    if !Path::new(TRACEFS).join("instances").exists() {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None)
+            .unwrap_or_else(|e| panic!("cannot mount tracefs on {TRACEFS}: {e}"));
+    }
+}
+
+/// Does this kernel's tracepoint (`tcp/tcp_retransmit_skb`) have such a field?
+pub fn has_field(tracepoint: &str, field: &str) -> bool {
+    mount_tracefs();
+    let path = format!("{TRACEFS}/events/{tracepoint}/format");
+    let format = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+    format.contains(&format!(" {field};"))
+}
+
 impl Unseen {
     /// Watches tracepoints, each `group/name` as in tracefs, with a filter. One that this kernel has not
     /// is left out: no program of tracer's can be there either.
     pub fn watch(tracepoints: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        if !Path::new(TRACEFS).join("instances").exists() {
-            let flags = rustix::mount::MountFlags::empty();
-            rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None)
-                .unwrap_or_else(|e| panic!("cannot mount tracefs on {TRACEFS}: {e}"));
-        }
+        mount_tracefs();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("tracer-tests-{}-{number}", process::id());
         let instance = Path::new(TRACEFS).join("instances").join(name);

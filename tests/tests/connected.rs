@@ -17,7 +17,7 @@ use tests::tcp::scene::OPEN;
 use tests::tcp::server::reset;
 use tests::tcp::truth::{PEERS, RESETS, RETRANSMITS, compare};
 use tests::tcp::{Attempt, Manner, Scene, Server, Tally, kernel};
-use tests::unseen::Unseen;
+use tests::unseen::{Unseen, has_field};
 use tests::wait::ensure;
 use tests::{Agent, Family, eventually};
 
@@ -367,6 +367,47 @@ fn a_connection_whose_peer_vanishes_is_silent() {
     scene.settle(&[(&client, &tally)]);
 }
 
+/// What a full neighbour table does to a connection, or a rule of the pod's own: nothing is sent again, and nothing
+/// comes.
+#[test]
+fn a_connection_that_can_send_nothing_again_is_silent_too() {
+    if !has_field("tcp/tcp_retransmit_skb", "err") {
+        eprintln!(
+            "nothing checked: before 6.15 the kernel does not tell of what it could not send again"
+        );
+        return;
+    }
+    let (mut scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    for family in Family::ALL {
+        let to = scene.port(family, 4000);
+        let (mut streams, ends) = connected(&scene, &client, to, Means::Polled, 1);
+        let source = streams[0].local_addr().expect("it has an address");
+        set_tcp_user_timeout(streams[0].as_fd(), 3000).expect("option can be set");
+        // It is sent, and lost; from then on nothing leaves.
+        let lost = Rules::drop(&scene.node.router, "forward", "tcp dport 4000");
+        streams[0].write_all(b"are you there?").expect("it is open");
+        let rules = (lost, Rules::drop(&client.netns, "output", "tcp dport 4000"));
+        let error = streams[0].read(&mut [0; 9]).expect_err("nobody answers");
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "the lab failed");
+        let event = scene.events.find(SOON, |event| {
+            event.is("connect_failure", client.netns.name())
+                && event.text("result") == "silent"
+                && event.text("source") == source.to_string()
+                && event.text("destination") == to.to_string()
+        });
+        assert!(event.is_some(), "no event of {source} to {to}");
+        assert!(
+            rules.1.hits() >= 3,
+            "the lab failed: {} refused",
+            rules.1.hits()
+        );
+        drop((rules, streams, ends));
+    }
+    let mut tally = Tally::default();
+    tally.add("established", 2);
+    scene.settle(&[(&client, &tally)]);
+}
+
 /// An API server that hangs: it takes requests and answers none, and the connection is healthy.
 #[test]
 fn a_request_that_nobody_answers_is_silent() {
@@ -391,7 +432,11 @@ fn a_request_that_nobody_answers_is_silent() {
         stream.write_all(&[1; 100]).expect("it is open");
         stream.read_exact(&mut [0; 100]).expect("it is answered");
         let found = scene.events.find(Duration::from_millis(500), |event| {
-            event.text("kind") == "connect_failure" && event.text("result") == "silent"
+            // The sockets of a test before may live on for a while.
+            let pod = event.json["pod"]["name"].as_str().unwrap_or_default();
+            event.text("kind") == "connect_failure"
+                && event.text("result") == "silent"
+                && [client.netns.name(), served.netns.name()].contains(&pod)
         });
         if let Some(event) = found {
             break event;

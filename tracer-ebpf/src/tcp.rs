@@ -322,19 +322,23 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     if matches!(state, SYN_SENT | SYN_RECV) {
         return None; // an attempt
     }
-    if ARG_RETRANSMIT_ERROR.load() != ABSENT {
-        // Through memory, as in the hook `drops`.
-        let error = read::<i32>(ctx.as_ptr() as u64, ARG_RETRANSMIT_ERROR.load() * 8)?;
-        if error != 0 {
-            return None; // older kernels do not tell of these
-        }
-    }
     // It has grown by this packet's segments already: never the same twice.
     if !turn.counts(
         sk,
         read::<u32>(sk, OFF_TCP_SOCK_TOTAL_RETRANS.load())? as u64,
     ) {
         return None;
+    }
+    // The kernel counts timeouts in a row, back to 0 when anything is acknowledged.
+    if read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? == SILENT_RUN {
+        count::happened(sk, Outcome::Silent, 0);
+    }
+    if ARG_RETRANSMIT_ERROR.load() != ABSENT {
+        // Through memory, as in the hook `drops`.
+        let error = read::<i32>(ctx.as_ptr() as u64, ARG_RETRANSMIT_ERROR.load() * 8)?;
+        if error != 0 {
+            return None; // it was not sent; older kernels do not tell of these
+        }
     }
     let segments =
         read::<u16>(skb, OFF_SK_BUFF_CB.load() + OFF_TCP_SKB_CB_GSO_SEGS.load())?.max(1) as u64;
@@ -353,10 +357,6 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
         Kind::Retransmit,
         segments,
     );
-    // The kernel counts timeouts in a row, back to 0 when anything is acknowledged.
-    if read::<u8>(sk, OFF_ICSK_RETRANSMITS.load())? == SILENT_RUN {
-        count::happened(sk, Outcome::Silent, 0);
-    }
     None
 }
 

@@ -73,6 +73,10 @@ const FAILURES: &[(&str, Cause)] = &[
     ("IPVLAN_MULTICAST_BACKLOG", Cause::Dropped),
 ];
 
+/// Drops of copies that were meant for somebody else, such as a bridge floods to all its ports: whatever is known of the
+/// packet, it goes on.
+const COPIES: &[&str] = &["OTHERHOST"];
+
 /// No drops at all.
 const CONSUMED: &[&str] = &["NOT_DROPPED_YET", "CONSUMED", "MAX", "SUBSYS_MASK"];
 
@@ -142,7 +146,7 @@ impl Reasons {
                 Reason {
                     is_failure: is_failure.into(),
                     cause: failure.map_or(Cause::Dropped, |(_, cause)| *cause) as u8,
-                    is_unspecified: (!is_failure).into(),
+                    is_unspecified: (!is_failure && !COPIES.contains(&name.as_str())).into(),
                     // A BPF datapath (bpf_redirect_neigh) frees without a reason.
                     ends_refusal: (name == "NEIGH_CREATEFAIL" || name == "NOT_SPECIFIED").into(),
                 },
@@ -175,6 +179,25 @@ mod tests {
         ];
         assert_eq!(reasons.change(&changes), ["no_such_reason"]);
         assert_eq!(failures(&reasons), ["tcp_close"]);
+    }
+
+    #[test]
+    fn a_copy_for_somebody_else_says_nothing_of_the_packet() {
+        let names = [(2, "NOT_SPECIFIED"), (20, "OTHERHOST"), (21, "TCP_CLOSE")];
+        let mut reasons = Reasons {
+            names: names.map(|(n, name)| (n, name.to_owned())).into(),
+            changes: Vec::new(),
+        };
+        let of = |reasons: &Reasons| {
+            let meanings = reasons
+                .meanings()
+                .map(|(n, meaning)| (n, meaning.is_unspecified));
+            meanings.collect::<Vec<_>>()
+        };
+        assert_eq!(of(&reasons), [(2, 1), (20, 0), (21, 1)]);
+        // Unless the user wants to know.
+        reasons.change(&[("otherhost".to_owned(), true)]);
+        assert_eq!(reasons.names_of_failures().len(), 1);
     }
 
     #[test]
