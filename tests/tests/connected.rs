@@ -373,7 +373,7 @@ fn a_connection_whose_peer_vanishes_is_silent() {
 fn a_connection_that_can_send_nothing_again_is_silent_too() {
     if !has_field("tcp/tcp_retransmit_skb", "err") {
         eprintln!(
-            "nothing checked: before 6.15 the kernel does not tell of what it could not send again"
+            "nothing checked: before 6.17 the kernel does not tell of what it could not send again"
         );
         return;
     }

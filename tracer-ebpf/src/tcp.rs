@@ -8,7 +8,7 @@
 //! - `tcp_receive_reset(struct sock *sk)` (include/trace/events/tcp.h).
 //! - `inet_sk_error_report(const struct sock *sk)` (include/trace/events/sock.h): before the end on
 //!   kernels up to 6.9, behind it since.
-//! - `tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, since 6.15 with `int err`.
+//! - `tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`, on success only; since 6.17 always, with `int err`.
 
 mod count;
 mod silence;

@@ -1,6 +1,13 @@
 //! Which API server, and as whom.
 
-use std::{env, error::Error, path::Path, time::Duration};
+use std::{
+    env,
+    error::Error,
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Result;
 use kube::{
@@ -62,6 +69,37 @@ impl Access {
         config.read_timeout = Some(SILENCE);
         config.reset_reader_on_write = true;
         Ok(config)
+    }
+}
+
+impl Access {
+    /// Is what the files say now another way than that? Where they cannot be read it is not.
+    pub(super) async fn leads_elsewhere(self, way: &Way) -> bool {
+        let now = self.load().await;
+        now.is_ok_and(|config| Way::of(&config) != *way)
+    }
+}
+
+/// Stands for the way to an API server, and for what the client reads of it once: not for tokens, which it reads again.
+#[derive(PartialEq, Eq)]
+pub(super) struct Way(u64);
+
+impl Way {
+    pub(super) fn of(config: &Config) -> Self {
+        let mut hasher = DefaultHasher::new();
+        config.cluster_url.hash(&mut hasher);
+        config.root_cert.hash(&mut hasher);
+        let who = &config.auth_info;
+        serde_json::to_vec(who)
+            .unwrap_or_default()
+            .hash(&mut hasher);
+        for path in [&who.client_certificate, &who.client_key]
+            .into_iter()
+            .flatten()
+        {
+            fs::read(path).unwrap_or_default().hash(&mut hasher);
+        }
+        Self(hasher.finish())
     }
 }
 

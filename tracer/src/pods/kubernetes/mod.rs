@@ -34,6 +34,7 @@ use kube::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tower::util::MapResponseLayer;
 
+use self::access::Way;
 use self::object::{Kept, Pod};
 pub use self::{access::Access, nodes::Nodes};
 use super::{Known, Source};
@@ -41,6 +42,9 @@ use crate::{config::UsageError, output::printable};
 
 /// How long before credentials that could not be had are tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Where nothing good was heard for so long, the kubeconfig may be another by now, or a certificate that it names: they
+/// are renewed in place, and the client reads them once.
+const STALE: Duration = Duration::from_secs(10);
 /// How long `doctor` waits for an answer.
 const EXAMINE: Duration = Duration::from_secs(5);
 /// What a server may say of a failure, in characters.
@@ -85,7 +89,7 @@ impl Kubernetes {
         }
         let config = tokio::task::block_in_place(|| Handle::current().block_on(access.load()))?;
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn(follow(config, node.to_owned(), Arc::clone(&shared)));
+        let task = tokio::spawn(follow(access, config, node.to_owned(), Arc::clone(&shared)));
         Ok(Self {
             shared,
             told: 0,
@@ -232,15 +236,30 @@ pub async fn examine(access: Access, node: &str) -> Result<String> {
 }
 
 /// Follows the watch for good.
-async fn follow(config: kube::Config, node: String, shared: Arc<Shared>) {
-    let client = loop {
+async fn follow(access: Access, mut config: kube::Config, node: String, shared: Arc<Shared>) {
+    loop {
         // Credentials may come from a program or a file that is not there yet.
-        match client(config.clone(), &shared) {
-            Ok(client) => break client,
+        if let Err(why) = watch(access, &config, &node, &shared).await {
+            shared.fail(&why);
+            tokio::time::sleep(RETRY).await;
+        }
+        match access.load().await {
+            Ok(fresh) => config = fresh,
             Err(why) => shared.fail(&why),
         }
-        tokio::time::sleep(RETRY).await;
-    };
+    }
+}
+
+/// Follows the watch until it fails and the way to the server is another.
+async fn watch(
+    access: Access,
+    config: &kube::Config,
+    node: &str,
+    shared: &Arc<Shared>,
+) -> Result<()> {
+    let begun = Instant::now();
+    let way = Way::of(config);
+    let client = client(config.clone(), shared)?;
     let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
     // From the server's cache, which has an index by node: a list from etcd would read all pods of
     // the cluster.
@@ -252,9 +271,16 @@ async fn follow(config: kube::Config, node: String, shared: Arc<Shared>) {
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => shared.store().take(event),
-            Err(why) => shared.fail(&anyhow!(why)),
+            Err(why) => {
+                shared.fail(&anyhow!(why));
+                let heard = shared.store().heard.unwrap_or(begun).max(begun);
+                if heard.elapsed() >= STALE && access.leads_elsewhere(&way).await {
+                    break;
+                }
+            }
         }
     }
+    Ok(())
 }
 
 /// A client that notes whenever the server says anything: bookmarks, which tell that a quiet watch

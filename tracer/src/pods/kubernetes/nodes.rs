@@ -5,6 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use anyhow::{Result, anyhow};
@@ -21,7 +22,7 @@ use kube::{
 use serde::Deserialize;
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use super::{Access, RETRY, object::is_plain, told};
+use super::{Access, RETRY, STALE, access::Way, object::is_plain, told};
 
 type Node = Object<Spec, Status>;
 
@@ -80,7 +81,7 @@ impl Nodes {
     pub fn start(access: Access) -> Result<Self> {
         let config = tokio::task::block_in_place(|| Handle::current().block_on(access.load()))?;
         let shared = Arc::new(Mutex::new(Store::default()));
-        let task = tokio::spawn(follow(config, Arc::clone(&shared)));
+        let task = tokio::spawn(follow(access, config, Arc::clone(&shared)));
         Ok(Self { shared, task })
     }
 
@@ -106,23 +107,42 @@ fn store(shared: &Mutex<Store>) -> MutexGuard<'_, Store> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(config: kube::Config, shared: Arc<Mutex<Store>>) {
-    let client = loop {
-        match Client::try_from(config.clone()) {
-            Ok(client) => break client,
-            Err(why) => fail(&shared, &why.into()),
+async fn follow(access: Access, mut config: kube::Config, shared: Arc<Mutex<Store>>) {
+    loop {
+        if let Err(why) = watch(access, &config, &shared).await {
+            fail(&shared, &why);
+            tokio::time::sleep(RETRY).await;
         }
-        tokio::time::sleep(RETRY).await;
-    };
+        match access.load().await {
+            Ok(fresh) => config = fresh,
+            Err(why) => fail(&shared, &why),
+        }
+    }
+}
+
+/// As that on pods.
+async fn watch(access: Access, config: &kube::Config, shared: &Mutex<Store>) -> Result<()> {
+    let mut good = Instant::now();
+    let way = Way::of(config);
+    let client = Client::try_from(config.clone())?;
     let api: Api<Node> = Api::all_with(client, &ApiResource::erase::<NodeResource>(&()));
     let events = watcher(api, watcher::Config::default().any_semantic()).default_backoff();
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => store(&shared).take(event),
-            Err(why) => fail(&shared, &anyhow!(why)),
+            Ok(event) => {
+                store(shared).take(event);
+                good = Instant::now();
+            }
+            Err(why) => {
+                fail(shared, &anyhow!(why));
+                if good.elapsed() >= STALE && access.leads_elsewhere(&way).await {
+                    break;
+                }
+            }
         }
     }
+    Ok(())
 }
 
 /// Told once: the source of pods has the same server and goes on telling.
