@@ -68,7 +68,10 @@ fn http_is_what_the_contract_says() {
     for target in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(agent.http("GET", target).status, 200, "{target}");
         for method in ["HEAD", "POST", "PUT", "DELETE"] {
-            assert_eq!(agent.http(method, target).status, 405, "{method} {target}");
+            let refused = agent.http(method, target);
+            assert_eq!(refused.status, 405, "{method} {target}");
+            let allow = ("allow".to_owned(), "GET".to_owned());
+            assert!(refused.headers.contains(&allow), "{refused:?}");
         }
     }
     // What was asked for is private: it is on the API's socket only.

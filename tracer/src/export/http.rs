@@ -17,7 +17,7 @@ use axum::{
     extract::{Query, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use serde::Deserialize;
 use tokio::{
@@ -172,21 +172,25 @@ impl Service {
 /// `/metrics`, `/healthz`, `/readyz`.
 fn metrics_router(engine: Arc<Engine>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics).head(refuse))
-        .route("/healthz", get(|| async { "ok\n" }).head(refuse))
-        .route("/readyz", get(ready).head(refuse))
+        .route("/metrics", only(get(metrics)))
+        .route("/healthz", only(get(|| async { "ok\n" })))
+        .route("/readyz", only(get(ready)))
         .with_state(Service::new(engine))
 }
 
 /// `/api/v1/snapshot`, `/api/v1/events`.
 fn api_router(engine: Arc<Engine>) -> Router {
     Router::new()
-        .route("/api/v1/snapshot", get(snapshot).head(refuse))
-        .route("/api/v1/events", get(events).head(refuse))
+        .route("/api/v1/snapshot", only(get(snapshot)))
+        .route("/api/v1/events", only(get(events)))
         .with_state(Service::new(engine))
 }
 
-/// A HEAD, which axum would answer as it does a GET.
+/// GET and nothing else: axum would answer a HEAD as it does a GET.
+fn only<S: Clone + Send + Sync + 'static>(get: MethodRouter<S>) -> MethodRouter<S> {
+    get.head(refuse).fallback(refuse)
+}
+
 async fn refuse() -> impl IntoResponse {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])
 }
