@@ -18,12 +18,16 @@ pub struct Reason {
     pub is_failure: u8,
     /// [`crate::dns::Cause`] of a lookup whose packet died of it.
     pub cause: u8,
-    /// Not 0: the reason means no failure by itself, but a DNS packet freed for it is lost.
+    /// Not 0: the reason means no failure by itself, but a DNS packet freed for it is lost. [`SAYS_NOTHING`] where it
+    /// is what a socket's closing says too, of what nobody has read.
     pub is_unspecified: u8,
     /// Not 0: a packet that finds no neighbour entry is dropped for this reason, so it says who
     /// wanted the entry that was refused just before.
     pub ends_refusal: u8,
 }
+
+/// Value of [`Reason::is_unspecified`].
+pub const SAYS_NOTHING: u8 = 2;
 
 /// Where a CPU keeps its copy of per-CPU data: value of the per-CPU map `THIS_CPU`.
 #[repr(C)]

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use tracer_common::{
     AF_INET, AF_INET6, ClientMap,
     dns::{Cause, Detail, Drop},
-    drops::{MAX_REASONS, ReceiverKey, ReceiverValue},
+    drops::{MAX_REASONS, ReceiverKey, ReceiverValue, SAYS_NOTHING},
     family_index,
     neigh::{Target, WANTED_BY_KERNEL, WANTED_BY_POD, WANTED_BY_SOURCE},
 };
@@ -121,7 +121,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     datagram.family = forget(datagram.family as u64, skb) as u16;
     datagram.is_answer = forget(datagram.is_answer as u64, skb) != 0;
     if datagram.is_answer
-        && (meaning.is_failure != 0 || !has_reason)
+        && (meaning.is_unspecified != SAYS_NOTHING || !has_reason)
         && dns::take_back(skb, datagram.id, drop)
     {
         return None;
@@ -142,12 +142,13 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let (mut key, found) = match datagram.by_packet(skb) {
         Some(key) if !is_new => (key, Found::ByPacket),
         _ if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
-            let key = if datagram.is_answer {
-                datagram.by_server(skb)?
+            if !datagram.is_answer {
+                (datagram.refused(skb)?, Found::ByPacket)
+            } else if let Some(key) = datagram.by_server(skb)? {
+                (key, Found::ByPacket)
             } else {
-                datagram.refused(skb)?
-            };
-            (key, Found::ByPacket)
+                (datagram.by_endpoint(skb)?, Found::ByEndpoint)
+            }
         }
         _ => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
     };

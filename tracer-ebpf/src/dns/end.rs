@@ -179,6 +179,9 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     // than this one ended.
     // SAFETY: a map's value.
     let started_ns = unsafe { (&raw const lookup.started_ns).read_volatile() };
+    if started_ns == 0 {
+        return None;
+    }
     let waited_ns = now_ns.checked_sub(started_ns)?;
     if lookup.is_noted != 0 {
         endpoints::forget(lookup.endpoint, &key);

@@ -232,11 +232,13 @@ impl<K: Sought, V> Table<K, V> {
         self.far.get_ptr_mut(key)
     }
 
-    /// Removes a key that took its place at that time. Who is told that it was there removed it alone, and no other
-    /// that has come under the same key since: that one took the place later.
+    /// Removes a key that took its place at that time; 0: it has none. Who is told that it was there removed it alone,
+    /// and no other that has come under the same key since: that one took the place later.
     #[inline(always)]
     pub fn remove(&self, key: &K, taken_ns: u64) -> bool {
-        if let Some((place, _)) = self.place(key) {
+        if taken_ns != 0
+            && let Some((place, _)) = self.place(key)
+        {
             let there = taken(taken_ns);
             // SAFETY: an array's value.
             return unsafe { exchange(&raw mut (*place).state, there, 0) == there };

@@ -218,9 +218,9 @@ impl Datagram {
         read(skb, OFF_SK_BUFF_MAC_HEADER.load()) == Some(NO_MAC_HEADER)
     }
 
-    /// The lookup of an answer that never left its server.
+    /// The lookup of an answer that never left its server; `Some(None)` where its query's was not known.
     #[inline(always)]
-    pub fn by_server(&self, skb: u64) -> Option<LookupKey> {
+    pub fn by_server(&self, skb: u64) -> Option<Option<LookupKey>> {
         let sk = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
         let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
         let key = ServedKey {
@@ -236,10 +236,7 @@ impl Datagram {
         };
         // SAFETY: a map's value.
         let lookup = unsafe { (*SERVING.find(&key)?).lookup };
-        if lookup.socket == 0 {
-            return self.by_endpoint(skb);
-        }
-        Some(lookup)
+        Some((lookup.socket != 0).then_some(lookup))
     }
 
     /// Counts a query that never left, if it is one to a DNS port; gives its lookup.

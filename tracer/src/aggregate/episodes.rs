@@ -70,14 +70,12 @@ pub struct Episodes {
 }
 
 impl Episodes {
-    /// Takes a reading over. What the `first` reading since the start has counted already was
-    /// before anybody looked: no episode.
+    /// Takes a reading over.
     pub fn note(
         &mut self,
         observations: impl IntoIterator<Item = Observation>,
         (second, span): (u64, u64),
         now: SystemTime,
-        first: bool,
     ) {
         for (place, Observation { kind, totals }) in observations.into_iter().enumerate() {
             // They come in the same order each time.
@@ -88,11 +86,10 @@ impl Episodes {
                 self.tracks.iter().position(is_it)
             };
             let index = index.unwrap_or_else(|| {
-                let before = if first { totals } else { Attempts::default() };
                 self.tracks.push(Track {
                     kind,
-                    totals: before,
-                    window: Window::beginning_at(before),
+                    totals: Attempts::default(),
+                    window: Window::default(),
                     failed: None,
                 });
                 self.tracks.len() - 1
@@ -145,11 +142,11 @@ mod tests {
         cause: "ipv4_table_full",
     };
 
-    fn note(episodes: &mut Episodes, second: u64, all: u64, failed: u64, first: bool) {
+    fn note(episodes: &mut Episodes, second: u64, all: u64, failed: u64) {
         let totals = Attempts { all, failed };
         let observation = Observation { kind: FULL, totals };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
-        episodes.note([observation], (second, 60), now, first);
+        episodes.note([observation], (second, 60), now);
     }
 
     fn only(episodes: &Episodes) -> Option<(u64, u64, Attempts, Attempts)> {
@@ -167,18 +164,16 @@ mod tests {
     #[test]
     fn an_episode_has_a_beginning_and_what_failed_since() {
         let mut episodes = Episodes::default();
-        note(&mut episodes, 0, 100, 7, true);
-        assert_eq!(only(&episodes), None, "before anybody looked");
-        note(&mut episodes, 10, 150, 7, false);
+        note(&mut episodes, 10, 50, 0);
         assert_eq!(only(&episodes), None);
-        note(&mut episodes, 20, 160, 10, false);
-        note(&mut episodes, 50, 170, 12, false);
+        note(&mut episodes, 20, 60, 3);
+        note(&mut episodes, 50, 70, 5);
         assert_eq!(
             only(&episodes),
             Some((20, 50, counts(20, 5), counts(70, 5)))
         );
         // The window forgets, the episode does not.
-        note(&mut episodes, 200, 170, 12, false);
+        note(&mut episodes, 200, 70, 5);
         assert_eq!(only(&episodes), Some((20, 50, counts(20, 5), counts(0, 0))));
     }
 
@@ -188,12 +183,7 @@ mod tests {
         let observe = |episodes: &mut Episodes, second, clock, failed| {
             let totals = counts(10 * failed, failed);
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock);
-            episodes.note(
-                [Observation { kind: FULL, totals }],
-                (second, 60),
-                now,
-                false,
-            );
+            episodes.note([Observation { kind: FULL, totals }], (second, 60), now);
         };
         observe(&mut episodes, 1, 10_000, 1);
         observe(&mut episodes, 2, 5_000, 2);
@@ -208,10 +198,10 @@ mod tests {
     #[test]
     fn five_minutes_of_calm_end_it() {
         let mut episodes = Episodes::default();
-        note(&mut episodes, 1, 10, 1, false);
-        note(&mut episodes, 300, 20, 2, false);
+        note(&mut episodes, 1, 10, 1);
+        note(&mut episodes, 300, 20, 2);
         assert_eq!(only(&episodes).map(|e| (e.0, e.1)), Some((1, 300)));
-        note(&mut episodes, 600, 30, 3, false);
+        note(&mut episodes, 600, 30, 3);
         assert_eq!(
             only(&episodes),
             Some((600, 600, counts(10, 1), counts(10, 1)))

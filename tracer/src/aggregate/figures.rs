@@ -109,21 +109,21 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Takes the counters over; sets the ratios and the episodes. What the `first` reading since the start has counted
-    /// already is of no window: another agent may have counted it, at any time.
-    pub(super) fn note(&mut self, (second, span): (u64, u64), figures: &mut Figures, first: bool) {
-        let totals = figures.totals();
-        if first {
-            self.neigh = Window::beginning_at(totals.neighbour);
-            self.dns = Window::beginning_at(totals.dns);
-            self.connect = Window::beginning_at(totals.connect);
-        }
+    /// Takes over what the counters have `grown` by since this agent began; sets the ratios and the episodes. What was
+    /// there before is of no window: nobody knows when it came.
+    pub(super) fn note(
+        &mut self,
+        (second, span): (u64, u64),
+        figures: &mut Figures,
+        grown: &Figures,
+    ) {
+        let totals = grown.totals();
         self.neigh.note(second, totals.neighbour, span);
         self.dns.note(second, totals.dns, span);
         self.connect.note(second, totals.connect, span);
         let now = SystemTime::now();
         self.episodes
-            .note(figures.observations(), (second, span), now, first);
+            .note(grown.observations(), (second, span), now);
         figures.neigh_ratio = self.neigh.ratio();
         figures.dns_ratio = self.dns.ratio();
         figures.connect_ratio = self.connect.ratio();
@@ -147,6 +147,16 @@ impl Figures {
                 all: self.tcp.ended(),
                 failed: self.tcp.failed(),
             },
+        }
+    }
+
+    /// The counters that windows look at, without what they were earlier.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            neigh: Tally::since(&self.neigh, &earlier.neigh),
+            dns: Tally::since(&self.dns, &earlier.dns),
+            tcp: Tally::since(&self.tcp, &earlier.tcp),
+            ..Self::default()
         }
     }
 

@@ -50,6 +50,9 @@ struct Entry<C> {
     /// What had been counted when the owner got the key.
     base: C,
     seen: C,
+    /// What had been counted when this agent first read it.
+    #[serde(skip)]
+    found: C,
     /// Since when it waits for a name.
     #[serde(with = "moment")]
     waits: Instant,
@@ -64,18 +67,45 @@ impl<C: Tally> Entry<C> {
     fn share(&self) -> C {
         self.seen.since(&self.base)
     }
+
+    /// What of it was there when this agent began.
+    fn before(&self) -> C {
+        self.found.since(&self.base)
+    }
+}
+
+/// What owners had counted under keys that are gone, or another's now.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(
+    transparent,
+    bound(serialize = "C: Serialize", deserialize = "C: Deserialize<'de>")
+)]
+struct Settled<C> {
+    all: HashMap<Arc<Owner>, C>,
+    /// What of it was there when this agent began.
+    #[serde(skip)]
+    before: HashMap<Arc<Owner>, C>,
+}
+
+impl<C: Tally> Settled<C> {
+    fn take(&mut self, owner: &Arc<Owner>, entry: &Entry<C>) {
+        let add = |to: &mut HashMap<Arc<Owner>, C>, share: C| {
+            to.entry(owner.clone()).or_default().plus(&share);
+        };
+        add(&mut self.all, entry.share());
+        add(&mut self.before, entry.before());
+    }
 }
 
 /// Who owns which key, and what the keys that are gone had counted.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound(
     serialize = "K: Serialize, C: Serialize",
-    deserialize = "K: Deserialize<'de> + Eq + Hash, C: Deserialize<'de>"
+    deserialize = "K: Deserialize<'de> + Eq + Hash, C: Deserialize<'de> + Default"
 ))]
 pub struct Ledger<K, C> {
     keys: HashMap<K, Entry<C>>,
-    /// What owners had counted under keys that are gone, or another's now.
-    settled: HashMap<Arc<Owner>, C>,
+    settled: Settled<C>,
     /// Do keys change hands?
     reused: bool,
     /// May those who would know the owner of a key not have spoken yet?
@@ -86,6 +116,9 @@ pub struct Ledger<K, C> {
     resumed: bool,
     #[serde(with = "moment::option")]
     read: Option<Instant>,
+    /// Has this agent read?
+    #[serde(skip)]
+    has_read: bool,
     /// How often it has been decided whose something is.
     #[serde(skip)]
     decisions: u64,
@@ -99,11 +132,15 @@ impl<K, C> Default for Ledger<K, C> {
     fn default() -> Self {
         Self {
             keys: HashMap::new(),
-            settled: HashMap::new(),
+            settled: Settled {
+                all: HashMap::new(),
+                before: HashMap::new(),
+            },
             reused: false,
             unheard: false,
             resumed: false,
             read: None,
+            has_read: false,
             decisions: 0,
         }
     }
@@ -134,6 +171,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 owner: None,
                 base: C::default(),
                 seen: C::default(),
+                found: C::default(),
                 waits: now,
                 since: self.read,
                 changed: now,
@@ -153,11 +191,11 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             if began_anew {
                 // It had left the kernel, which has begun to count it anew.
                 if let Some(old) = &entry.owner {
-                    let share = entry.share();
-                    self.settled.entry(old.clone()).or_default().plus(&share);
+                    self.settled.take(old, entry);
                 }
                 entry.base = C::default();
                 entry.seen = C::default();
+                entry.found = C::default();
                 self.decisions += 1;
             }
             let grown = entry.seen != counts;
@@ -167,16 +205,14 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 (Some(_), _) if self.resumed => {}
                 (Some(old), Some(new)) if *old != new => {
                     // What came since the last reading is the new one's.
-                    let share = entry.share();
-                    self.settled.entry(old.clone()).or_default().plus(&share);
+                    self.settled.take(old, entry);
                     entry.base = entry.seen;
                     entry.owner = Some(new);
                     self.decisions += 1;
                 }
                 (Some(old), None) if self.reused && grown && !self.unheard => {
                     // The old one was gone before it came.
-                    let share = entry.share();
-                    self.settled.entry(old.clone()).or_default().plus(&share);
+                    self.settled.take(old, entry);
                     entry.base = entry.seen;
                     entry.owner = None;
                     entry.waits = now;
@@ -196,6 +232,14 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         }
         self.read = Some(now);
         self.resumed = false;
+        if !self.has_read {
+            self.has_read = true;
+            // Those too that have left the kernel meanwhile.
+            for entry in self.keys.values_mut() {
+                entry.found = entry.seen;
+            }
+            self.settled.before.clone_from(&self.settled.all);
+        }
     }
 
     /// Decides for keys that have waited for [`HOLD`] in vain, where a guess that was not good enough
@@ -229,7 +273,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
 
     /// Figures by owner.
     pub fn totals(&self) -> HashMap<Arc<Owner>, C> {
-        let mut totals = self.settled.clone();
+        let mut totals = self.settled.all.clone();
         for entry in self.keys.values() {
             if let Some(owner) = &entry.owner {
                 let share = entry.share();
@@ -237,6 +281,24 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             }
         }
         totals
+    }
+
+    /// The same, without what was there when this agent began: nobody knows when that came.
+    pub fn grown(&self) -> HashMap<Arc<Owner>, C> {
+        let mut grown = self.totals();
+        for (owner, share) in &mut grown {
+            if let Some(before) = self.settled.before.get(owner) {
+                *share = share.since(before);
+            }
+        }
+        for entry in self.keys.values() {
+            if let Some(owner) = &entry.owner
+                && let Some(share) = grown.get_mut(owner)
+            {
+                *share = share.since(&entry.before());
+            }
+        }
+        grown
     }
 
     /// Events that wait for a name.
@@ -272,20 +334,16 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             .collect();
         self.decisions += over.len() as u64;
         for key in &over {
-            if let Some(Entry {
-                owner: Some(owner),
-                base,
-                seen,
-                ..
-            }) = self.keys.remove(key)
+            if let Some(entry) = self.keys.remove(key)
+                && let Some(owner) = &entry.owner
             {
-                let share = seen.since(&base);
-                self.settled.entry(owner).or_default().plus(&share);
+                self.settled.take(owner, &entry);
             }
         }
         let holders: HashSet<Arc<Owner>> = self.holders().cloned().collect();
-        self.settled
-            .retain(|owner, _| !has_ended(owner) || holders.contains(owner));
+        let stays = |owner: &Arc<Owner>| !has_ended(owner) || holders.contains(owner);
+        self.settled.all.retain(|owner, _| stays(owner));
+        self.settled.before.retain(|owner, _| stays(owner));
         over
     }
 

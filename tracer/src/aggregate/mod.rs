@@ -66,8 +66,9 @@ pub struct Aggregate {
     admitted: HashSet<Arc<Owner>>,
     #[serde(skip)]
     node: Windows,
+    /// The node's figures when this agent began.
     #[serde(skip)]
-    has_read: bool,
+    found: Option<Figures>,
     #[serde(skip)]
     windows: HashMap<Arc<Owner>, Windows>,
     #[serde(skip)]
@@ -93,7 +94,7 @@ impl Aggregate {
             dead: Dead::default(),
             admitted: HashSet::new(),
             node: Windows::default(),
-            has_read: false,
+            found: None,
             windows: HashMap::new(),
             gone: HashMap::new(),
             picture: Arc::default(),
@@ -269,9 +270,9 @@ impl Aggregate {
         picture.node.neigh = reading.neigh_node;
         picture.node.dns = reading.dns_node;
         picture.node.tcp = reading.tcp_node;
-        let first = !self.has_read;
-        self.has_read = true;
-        self.node.note((second, span), &mut picture.node, first);
+        let found = self.found.get_or_insert_with(|| picture.node.clone());
+        let grown = picture.node.since(found);
+        self.node.note((second, span), &mut picture.node, &grown);
         picture.dead_endpoints = self.dead.endpoints();
 
         // The rest keys are always there; they show once something was charged to them.
@@ -324,12 +325,34 @@ impl Aggregate {
         }
         self.windows
             .retain(|owner, _| picture.owners.contains_key(owner));
+        let grown = self.grown();
+        let nothing = Figures::default();
         for (owner, figures) in &mut picture.owners {
             let windows = self.windows.entry(owner.clone()).or_default();
-            windows.note((second, span), figures, first);
+            let grown = grown.get(owner).unwrap_or(&nothing);
+            windows.note((second, span), figures, grown);
         }
         picture.reading = reading;
         self.picture = Arc::new(picture);
+    }
+
+    /// What windows look at, of each owner, since this agent began.
+    fn grown(&self) -> HashMap<Arc<Owner>, Figures> {
+        let mut all: HashMap<Arc<Owner>, Figures> = HashMap::new();
+        for (owner, counts) in self.neigh.grown().into_iter().chain(self.forwarded.grown()) {
+            all.entry(owner).or_default().neigh.plus(&counts);
+        }
+        for (owner, counts) in self.dns.grown() {
+            all.entry(owner).or_default().dns = counts;
+        }
+        for (owner, counts) in self.tcp.grown() {
+            all.entry(owner).or_default().tcp = counts;
+        }
+        for (owner, dropped) in self.receivers.grown() {
+            let figures = all.entry(owner).or_default();
+            figures.receive_drops.insert(None, dropped);
+        }
+        all
     }
 
     /// Gives what grew to the owners, by port and by reason.

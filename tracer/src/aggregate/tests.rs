@@ -302,6 +302,48 @@ fn ratios_are_of_what_came_after_the_start() {
     assert_eq!(ratios(&next), [Some(0.5), Some(0.5), None]);
 }
 
+/// However late a pod gets its name: what was there when the agent began was nobody's for a while.
+#[test]
+fn who_is_named_late_failed_nothing_just_now() {
+    let pods = Arc::new(Mutex::new(Vec::new()));
+    let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
+    resolver.refresh(Ask::Regularly);
+    let of = |timeouts| {
+        let mut reading = counted(WEB, WEBS, 0);
+        reading.dns[0].1.counts.outcomes[dns::Outcome::Timeout as usize] = timeouts;
+        reading.dns[0].1.counts.outcomes[dns::Outcome::NoError as usize] = 900;
+        reading
+    };
+    let mut aggregate = Aggregate::new(SPAN, 10);
+    let now = Instant::now();
+    aggregate.update(of(100), &resolver, now, 0);
+    assert!(aggregate.picture().owners.is_empty());
+    let known = Known {
+        net_cookie: Some(WEB),
+        ..Known::of(web())
+    };
+    pods.lock().unwrap().push(known);
+    resolver.refresh(Ask::Changed);
+    aggregate.update(of(103), &resolver, now, 1);
+    let picture = aggregate.picture();
+    let figures = &picture.owners[&web()];
+    assert_eq!(figures.dns.outcomes[dns::Outcome::Timeout as usize], 103);
+    assert_eq!(figures.dns_ratio, Some(1.0), "three of three");
+    // The same for a key that comes to a pod which others have been counted for.
+    let mut more = of(103);
+    let key = dns::Key {
+        cgroup_id: 9,
+        net_cookie: API,
+    };
+    more.dns.push((key, of(50).dns[0].1));
+    aggregate.update(more.clone(), &resolver, now, 2);
+    assert_eq!(aggregate.picture().owners[&web()].dns_ratio, Some(1.0));
+    // And one that leaves takes nothing of it along.
+    more.dns.pop();
+    aggregate.update(more, &resolver, now, 3);
+    assert_eq!(aggregate.picture().owners[&web()].dns_ratio, Some(1.0));
+}
+
 #[test]
 fn the_rest_keys_show_once_something_is_charged_to_them() {
     let mut aggregate = Aggregate::new(SPAN, 10);

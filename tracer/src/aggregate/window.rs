@@ -20,14 +20,6 @@ pub struct Window {
 }
 
 impl Window {
-    /// Counts what comes after these totals.
-    pub fn beginning_at(base: Attempts) -> Self {
-        Self {
-            seconds: VecDeque::new(),
-            base,
-        }
-    }
-
     /// Notes the totals as they are in a second, and forgets what lies before the window.
     pub fn note(&mut self, second: u64, now: Attempts, span: u64) {
         match self.seconds.back_mut() {

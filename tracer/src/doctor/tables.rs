@@ -75,6 +75,8 @@ pub fn examine(entries: [Option<u32>; 2], agent: Option<&Snapshot>) -> Vec<Neigh
         .collect()
 }
 
+/// The kernel's gc_thresh3 (net/ipv4/arp.c, net/ipv6/ndisc.c); few set a lower one.
+const DEFAULT_LIMIT: u64 = 1024;
 /// One entry in the kernel's slab: `struct neighbour` and its key are 330 to 350 bytes.
 const ENTRY_BYTES: u64 = 512;
 
@@ -106,8 +108,8 @@ fn advice(family: &str, seen: &Seen, limits: [u32; 3], table_fulls: u64) -> Opti
         }
         (0, _) => return None,
         (fulls, _) if is_short => format!("{fulls} creations were refused since boot"),
-        // Who refused had all entries in use: the limit has been raised since.
-        (_, Some(1..)) => return None,
+        // Who refused had all entries in use, and an agent saw so many: the limit has been raised since.
+        (_, Some(1..)) if highest >= DEFAULT_LIMIT => return None,
         (fulls, _) => format!(
             "{fulls} creations were refused since boot, when nobody looked (if the limits have been raised since, \
              leave them)"
@@ -197,7 +199,7 @@ mod tests {
         let raised = raised.map(|limit| limit as u32);
         assert_eq!(advice("ipv4", &seen, raised, 7), None);
         // Refused while no agent counted: nobody knows at which limit.
-        for refused in [None, Some(0)] {
+        for refused in [None, Some(0), Some(7)] {
             let seen = Seen {
                 highest: 10,
                 refused,

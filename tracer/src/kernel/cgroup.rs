@@ -149,9 +149,17 @@ fn folded(stem: &str, is_scope: bool) -> String {
     {
         return format!("{template}@*");
     }
+    if let Some((prefix, uuid)) = stem.split_at_checked(stem.len().wrapping_sub(36))
+        && is_uuid(uuid)
+    {
+        return format!("{prefix}*");
+    }
     let Some((prefix, last)) = stem.rsplit_once('-') else {
         return if is_id(stem) { "*" } else { stem }.to_owned();
     };
+    if is_id(prefix) && is_id(last) {
+        return "*".to_owned();
+    }
     // logind: `session-7`, `session-c1`.
     let number = match prefix {
         "session" => last.strip_prefix('c').unwrap_or(last),
@@ -169,6 +177,12 @@ fn is_id(text: &str) -> bool {
     text.len() >= 12
         && text.bytes().all(|b| b.is_ascii_hexdigit())
         && text.bytes().any(|b| b.is_ascii_digit())
+}
+
+fn is_uuid(text: &str) -> bool {
+    let parts = text.split('-');
+    parts.clone().map(str::len).eq([8, 4, 4, 4, 12])
+        && parts.flat_map(str::bytes).all(|b| b.is_ascii_hexdigit())
 }
 
 fn is_connection(instance: &str) -> bool {
@@ -214,6 +228,11 @@ mod tests {
                 "cri-containerd-*.scope",
             ),
             (id, "*"),
+            (
+                "snap.microk8s.microk8s-5a2b6c3e-1111-2222-3333-abcdef012345.scope",
+                "snap.microk8s.microk8s-*.scope",
+            ),
+            (&format!("{id}-4f1c0a9b8d7e6f5a.service"), "*.service"),
             // Names that people give.
             ("user@1000.service", "user@1000.service"),
             ("postgresql@16-main.service", "postgresql@16-main.service"),

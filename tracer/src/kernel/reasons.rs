@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tracer_common::{
     dns::Cause,
-    drops::{MAX_REASONS, Reason},
+    drops::{MAX_REASONS, Reason, SAYS_NOTHING},
 };
 
 use super::btf::Btf;
@@ -146,7 +146,11 @@ impl Reasons {
                 Reason {
                     is_failure: is_failure.into(),
                     cause: failure.map_or(Cause::Dropped, |(_, cause)| *cause) as u8,
-                    is_unspecified: (!is_failure && !COPIES.contains(&name.as_str())).into(),
+                    is_unspecified: match name.as_str() {
+                        _ if is_failure => 0,
+                        "NOT_SPECIFIED" | "QUEUE_PURGE" => SAYS_NOTHING,
+                        name => (!COPIES.contains(&name)).into(),
+                    },
                     // A BPF datapath (bpf_redirect_neigh) frees without a reason.
                     ends_refusal: (name == "NEIGH_CREATEFAIL" || name == "NOT_SPECIFIED").into(),
                 },
@@ -194,7 +198,7 @@ mod tests {
                 .map(|(n, meaning)| (n, meaning.is_unspecified));
             meanings.collect::<Vec<_>>()
         };
-        assert_eq!(of(&reasons), [(2, 1), (20, 0), (21, 1)]);
+        assert_eq!(of(&reasons), [(2, SAYS_NOTHING), (20, 0), (21, 1)]);
         // Unless the user wants to know.
         reasons.change(&[("otherhost".to_owned(), true)]);
         assert_eq!(reasons.names_of_failures().len(), 1);

@@ -24,8 +24,10 @@ pub struct Failure {
     pub cause: String,
     /// Name asked for, of lookups.
     pub name: Option<String>,
-    /// Server or destination.
+    /// Server or destination, as it was asked for.
     pub towards: Option<String>,
+    /// Where a connection went instead: behind a Service.
+    pub backend: Option<String>,
     /// The whole event as a sentence.
     pub sentence: String,
 }
@@ -50,6 +52,7 @@ impl Failure {
             pod: text(&event["pod"]["name"])?,
             cause: cause.unwrap_or_default(),
             name: text(&event["qname"]).filter(|name| name != REDACTED),
+            backend: text(&event["backend"]),
             towards: text(&event["server"]).or_else(|| text(&event["destination"])),
             sentence: crate::events_cmd::sentence(&event),
             kind,

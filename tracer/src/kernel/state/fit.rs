@@ -111,7 +111,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (3, "ed4d03acb8938770")
+            (3, "3c03b61e4bb4c629")
         );
     }
 

@@ -151,6 +151,7 @@ pub struct NamespaceOption {
 }
 
 /// A connection to a runtime.
+#[derive(Clone)]
 pub struct Runtime(Grpc<Channel>);
 
 impl Runtime {
@@ -185,12 +186,9 @@ impl Runtime {
     }
 
     /// Its name and version.
-    pub async fn version(&mut self) -> Result<String> {
+    pub async fn version(&mut self) -> Result<String, Status> {
         let method = "/runtime.v1.RuntimeService/Version";
-        let answer: VersionResponse = self
-            .call(method, VersionRequest {})
-            .await
-            .map_err(|why| sentence(&why))?;
+        let answer: VersionResponse = self.call(method, VersionRequest {}).await?;
         Ok(format!(
             "{} {}",
             answer.runtime_name, answer.runtime_version

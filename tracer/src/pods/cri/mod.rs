@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::{StreamExt as _, stream};
 use tokio::{sync::Notify, task::JoinHandle, time};
 
 use self::{api::Runtime, sandbox::Sandbox};
@@ -34,6 +35,9 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_millis(200);
 const CHANGED_INTERVAL: Duration = Duration::from_millis(50);
 /// Pauses between attempts to reach a runtime that does not answer.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+
+/// Sandboxes whose details are asked for at once.
+const AT_ONCE: usize = 16;
 
 /// Where runtimes listen, the usual first: containerd, CRI-O, k3s and RKE2, MicroK8s, k0s, cri-dockerd.
 const SOCKETS: [&str; 6] = [
@@ -90,19 +94,22 @@ impl Endpoint {
         Ok(there)
     }
 
-    /// The first that answers, with its socket, name and version; else why the first that is there does not. A
-    /// socket may be of a containerd whose CRI is switched off, beside the one of cri-dockerd.
+    /// The first that is there and speaks CRI, with its socket, name and version: one may be of a containerd whose CRI
+    /// is switched off, beside the one of cri-dockerd. One that does not answer is waited for: no other has its pods.
     async fn reach(&self) -> Result<(Runtime, &Path, String)> {
         let mut first = None;
         for socket in self.find()? {
-            let answer = async {
-                let mut runtime = Runtime::connect(socket).await?;
-                let version = runtime.version().await.with_context(|| at(socket))?;
-                anyhow::Ok((runtime, socket, version))
-            };
-            match answer.await {
-                Ok(reached) => return Ok(reached),
-                Err(why) => _ = first.get_or_insert(why),
+            let mut runtime = Runtime::connect(socket).await?;
+            match runtime.version().await {
+                Ok(version) => return Ok((runtime, socket, version)),
+                Err(why) => {
+                    let speaks_none = why.code() == tonic::Code::Unimplemented;
+                    let why = api::sentence(&why).context(at(socket));
+                    if !speaks_none {
+                        return Err(why);
+                    }
+                    first.get_or_insert(why);
+                }
             }
         }
         Err(first.unwrap_or_else(|| anyhow!("no container runtime's socket is left")))
@@ -257,37 +264,27 @@ async fn follow(mut runtime: Runtime, socket: &Path, shared: &Shared) -> Result<
 /// Learns what is new and what is gone.
 async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
     let listed = runtime.sandboxes().await?;
-    let mut next = HashMap::with_capacity(listed.len());
+    let now = SystemTime::now();
     let mut changed = false;
-    for item in listed {
-        let ready = item.state == api::READY;
-        let before = shared.state().pods.get(&item.id).cloned();
-        let mut sandbox = match before {
-            Some(sandbox) if sandbox.ready == ready => sandbox,
-            _ => {
-                changed = true;
-                Sandbox::of(&item, SystemTime::now())
-            }
-        };
-        if sandbox.wants_details(SystemTime::now()) {
-            // One that goes in between is missing in the next list.
-            match runtime.details(&item.id).await {
-                Ok(details) => {
-                    sandbox = tokio::task::spawn_blocking(move || sandbox.with(details))
-                        .await
-                        .context("cannot look at a sandbox")?;
-                    changed |= sandbox.complete;
-                }
-                Err(why) if why.code() == tonic::Code::NotFound => {}
-                // That is the runtime, or the way to it.
-                Err(why) if why.code() == tonic::Code::Unavailable => {
-                    return Err(api::sentence(&why));
-                }
-                // The others have details; this one has its name and uid.
-                Err(why) => sandbox.without(&api::sentence(&why)),
-            }
-        }
-        next.insert(item.id, sandbox);
+    let sandboxes: Vec<Sandbox> = {
+        let state = shared.state();
+        let known = listed.iter().map(|item| {
+            let before = state.pods.get(&item.id);
+            let same = before.filter(|before| before.ready == (item.state == api::READY));
+            changed |= same.is_none();
+            same.map_or_else(|| Sandbox::of(item, now), Sandbox::clone)
+        });
+        known.collect()
+    };
+    // Several at a time: one that the runtime says nothing of for long delays few.
+    let mut completed = stream::iter(sandboxes)
+        .map(|sandbox| complete(runtime.clone(), sandbox, now))
+        .buffer_unordered(AT_ONCE);
+    let mut next = HashMap::with_capacity(listed.len());
+    while let Some(sandbox) = completed.next().await {
+        let (sandbox, has_new) = sandbox?;
+        changed |= has_new;
+        next.insert(sandbox.id.clone(), sandbox);
     }
     let mut state = shared.state();
     if changed || state.pods.len() != next.len() {
@@ -297,6 +294,32 @@ async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
     state.answered = Some(Instant::now());
     state.reason.clear();
     Ok(())
+}
+
+/// Asks for a sandbox's details, if they are wanted. True if it has them now.
+async fn complete(
+    mut runtime: Runtime,
+    mut sandbox: Sandbox,
+    now: SystemTime,
+) -> Result<(Sandbox, bool)> {
+    if !sandbox.wants_details(now) {
+        return Ok((sandbox, false));
+    }
+    // One that goes in between is missing in the next list.
+    match runtime.details(&sandbox.id).await {
+        Ok(details) => {
+            sandbox = tokio::task::spawn_blocking(move || sandbox.with(details))
+                .await
+                .context("cannot look at a sandbox")?;
+        }
+        Err(why) if why.code() == tonic::Code::NotFound => {}
+        // That is the runtime, or the way to it.
+        Err(why) if why.code() == tonic::Code::Unavailable => return Err(api::sentence(&why)),
+        // The others have details; this one has its name and uid.
+        Err(why) => sandbox.without(&api::sentence(&why)),
+    }
+    let is_complete = sandbox.complete;
+    Ok((sandbox, is_complete))
 }
 
 /// Is there a socket to ask at, or has the user named one?

@@ -22,8 +22,8 @@ use crate::{
 const MAX_NAME: usize = 253;
 /// For how long details that are missing are asked for again.
 const SETTLE: Duration = Duration::from_secs(30);
-/// When details that the runtime could not give are asked for again.
-const AGAIN: Duration = Duration::from_secs(10);
+/// When details that the runtime could not give are asked for again, at first and at last.
+const AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(5)];
 /// For how long a sandbox that has ended is named by the uid in its cgroup's path: it may have ended
 /// before it was seen.
 const ENDED: Duration = Duration::from_mins(1);
@@ -31,13 +31,13 @@ const ENDED: Duration = Duration::from_mins(1);
 /// A sandbox, as far as it is known.
 #[derive(Clone, Debug)]
 pub(super) struct Sandbox {
-    id: String,
+    pub(super) id: String,
     known: Known,
     created: SystemTime,
     pub(super) ready: bool,
     asked: bool,
-    /// Until when not to ask again, for the runtime could not say.
-    not_before: Option<Instant>,
+    /// Until when not to ask again, for the runtime could not say, and how long that is.
+    not_before: Option<(Instant, Duration)>,
     pub(super) complete: bool,
 }
 
@@ -107,18 +107,22 @@ impl Sandbox {
     pub(super) fn wants_details(&self, now: SystemTime) -> bool {
         // The first time, and again while it is still being made.
         let wants = self.ready && !self.complete && (!self.asked || self.age(now) < SETTLE);
-        wants && self.not_before.is_none_or(|at| Instant::now() >= at)
+        wants && self.not_before.is_none_or(|(at, _)| Instant::now() >= at)
     }
 
     /// The runtime could not say: it is asked again, but not at each look, for it may take long to say so.
     pub(super) fn without(&mut self, why: &anyhow::Error) {
+        let pause = match self.not_before {
+            Some((_, pause)) => (2 * pause).min(AGAIN[1]),
+            None => AGAIN[0],
+        };
         if self.not_before.is_none() {
             let (owner, id) = (&self.known.owner, printable(&self.id));
             let why = format!("{why:#}");
             let why = printable(&why);
             tracing::warn!("pod {owner}: no details of its sandbox {id}: {why}");
         }
-        self.not_before = Instant::now().checked_add(AGAIN);
+        self.not_before = Instant::now().checked_add(pause).map(|at| (at, pause));
     }
 
     /// The lower of two has what both claim: the one that has not ended, then the younger.

@@ -48,7 +48,8 @@ fn called<'a>(facts: &Facts<'a>, pod: &'a Pod) -> Vec<&'a DeadEndpoint> {
     let recent: BTreeSet<&str> = facts
         .recent_of(pod, "connect_failure")
         .filter(|f| FAILED.iter().any(|(result, _)| *result == f.cause))
-        .filter_map(|f| f.towards.as_deref())
+        .flat_map(|f| f.towards.iter().chain(&f.backend))
+        .map(String::as_str)
         .collect();
     let dead = pod.figures.dead_endpoints.iter();
     dead.filter(|dead| dead.attempts > 0 && dead.destination != "(other)")
@@ -108,7 +109,7 @@ pub(super) fn silent_peer(facts: &Facts) -> Vec<Finding> {
     silences(facts, "silent-peer", "silent", |towards, whose, often| {
         format!(
             "{towards} does not answer on connections of {whose} that are established ({often}): it is \
-             cut off, or takes requests and answers none"
+             cut off, or takes requests and answers none, or this node cannot send to it"
         )
     })
 }

@@ -1,5 +1,7 @@
 //! The neighbour tables: full, thrashing, filling, or full a while ago.
 
+use std::cmp::Ordering;
+
 use serde_json::json;
 
 use super::{Finding, Weight, figures, ratio, since, window};
@@ -32,15 +34,17 @@ pub(super) fn table_full(facts: &Facts) -> Vec<Finding> {
             ..*facts
         };
         // Lookups end later than what killed them: the refusals may have left the window before.
+        // An agent that was begun meanwhile knows no episode of them, but how many there were.
         let refusals = |family: &str| {
-            let of_node = node.episode("neighbour", &format!("{family}_table_full"))?;
-            Some((of_node.recent_failed, &*of_node.last))
+            let of_node = node.episode("neighbour", &format!("{family}_table_full"));
+            let (recent, last) = of_node.map_or((0, ""), |e| (e.recent_failed, &e.last));
+            let all = node.figures().neighbour.get(family);
+            (recent, last, all.map_or(0, |figures| figures.table_full))
         };
         let other = FAMILIES.iter().find(|(f, _)| *f != family)?.0;
-        let mainly = match (refusals(family), refusals(other)) {
-            (None, _) => false,
-            (Some(own), Some(other)) if own == other => family == FAMILIES[0].0,
-            (own, other) => own > other,
+        let mainly = match refusals(family).cmp(&refusals(other)) {
+            Ordering::Equal => family == FAMILIES[0].0,
+            order => order.is_gt(),
         };
         let lookups = lookups.filter(|_| mainly);
         if refused.is_none() && lookups.is_none() {

@@ -134,6 +134,20 @@ fn lookups_that_end_after_the_refusals_left_the_window_still_died_of_them() {
     );
 }
 
+/// Those that a restart parted from their refusals.
+#[test]
+fn lookups_that_died_of_a_table_before_the_agent_began_are_told_by_what_was_counted() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.episodes = vec![episode("dns", "neighbour_table_full", 5, 20)];
+    snapshot.total.neighbour.get_mut("ipv6").unwrap().table_full = 30;
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.findings.len(), 1, "{verdict:?}");
+    assert!(
+        first(&verdict).1.starts_with("IPv6 neighbour table full"),
+        "{verdict:?}"
+    );
+}
+
 #[test]
 fn lookups_die_of_one_table_where_both_are_as_full() {
     let (mut snapshot, events) = recorded!("fine");
@@ -345,7 +359,8 @@ fn a_peer_that_fell_silent_is_told_with_who_waits_for_it() {
         (
             "silent-peer",
             "10.0.0.3:2380 does not answer on connections of 2 pods that are established (3 times \
-             in the last 60 s since 06:39:30 UTC): it is cut off, or takes requests and answers none"
+             in the last 60 s since 06:39:30 UTC): it is cut off, or takes requests and answers none, or \
+             this node cannot send to it"
         )
     );
 }
@@ -440,6 +455,10 @@ fn a_dead_endpoint_of_before_is_not_held_against_who_fails_elsewhere() {
     assert_eq!(rules(&snapshot, &elsewhere), ["connects-fail"]);
     let there = [refused("10.0.0.8:80"), refused("10.0.0.9:8080")];
     assert_eq!(rules(&snapshot, &there), ["dead-endpoint"]);
+    // Behind a Service it is the backend that is dead.
+    let mut behind = refused("10.96.0.10:80");
+    behind.backend = Some("10.0.0.9:8080".into());
+    assert_eq!(rules(&snapshot, &[behind]), ["dead-endpoint"]);
     // What of it is lost does not excuse it.
     assert_eq!(rules(&snapshot, &[]), ["dead-endpoint"]);
 
