@@ -222,6 +222,41 @@ fn lost_fragments_of_an_answer_are_those_of_the_pod_it_was_for() {
     scene.agent.stop_cleanly();
 }
 
+/// The node puts it together before it drops it.
+#[test]
+fn a_datagram_in_fragments_is_one_drop() {
+    const PORT: u16 = 4444;
+    let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    let rules = Rules::load(
+        &scene.node.router,
+        " chain refuse { type filter hook forward priority 0; ct state invalid drop; \
+         udp dport 4444 counter name hit drop; }",
+    );
+    for family in Family::ALL {
+        let from = (client.address(family), 0);
+        let to = (scene.node.far.address(family), PORT);
+        client.netns.run(|| {
+            let socket = UdpSocket::bind(from).expect("a port is free");
+            socket.send_to(&[0; 4000], to).expect("it can be sent");
+        });
+    }
+    eventually(SOON, || {
+        let hits = rules.hits();
+        ensure(hits == 2, || format!("the lab failed: {hits} datagrams"))
+    });
+    await_drops(
+        &scene.agent,
+        &[
+            (&client, "netfilter_drop", 2),
+            (&scene.node.far, "netfilter_drop", 0),
+        ],
+    );
+    let metrics = scene.agent.metrics();
+    let node = metrics.count("tracer_node_drops_total", &[("reason", "netfilter_drop")]);
+    assert_eq!(node, 2);
+    scene.agent.stop_cleanly();
+}
+
 /// What comes to a port where nobody listens is a drop of who sent it.
 #[test]
 fn what_comes_to_a_closed_port_is_the_senders_drop() {

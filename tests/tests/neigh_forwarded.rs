@@ -9,6 +9,7 @@ use serde_json::Value;
 use tests::entries::{add, entries, keep_reachable, mac};
 use tests::neigh::{Statistics, burst, send, statistics};
 use tests::netns::{DEVICE, Pod};
+use tests::nft::Rules;
 use tests::point::{POD_CREATES, POD_ENTRIES, figure, within};
 use tests::router::{Node, Wiring};
 use tests::wait::ensure;
@@ -49,7 +50,13 @@ fn assert_charged(
 }
 
 fn overflow(wiring: Wiring, family: Family) {
+    overflow_behind(wiring, family, "");
+}
+
+/// The same, where the router has these chains.
+fn overflow_behind(wiring: Wiring, family: Family, chains: &str) {
     let (mut node, [one, two]) = Node::new(wiring, ["one", "two"]);
+    let _rules = Rules::load(&node.router, chains);
     let (agent, before) = Point::begin(&["--pods", "local"]);
     let mut events = agent.events();
 
@@ -139,6 +146,15 @@ fn ipv4_bridged_refusals_are_their_senders() {
 #[test]
 fn ipv6_bridged_refusals_are_their_senders() {
     overflow(Wiring::Bridged, Family::V6);
+}
+
+/// Entries are looked for behind POSTROUTING, where the packets are the router's by their addresses.
+#[test]
+fn translated_refusals_are_their_senders() {
+    let masquerade = " chain translate { type nat hook postrouting priority 100; masquerade; }";
+    for family in Family::ALL {
+        overflow_behind(Wiring::Routed, family, masquerade);
+    }
 }
 
 #[test]

@@ -27,6 +27,9 @@ use crate::{
     util::{net_cookie, read},
 };
 
+/// `IP_CT_ESTABLISHED`, `IP_CT_NEW`.
+const ESTABLISHED: u64 = 0;
+const NEW: u64 = 2;
 /// `IP_CT_ESTABLISHED_REPLY`: from here on it is the reply direction (nf_conntrack_common.h).
 const REPLY: u64 = 3;
 /// `IP_CT_RELATED_REPLY`.
@@ -88,6 +91,27 @@ pub fn answering(packet: u64, family: u16) -> Option<(Server, Server)> {
         family,
     };
     Some((client, server))
+}
+
+/// The address that a packet was sent from, before it was translated, where conntrack knows it: network byte order, IPv4
+/// in the first word. An ICMP error about a connection (`IP_CT_RELATED`) is from elsewhere.
+#[inline(always)]
+pub fn sender(packet: u64, source: &mut [u32; 4]) -> bool {
+    if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
+        return false;
+    }
+    let nfct = read::<u64>(packet, OFF_SK_BUFF_NFCT.load()).unwrap_or_default();
+    let (connection, info) = (nfct & !7, nfct & 7);
+    let address = match info {
+        _ if connection == 0 => None,
+        ESTABLISHED | NEW => read(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load()),
+        REPLY => read(connection, OFF_NF_CONN_REPLY_SOURCE.load()),
+        _ => None,
+    };
+    if let Some(address) = address {
+        *source = address;
+    }
+    address.is_some()
 }
 
 /// Who began the connection that a packet belongs to, whichever way it goes, as it is known where

@@ -28,7 +28,8 @@ use crate::{
     dns::{self, near::WAITING},
     layout::*,
     maps::{NEIGH_LAST_FULL, REASONS, RECEIVE_DROPS, RECEIVE_PORTS, UNSOLICITED},
-    neigh, ring,
+    neigh::{self, Waiting},
+    ring,
     util::{add, forget, is_active, is_watched, net_cookie, read},
 };
 
@@ -36,7 +37,9 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const IPPROTO_ICMPV6: u8 = 58;
 const ND_SOLICITATION: u8 = 135;
-const ND_ADVERTISEMENT: u8 = 136;
+/// Types of neighbour discovery (RFC 4861): from a router's solicitation to a redirect.
+const ND_FIRST: u8 = 133;
+const ND_LAST: u8 = 137;
 
 /// How long after a refused neighbour entry a drop for want of one is put down to the full table.
 /// They follow each other on one CPU; softirqs may come between. Nanoseconds.
@@ -75,11 +78,14 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let mut was_refused = false;
     let mut source = [0; 4];
     if meaning.ends_refusal != 0
-        && let Some(family) = neigh::waiting()
-        && let Some(wanted_by) = wanted(skb, family, &mut source)
+        && (has_reason || !was_netfilter(ctx.arg(1)))
+        && let Some(waiting) = neigh::waiting()
     {
         let is_sure = meaning.cause == Cause::NeighbourTableFull as u8;
-        was_refused = neigh::settle(wanted_by, &source, is_sure);
+        let wanted_by = drops_wanted(skb, &waiting, &mut source, is_sure as u32) as u32;
+        if wanted_by != NOT_WANTED {
+            was_refused = neigh::settle(wanted_by, &source, is_sure);
+        }
     }
     let mut drop = Drop {
         reason: reason as u16,
@@ -274,40 +280,73 @@ fn unspecified(skb: u64) -> Cause {
     Cause::Dropped
 }
 
-/// Who wanted the neighbour entry that this packet dies for; `None` if the packet is of another
-/// family than the entry. `source` becomes that of a forwarded packet: written before anybody may read it, which
-/// verifiers before 6.3 want to see.
+/// Instead of who wanted an entry: the packet did not die for want of it.
+const NOT_WANTED: u32 = u32::MAX;
+
+/// Who wanted the neighbour entry that this packet dies for. `source` becomes that of a forwarded packet. `is_sure`: as
+/// for [`neigh::settle`]. Global: see [`crate::util`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drops_wanted(
+    skb: u64,
+    waiting: *const Waiting,
+    source: *mut [u32; 4],
+    is_sure: u32,
+) -> u64 {
+    // SAFETY: a caller's.
+    let (Some(waiting), Some(source)) = (unsafe { waiting.as_ref() }, unsafe { source.as_mut() })
+    else {
+        return NOT_WANTED as u64;
+    };
+    wanted(skb, waiting, source, is_sure != 0).unwrap_or(NOT_WANTED) as u64
+}
+
+/// `None` if the packet is of another family than the entry, or of another device.
 #[inline(always)]
-fn wanted(skb: u64, family: u16, source: &mut [u32; 4]) -> Option<u32> {
+fn wanted(skb: u64, waiting: &Waiting, source: &mut [u32; 4], is_sure: bool) -> Option<u32> {
+    let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
+    if !is_sure
+        && (read(device, OFF_NET_DEVICE_IFINDEX.load()) != Some(waiting.ifindex)
+            || device_net_cookie(skb) != Some(waiting.net_cookie))
+    {
+        return None;
+    }
+    let family = match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
+        ETH_P_IP => AF_INET,
+        ETH_P_IPV6 => AF_INET6,
+        _ => return None,
+    };
+    if family as u32 != waiting.family {
+        return None;
+    }
     let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
     let network = read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u32;
-    let forwarded = read::<u64>(skb, OFF_SK_BUFF_SK.load())? == 0;
-    match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
-        ETH_P_IP if family == AF_INET => {
-            if !forwarded {
-                return Some(WANTED_BY_POD);
-            }
-            source[0] = read(head, network + 12)?;
-            Some(WANTED_BY_SOURCE)
+    let socket = read::<u64>(skb, OFF_SK_BUFF_SK.load())?;
+    if family == AF_INET6 && read::<u8>(head, network + 6)? == IPPROTO_ICMPV6 {
+        let kind = read::<u8>(head, network + 40)?;
+        if kind == ND_SOLICITATION && socket != 0 {
+            let _ = unsolicited(skb, read(head, network + 48)?); // nobody waits for it then
         }
-        ETH_P_IPV6 if family == AF_INET6 => {
-            if read::<u8>(head, network + 6)? == IPPROTO_ICMPV6 {
-                let kind = read::<u8>(head, network + 40)?;
-                if kind == ND_SOLICITATION {
-                    let _ = unsolicited(skb, read(head, network + 48)?); // nobody waits for it then
-                }
-                if matches!(kind, ND_SOLICITATION | ND_ADVERTISEMENT) {
-                    return Some(WANTED_BY_KERNEL);
-                }
-            }
-            if !forwarded {
-                return Some(WANTED_BY_POD);
-            }
-            *source = read(head, network + 8)?;
-            Some(WANTED_BY_SOURCE)
+        // What comes from outside, such as a router's advertisement, the node takes in for itself.
+        if matches!(kind, ND_FIRST..=ND_LAST) {
+            return Some(WANTED_BY_KERNEL);
         }
-        _ => None,
     }
+    // A packet keeps its socket on its way out of the pod where a BPF datapath passes by the node's IP.
+    if socket != 0
+        && read::<u64>(socket, OFF_SOCK_NET.load()).and_then(net_cookie) == Some(waiting.net_cookie)
+    {
+        return Some(WANTED_BY_POD);
+    }
+    // The entry is looked for behind POSTROUTING: what the packet says may be the node's address by now.
+    if !conntrack::sender(skb, source) {
+        if family == AF_INET {
+            source[0] = read(head, network + 12)?;
+        } else {
+            *source = read(head, network + 8)?;
+        }
+    }
+    Some(WANTED_BY_SOURCE)
 }
 
 /// The namespace that the packet is in: its device's, or its socket's where it has no device yet.

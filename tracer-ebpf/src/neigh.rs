@@ -31,7 +31,7 @@ use crate::{
         EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE, NEIGH_PEAK, REFUSED,
     },
     ring,
-    util::{add, is_active, net_cookie, read},
+    util::{add, exchange, is_active, net_cookie, read},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -69,7 +69,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     let limit = read::<u32>(table, OFF_NEIGH_TABLE_GC_THRESH3.load())?;
     let fate = if neighbour != 0 {
         Fate::Created
-    } else if exempt || !was_full(table, entries, limit) {
+    } else if exempt || !was_full(index, table, entries, limit) {
         Fate::NoMemory
     } else {
         Fate::TableFull
@@ -157,10 +157,15 @@ const RECENT_TICKS: u64 = 250;
 
 /// Tells the two reasons of a refusal apart, as neigh_alloc() had them a moment ago: a full table
 /// has `gc_entries` at the limit, or, where another CPU freed some since, a forced collection that
-/// just ended. Neither holds where memory ran out below the limit.
+/// just ended. Neither holds where memory ran out below the limit. A collection that takes too long (1 ms, since 6.8)
+/// does not say when it ended; this one's may be told by what it has thrown out.
 #[inline(always)]
-fn was_full(table: u64, entries: u32, limit: u32) -> bool {
-    if entries >= limit {
+fn was_full(index: u32, table: u64, entries: u32, limit: u32) -> bool {
+    // SAFETY: a per-CPU array's value.
+    let has_forced = FORCED
+        .get_ptr(index)
+        .is_some_and(|forced| unsafe { *forced } != 0);
+    if entries >= limit || has_forced {
         return true;
     }
     let Some(last_flush) = read::<u64>(table, OFF_NEIGH_TABLE_LAST_FLUSH.load()) else {
@@ -230,16 +235,28 @@ fn new_client(key: Key, netns: u32) -> Option<&'static mut Value> {
     Some(unsafe { &mut *value })
 }
 
-/// Family of the refusal that waits on this CPU for its packet, if one does.
+/// The entry that a packet on this CPU wanted.
+#[repr(C)]
+pub struct Waiting {
+    pub net_cookie: u64,
+    pub ifindex: u32,
+    pub family: u32,
+}
+
+/// The refusal that waits on this CPU for its packet, if one does.
 #[inline(always)]
-pub fn waiting() -> Option<u16> {
+pub fn waiting() -> Option<Waiting> {
     let refused = REFUSED.get_ptr(0)?;
     // SAFETY: a per-CPU array's value.
     let refused = unsafe { &*refused };
     if refused.ktime_ns == 0 {
         return None;
     }
-    Some(refused.family as u16)
+    Some(Waiting {
+        net_cookie: refused.net_cookie,
+        ifindex: refused.ifindex,
+        family: refused.family,
+    })
 }
 
 /// Charges the refusal that waits on this CPU, if one does, to who wanted the entry, for good: the device's namespace,
@@ -248,11 +265,13 @@ pub fn waiting() -> Option<u16> {
 /// is so only if it dies at once: else the refusal waits on, and the answer is `false`.
 #[inline(always)]
 pub fn settle(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> bool {
-    let Some(refused) = REFUSED.get_ptr(0) else {
+    let Some(refused) = REFUSED.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: a per-CPU array's value.
-    let ktime_ns = unsafe { (*refused).ktime_ns };
+    let ktime: *mut u64 = unsafe { &raw mut (*refused).ktime_ns };
+    // SAFETY: as above; a softirq may take it in the midst of this.
+    let ktime_ns = unsafe { ktime.read_volatile() };
     if ktime_ns == 0 {
         return false;
     }
@@ -260,23 +279,28 @@ pub fn settle(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> bool {
     if !is_sure && unsafe { bpf_ktime_get_ns() }.wrapping_sub(ktime_ns) >= REFUSED_NS {
         return false;
     }
-    charge(wanted_by, source);
+    // Who sets it to 0 charges it.
+    match exchange(ktime, ktime_ns, 0) {
+        there if there == ktime_ns => {}
+        // SAFETY: as above. No instruction for it: see [`exchange`].
+        1 => unsafe { ktime.write_volatile(0) },
+        _ => return false,
+    }
+    charge(wanted_by, source, ktime_ns);
     true
 }
 
 /// Out of line: several callers, and a stack of its own.
 #[inline(never)]
-fn charge(wanted_by: u32, source: &[u32; 4]) -> u64 {
-    let _ = try_charge(wanted_by, source); // without the maps there is nothing to count
+fn charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> u64 {
+    let _ = try_charge(wanted_by, source, ktime_ns); // without the maps there is nothing to count
     0
 }
 
 #[inline(always)]
-fn try_charge(wanted_by: u32, source: &[u32; 4]) -> Option<()> {
-    // SAFETY: a per-CPU array's value; taken by setting the time to 0.
-    let refused = unsafe { &mut *REFUSED.get_ptr_mut(0)? };
-    let ktime_ns = refused.ktime_ns;
-    refused.ktime_ns = 0;
+fn try_charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> Option<()> {
+    // SAFETY: a per-CPU array's value.
+    let refused = unsafe { &*REFUSED.get_ptr(0)? };
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let value = if wanted_by == WANTED_BY_SOURCE {
@@ -362,6 +386,13 @@ fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    settle(WANTED_BY_KERNEL, &[0; 4], true);
+    // It may be another by now, which has its time.
+    let since = REFUSED.get_ptr(0).map_or(0, |refused| {
+        // SAFETY: a per-CPU array's value; the helper has no precondition.
+        unsafe { bpf_ktime_get_ns().wrapping_sub((*refused).ktime_ns) }
+    });
+    if since >= REFUSED_NS {
+        settle(WANTED_BY_KERNEL, &[0; 4], true);
+    }
     0
 }

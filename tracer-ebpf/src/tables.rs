@@ -114,8 +114,34 @@ fn begin(index: u32, family: u16) -> Option<(Walk, &'static mut Walk)> {
     Some((walk, last))
 }
 
+/// Once more where the table has grown meanwhile: then its entries have moved to other buckets under the walk.
 #[inline(always)]
 fn walk_table(index: u32, family: u16) -> Option<()> {
+    let hash = hash_table(index)?;
+    walk_once(index, family);
+    if hash_table(index)? != hash {
+        walk_once(index, family);
+    }
+    Some(())
+}
+
+/// Address of the table's `struct neigh_hash_table`.
+#[inline(always)]
+fn hash_table(index: u32) -> Option<u64> {
+    // SAFETY: an array's value; only these programs write it.
+    let table = unsafe { &*TABLES.get_ptr(index)? };
+    read(table.address, OFF_NEIGH_TABLE_NHT.load())
+}
+
+/// Out of line: called twice.
+#[inline(never)]
+fn walk_once(index: u32, family: u16) -> u64 {
+    let _ = try_walk(index, family); // as above
+    0
+}
+
+#[inline(always)]
+fn try_walk(index: u32, family: u16) -> Option<()> {
     let (mut state, last) = begin(index, family)?;
     // Verifiers before 6.7 walk through a callback once, as if each call found what the first one finds:
     // with a 0 that they know, no entry would ever be looked at, and no walk end.
@@ -135,9 +161,7 @@ fn walk_table(index: u32, family: u16) -> Option<()> {
     Some(())
 }
 
-/// One bucket's head, or one entry. Entries may move while the walk goes on: one that is made or
-/// removed meanwhile is counted or not, and a table that grows leaves the walk in the old buckets,
-/// whose entries are still there.
+/// One bucket's head, or one entry. One that is made or removed while the walk goes on is counted or not.
 unsafe extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the kernel passes what it was given.
     let walk = unsafe { &mut *walk };

@@ -380,13 +380,17 @@ impl Engine {
     fn settle_refusals(&self) {
         let now_ns = kernel::monotonic().as_nanos() as u64;
         let stale = lock(&self.maps).stale_refusals(now_ns);
-        let settled = stale.and_then(|cpus| {
-            let loaded = lock(&self.loaded);
-            cpus.into_iter()
-                .try_for_each(|cpu| loaded.run_on("neigh_settle", Some(cpu)))
-        });
-        if let Err(error) = settled {
-            self.failed(&error);
+        match stale {
+            Ok(cpus) => {
+                let loaded = lock(&self.loaded);
+                // One that is offline keeps its own waiting, and nobody else's.
+                for cpu in cpus {
+                    if let Err(error) = loaded.run_on("neigh_settle", Some(cpu)) {
+                        self.failed(&error);
+                    }
+                }
+            }
+            Err(error) => self.failed(&error),
         }
     }
 

@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use tracer_common::{
     AF_INET, AF_INET6, ClientMap, Hook,
+    dns::Cause,
     drops::{Dropped, Key, MAX_REASONS, Value},
     event,
     tcp::{Behind, BehindKey},
@@ -85,7 +86,8 @@ fn try_count(ctx: &RawTracePointContext) -> Option<()> {
     if packet.is_redirected != 0 && packet.protocol == IPPROTO_TCP {
         drops_remember(skb, &packet);
     }
-    drops_count(skb, &key, &packet, netns, meaning.ends_refusal as u32);
+    let is_told = meaning.ends_refusal != 0 && meaning.cause == Cause::NeighbourTableFull as u8;
+    drops_count(skb, &key, &packet, netns, is_told as u32);
     Some(())
 }
 

@@ -63,6 +63,7 @@ const DROPS: &[Field] = &[
     ("OFF_SK_BUFF_HEAD", "sk_buff", "head"),
     ("OFF_SK_BUFF_NETWORK_HEADER", "sk_buff", "network_header"),
     ("OFF_SK_BUFF_MAC_HEADER", "sk_buff", "mac_header"),
+    ("OFF_NET_DEVICE_IFINDEX", "net_device", "ifindex"),
     ("OFF_SK_BUFF_PROTOCOL", "sk_buff", "protocol"),
     ("OFF_SK_BUFF_DEV", "sk_buff", "dev"),
     ("OFF_SK_BUFF_TAIL", "sk_buff", "tail"),
