@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::{DEFAULT_SOCKET, socket_path};
+use crate::export::serve::keep_alive;
 use crate::output::printable;
 
 /// A healthy agent answers within milliseconds.
@@ -189,6 +190,8 @@ impl Client {
             AgentAddr::Http { host, port } => {
                 let bare = host.trim_start_matches('[').trim_end_matches(']');
                 let stream = TcpStream::connect((bare, *port)).await.map_err(lost)?;
+                // A stream of events may be silent for long, and its node gone.
+                keep_alive(&stream).map_err(lost)?;
                 self.exchange(stream, &format!("{host}:{port}"), path).await
             }
         }

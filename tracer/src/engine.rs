@@ -431,7 +431,11 @@ impl Engine {
     }
 
     fn try_collect(&self, collected: &mut Collected) -> Result<()> {
-        collected.tables = neighbour_tables::read()?;
+        match neighbour_tables::read() {
+            Ok(tables) => collected.tables = tables,
+            // What the programs count does not come from there.
+            Err(error) => self.failed(&error),
+        }
         self.age_lookups();
         self.settle_refusals();
         self.run(Hook::Neigh, |loaded| loaded.run("tables"));

@@ -54,6 +54,7 @@ impl Engine {
             misses: &taken.misses,
             fillings: &taken.fillings,
             sources: &sources,
+            watched: self.started.elapsed(),
             gone: &gone,
             peers: &lock(&self.peers).failures(),
             reasons: &self.reasons.names_of_failures(),
@@ -120,6 +121,9 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: humantime::format_rfc3339_micros(self.since).to_string(),
             watched_since: humantime::format_rfc3339_micros(self.watched_since).to_string(),
+            read_age_seconds: lock(&self.read_at)
+                .map_or_else(|| self.started.elapsed(), |at| at.elapsed())
+                .as_secs_f64(),
             window_seconds: self.config.window.as_secs_f64(),
             tables,
             conntrack: taken.conntrack.map(conntrack),

@@ -11,7 +11,7 @@ mod tcp;
 mod text;
 mod zeros;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use tracer_common::{
@@ -63,6 +63,8 @@ pub struct View<'a> {
     pub fillings: &'a [Filling],
     /// The pod sources.
     pub sources: &'a [SourceStatus],
+    /// For how long this agent has looked.
+    pub watched: Duration,
     /// Addresses of pods that went lately.
     pub gone: &'a [(IpAddr, Arc<Owner>)],
     /// Failures by kind and peer.
@@ -324,10 +326,12 @@ fn own(out: &mut Families, view: &View<'_>) {
             &labels,
             source.pods as f64,
         );
-        if let Some(age) = source.age {
+        // One that has never answered is as old as the agent.
+        let never = (!source.idle).then_some(view.watched);
+        if let Some(age) = source.age.or(never) {
             out.gauge(
                 "source_age_seconds",
-                "Time since the source last answered.",
+                "Time since the source last answered, or since the agent's start if it never has.",
                 &labels,
                 age.as_secs_f64(),
             );

@@ -44,10 +44,23 @@ const BUFFER: usize = 16 << 10;
 /// Bytes of an answer that the kernel holds for a client who does not read. By itself it would take 4 MB,
 /// and charge them to the agent's cgroup.
 const SEND_BUFFER: usize = 256 << 10;
-/// A client whose machine is gone is noticed after about two minutes.
-const KEEPALIVE: Duration = Duration::from_mins(1);
+/// A client whose machine is gone is noticed after two minutes: after this long without a word it is asked...
+pub const KEEPALIVE: Duration = Duration::from_mins(1);
+/// ...so many times...
+pub const PROBES: u32 = 4;
+/// ...this long apart.
+pub const BETWEEN_PROBES: Duration = Duration::from_secs(15);
 /// Where a connection finds no room, or cannot be accepted, the next try is so much later.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// Notices an other end that is gone without a word.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, BETWEEN_PROBES)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    Ok(())
+}
 
 /// A bound socket.
 pub enum Socket {
@@ -64,8 +77,7 @@ impl Socket {
         Ok(match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                sockopt::set_socket_keepalive(&stream, true)?;
-                sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+                keep_alive(&stream)?;
                 bound(&stream)?;
                 Either::Left(stream)
             }

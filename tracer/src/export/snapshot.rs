@@ -20,6 +20,9 @@ pub struct Snapshot {
     /// episodes are of what came after.
     #[serde(default)]
     pub watched_since: String,
+    /// How old the figures are, seconds: more than a few where the kernel's counters cannot be read.
+    #[serde(default)]
+    pub read_age_seconds: f64,
     /// Span of the ratios, seconds (`--window`).
     pub window_seconds: f64,
     /// The neighbour tables.

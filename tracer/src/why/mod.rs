@@ -22,6 +22,9 @@ use crate::output::{Output, Signals, printable};
 /// Failures asked for: more than the longest sensible window, so that the events cover it.
 const EVENTS: &str = "/api/v1/events?since=3600000ms&follow=false";
 
+/// Figures older than this say nothing of now, seconds.
+const STALE: f64 = 10.0;
+
 /// How long the held events may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -165,7 +168,7 @@ fn seen(snapshot: &Snapshot) -> bool {
         let hook = snapshot.hooks.iter().find(|h| h.name == name);
         hook.is_some_and(|h| h.state == "attached")
     };
-    ["neigh", "dns", "tcp"].into_iter().all(attached)
+    snapshot.read_age_seconds <= STALE && ["neigh", "dns", "tcp"].into_iter().all(attached)
 }
 
 /// First letter upper case, unless it is a name.
@@ -183,6 +186,12 @@ fn capital(sentence: &str) -> String {
 /// What of tracer itself stands between the figures and the truth, and what the rules cannot tell.
 fn unknown(snapshot: &Snapshot, findings: &[Finding]) -> Vec<String> {
     let mut unknown = Vec::new();
+    if snapshot.read_age_seconds > STALE {
+        unknown.push(format!(
+            "anything of the last {}: the agent cannot read the kernel's counters, and its log says why",
+            words::span(snapshot.read_age_seconds)
+        ));
+    }
     for hook in snapshot.hooks.iter().filter(|h| h.state != "attached") {
         let what = match &*hook.name {
             "neigh" => "entries and overflows",

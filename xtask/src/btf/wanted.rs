@@ -82,6 +82,7 @@ pub const FIELDS: &[(&str, &[&str])] = &[
             "sk",
             "head",
             "network_header",
+            "mac_header",
             "inner_network_header",
             "protocol",
             "dev",

@@ -1,10 +1,11 @@
 //! Builds the text of metric families sample by sample.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
 use anyhow::Result;
 use prometheus::{
     core::Collector as _,
+    process_collector::ProcessCollector,
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
@@ -21,7 +22,9 @@ fn pair(name: &str, value: &str) -> LabelPair {
 
 /// The usual `process_*`, with the node as on every series.
 pub fn process(node: &str) -> Vec<MetricFamily> {
-    let mut families = prometheus::process_collector::ProcessCollector::for_self().collect();
+    // One for all times: each reckons the start of the process anew, by the clock that somebody may set.
+    static PROCESS: LazyLock<ProcessCollector> = LazyLock::new(ProcessCollector::for_self);
+    let mut families = PROCESS.collect();
     for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
         metric.set_label(vec![pair("node", node)]);
     }

@@ -49,6 +49,7 @@ fn view_with(render_it: impl FnOnce(&View<'_>)) {
     render_it(&View {
         node: "n1",
         dns_ports: &[53],
+        watched: std::time::Duration::from_secs(1),
         picture: &picture,
         tables: [Some(NeighbourTable::default()); 2],
         entries: [Some(1); 2],

@@ -86,6 +86,18 @@ fn silence_without_hooks_is_no_proof() {
 }
 
 #[test]
+fn figures_that_stand_still_prove_nothing() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.read_age_seconds = 95.0;
+    let verdict = node(&snapshot, &events);
+    assert!(verdict.sentences[0].starts_with("Tracer sees nothing wrong"));
+    assert!(
+        verdict.unknown[0].starts_with("anything of the last 2 min"),
+        "{verdict:?}"
+    );
+}
+
+#[test]
 fn a_full_table_is_told_with_those_who_suffer_and_who_holds_most() {
     let (mut snapshot, events) = recorded!("overflow");
     let verdict = node(&snapshot, &events);
