@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -46,23 +47,30 @@ async fn figures<S: Source>(mut source: S, every: Duration, to: Sender<Update>) 
 
 async fn events<S: Source>(mut source: S, to: Sender<Update>) {
     loop {
-        // What goes wrong here goes wrong with the figures too, and is told there.
-        if let Ok(mut stream) = source.events(PAST).await {
-            while let Ok(Some(line)) = stream.next().await {
-                let Some(update) = read(&line) else {
-                    continue;
-                };
-                if to.send(update).await.is_err() {
-                    return;
-                }
-            }
-        }
-        if to.is_closed() {
+        let why = match follow(&mut source, &to).await {
+            Ok(()) => "the agent has closed the stream".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        if to.send(Update::EventsSilent(why)).await.is_err() {
             return;
         }
         sleep(RETRY).await;
-        if to.send(Update::StreamBegins).await.is_err() {
-            return;
+    }
+}
+
+/// Until the stream ends, or nobody reads any more.
+async fn follow<S: Source>(source: &mut S, to: &Sender<Update>) -> Result<()> {
+    let mut stream = source.events(PAST).await?;
+    let mut update = Some(Update::StreamBegins);
+    loop {
+        if let Some(update) = update
+            && to.send(update).await.is_err()
+        {
+            return Ok(());
+        }
+        match stream.next().await? {
+            Some(line) => update = read(&line),
+            None => return Ok(()),
         }
     }
 }

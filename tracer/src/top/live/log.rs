@@ -1,6 +1,9 @@
 //! The events that `top` holds, and which of them show.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use crate::why::evidence::Failure;
 
@@ -11,8 +14,6 @@ const HELD: usize = 5_000;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     held: VecDeque<Failure>,
-    /// Time of the newest, so that a stream that begins anew does not tell twice.
-    newest: String,
     /// Events that came too fast for this reader.
     pub missed: u64,
 }
@@ -23,15 +24,12 @@ impl Log {
         if self.held.len() == HELD {
             self.held.pop_front();
         }
-        if failure.time > self.newest {
-            self.newest.clone_from(&failure.time);
-        }
         self.held.push_back(failure);
     }
 
-    /// Time of the newest.
-    pub fn newest(&self) -> &str {
-        &self.newest
+    /// Marks of all, so that a stream that begins anew does not tell twice.
+    pub fn marks(&self) -> HashSet<u64> {
+        self.held.iter().map(mark).collect()
     }
 
     /// In one piece, for the rules.
@@ -52,6 +50,20 @@ impl Log {
         held.filter(|f| f.namespace == namespace && f.pod == pod)
             .collect()
     }
+}
+
+/// What tells an event from others. Not by its time alone: somebody may set the clock.
+pub(super) fn mark(failure: &Failure) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let parts = [
+        &failure.time,
+        &failure.kind,
+        &failure.namespace,
+        &failure.pod,
+        &failure.sentence,
+    ];
+    parts.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Does the event hold this text, which is in lower case?
@@ -99,10 +111,13 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_not_always_the_last() {
+    fn events_are_told_apart_by_more_than_their_time() {
         let mut log = Log::default();
         log.push(failure(5, "a"));
-        log.push(failure(4, "a"));
-        assert_eq!(log.newest(), failure(5, "a").time);
+        let marks = log.marks();
+        assert!(marks.contains(&mark(&failure(5, "a"))));
+        for other in [failure(5, "b"), failure(4, "a")] {
+            assert!(!marks.contains(&mark(&other)), "{other:?}");
+        }
     }
 }

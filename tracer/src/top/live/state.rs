@@ -1,10 +1,11 @@
 //! What the live view shows, changed by data and by keys. No terminal and no clock here: drawing is
 //! a function of this.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::log::Log;
+use super::log::{Log, mark};
 use super::trends::Trends;
 use crate::config::TopConfig;
 use crate::export::snapshot::{Pod, Snapshot};
@@ -24,8 +25,10 @@ pub(super) enum Update {
     Missed(u64),
     /// No figures came, for this reason.
     Silent(String),
-    /// The stream of events begins anew, with events that have been told.
+    /// A stream of events begins, with events that have been told.
     StreamBegins,
+    /// No events come, for this reason.
+    EventsSilent(String),
 }
 
 impl Update {
@@ -108,8 +111,10 @@ pub(super) struct State {
     pub trends: Trends,
     /// The events.
     pub log: Log,
-    /// Events up to this time were told by a stream that broke off.
-    told_until: Option<String>,
+    /// Marks of the events that were told by a stream that broke off.
+    told: HashSet<u64>,
+    /// Why no events come, where none do.
+    pub events_silent: Option<String>,
     /// Those of the moment when the events were scrolled back or frozen, so that they stand still.
     pub held_events: Option<Vec<Failure>>,
 }
@@ -129,11 +134,15 @@ impl State {
         match update {
             Update::Figures(snapshot, since_last) => self.figures(*snapshot, since_last),
             Update::Event(failure) => {
-                if self.told_until.as_ref().is_none_or(|t| failure.time > *t) {
+                if !self.told.remove(&mark(&failure)) {
                     self.log.push(failure);
                 }
             }
-            Update::StreamBegins => self.told_until = Some(self.log.newest().to_owned()),
+            Update::StreamBegins => {
+                self.told = self.log.marks();
+                self.events_silent = None;
+            }
+            Update::EventsSilent(why) => self.events_silent = Some(why),
             Update::Missed(count) => self.log.missed += count,
             Update::Silent(why) => {
                 let since = self

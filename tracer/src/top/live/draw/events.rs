@@ -33,6 +33,10 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     if state.scrolled > 0 {
         title.push(Span::raw(format!(", from {}", state.scrolled + 1)));
     }
+    if let Some(why) = &state.events_silent {
+        let why = format!(", none come: {}", printable(why));
+        title.push(Span::styled(why, theme.style(Tone::Warn)));
+    }
     let mut lines = vec![rule(title, area.width, theme)];
     if events.is_empty() {
         let why = if state.event_filter.is_empty() {
