@@ -79,12 +79,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let mut source = [0; 4];
     if meaning.ends_refusal != 0
         && (has_reason || !was_netfilter(ctx.arg(1)))
-        && let Some(waiting) = neigh::waiting()
+        && let Some(mut waiting) = neigh::waiting()
     {
         let is_sure = meaning.cause == Cause::NeighbourTableFull as u8;
-        let wanted_by = drops_wanted(skb, &waiting, &mut source, is_sure as u32) as u32;
+        let wanted_by = drops_wanted(skb, &mut waiting, &mut source, is_sure as u32) as u32;
         if wanted_by != NOT_WANTED {
-            was_refused = neigh::settle(wanted_by, &source, is_sure);
+            was_refused = neigh::settle(wanted_by, &source, waiting.whose, is_sure);
         }
     }
     let mut drop = Drop {
@@ -289,12 +289,12 @@ const NOT_WANTED: u32 = u32::MAX;
 #[inline(never)]
 extern "C" fn drops_wanted(
     skb: u64,
-    waiting: *const Waiting,
+    waiting: *mut Waiting,
     source: *mut [u32; 4],
     is_sure: u32,
 ) -> u64 {
     // SAFETY: a caller's.
-    let (Some(waiting), Some(source)) = (unsafe { waiting.as_ref() }, unsafe { source.as_mut() })
+    let (Some(waiting), Some(source)) = (unsafe { waiting.as_mut() }, unsafe { source.as_mut() })
     else {
         return NOT_WANTED as u64;
     };
@@ -303,7 +303,7 @@ extern "C" fn drops_wanted(
 
 /// `None` if the packet is of another family than the entry, or of another device.
 #[inline(always)]
-fn wanted(skb: u64, waiting: &Waiting, source: &mut [u32; 4], is_sure: bool) -> Option<u32> {
+fn wanted(skb: u64, waiting: &mut Waiting, source: &mut [u32; 4], is_sure: bool) -> Option<u32> {
     let device = read::<u64>(skb, OFF_SK_BUFF_DEV.load())?;
     if !is_sure
         && (read(device, OFF_NET_DEVICE_IFINDEX.load()) != Some(waiting.ifindex)
@@ -332,10 +332,12 @@ fn wanted(skb: u64, waiting: &Waiting, source: &mut [u32; 4], is_sure: bool) -> 
             return Some(WANTED_BY_KERNEL);
         }
     }
-    // A packet keeps its socket on its way out of the pod where a BPF datapath passes by the node's IP.
-    if socket != 0
-        && read::<u64>(socket, OFF_SOCK_NET.load()).and_then(net_cookie) == Some(waiting.net_cookie)
-    {
+    if socket != 0 {
+        // A packet keeps its socket on its way out of the pod where a BPF datapath passes by the node's IP.
+        let net = read::<u64>(socket, OFF_SOCK_NET.load())?;
+        if net_cookie(net) != Some(waiting.net_cookie) {
+            waiting.whose = net;
+        }
         return Some(WANTED_BY_POD);
     }
     // The entry is looked for behind POSTROUTING: what the packet says may be the node's address by now.

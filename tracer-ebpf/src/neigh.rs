@@ -54,7 +54,7 @@ enum Fate {
 #[inline(always)]
 fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     // The refusal before this one on this CPU was for no packet.
-    settle(WANTED_BY_KERNEL, &[0; 4], true);
+    settle(WANTED_BY_KERNEL, &[0; 4], 0, true);
 
     let table: u64 = ctx.arg(0);
     let device: u64 = ctx.arg(1);
@@ -69,7 +69,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     let limit = read::<u32>(table, OFF_NEIGH_TABLE_GC_THRESH3.load())?;
     let fate = if neighbour != 0 {
         Fate::Created
-    } else if exempt || !was_full(index, table, entries, limit) {
+    } else if exempt || !was_full(table, entries, limit) {
         Fate::NoMemory
     } else {
         Fate::TableFull
@@ -133,7 +133,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
             // SAFETY: a valid place.
             unsafe { ktime_ns.write_volatile(now_ns) };
             if REFUSALS_WAIT.load() == 0 {
-                settle(WANTED_BY_POD, &[0; 4], true);
+                settle(WANTED_BY_POD, &[0; 4], 0, true);
             }
         }
     }
@@ -157,15 +157,10 @@ const RECENT_TICKS: u64 = 250;
 
 /// Tells the two reasons of a refusal apart, as neigh_alloc() had them a moment ago: a full table
 /// has `gc_entries` at the limit, or, where another CPU freed some since, a forced collection that
-/// just ended. Neither holds where memory ran out below the limit. A collection that takes too long (1 ms, since 6.8)
-/// does not say when it ended; this one's may be told by what it has thrown out.
+/// just ended. Neither holds where memory ran out below the limit.
 #[inline(always)]
-fn was_full(index: u32, table: u64, entries: u32, limit: u32) -> bool {
-    // SAFETY: a per-CPU array's value.
-    let has_forced = FORCED
-        .get_ptr(index)
-        .is_some_and(|forced| unsafe { *forced } != 0);
-    if entries >= limit || has_forced {
+fn was_full(table: u64, entries: u32, limit: u32) -> bool {
+    if entries >= limit {
         return true;
     }
     let Some(last_flush) = read::<u64>(table, OFF_NEIGH_TABLE_LAST_FLUSH.load()) else {
@@ -241,6 +236,8 @@ pub struct Waiting {
     pub net_cookie: u64,
     pub ifindex: u32,
     pub family: u32,
+    /// Address of the namespace to charge, `struct net`; 0: the device's.
+    pub whose: u64,
 }
 
 /// The refusal that waits on this CPU for its packet, if one does.
@@ -256,6 +253,7 @@ pub fn waiting() -> Option<Waiting> {
         net_cookie: refused.net_cookie,
         ifindex: refused.ifindex,
         family: refused.family,
+        whose: 0,
     })
 }
 
@@ -264,7 +262,7 @@ pub fn waiting() -> Option<Waiting> {
 /// dies for want of an entry (`NEIGH_CREATEFAIL`, 5.18) can only be of the last refusal. One that dies without a reason
 /// is so only if it dies at once: else the refusal waits on, and the answer is `false`.
 #[inline(always)]
-pub fn settle(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> bool {
+pub fn settle(wanted_by: u32, source: &[u32; 4], whose: u64, is_sure: bool) -> bool {
     let Some(refused) = REFUSED.get_ptr_mut(0) else {
         return false;
     };
@@ -286,19 +284,19 @@ pub fn settle(wanted_by: u32, source: &[u32; 4], is_sure: bool) -> bool {
         1 => unsafe { ktime.write_volatile(0) },
         _ => return false,
     }
-    charge(wanted_by, source, ktime_ns);
+    charge(wanted_by, source, whose, ktime_ns);
     true
 }
 
 /// Out of line: several callers, and a stack of its own.
 #[inline(never)]
-fn charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> u64 {
-    let _ = try_charge(wanted_by, source, ktime_ns); // without the maps there is nothing to count
+fn charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> u64 {
+    let _ = try_charge(wanted_by, source, whose, ktime_ns); // without the maps there is nothing to count
     0
 }
 
 #[inline(always)]
-fn try_charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> Option<()> {
+fn try_charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> Option<()> {
     // SAFETY: a per-CPU array's value.
     let refused = unsafe { &*REFUSED.get_ptr(0)? };
     // SAFETY: the helper has no precondition.
@@ -312,15 +310,20 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> Option<()> {
     } else {
         None
     };
+    let (mut net, mut netns) = (refused.net_cookie, refused.netns);
+    if whose != 0 {
+        net = net_cookie(whose)?;
+        netns = read(whose, OFF_NET_NS_INUM.load())?;
+    }
     let value = match value {
         Some(value) => value,
         None => client(
             Key {
-                net_cookie: refused.net_cookie,
+                net_cookie: net,
                 family: refused.family,
                 _pad: 0,
             },
-            refused.netns,
+            netns,
         )?,
     };
     add(&mut value.counts.table_full, 1);
@@ -340,9 +343,9 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], ktime_ns: u64) -> Option<()> {
         (*record).header = event::Header {
             kind: event::KIND_NEIGHBOUR_OVERFLOW,
             version: event::VERSION,
-            netns: refused.netns,
+            netns,
             ktime_ns,
-            net_cookie: refused.net_cookie,
+            net_cookie: net,
             cgroup_id: 0,
             // The current task may just have been interrupted: it decides nothing here.
             pid: 0,
@@ -392,7 +395,7 @@ pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
         unsafe { bpf_ktime_get_ns().wrapping_sub((*refused).ktime_ns) }
     });
     if since >= REFUSED_NS {
-        settle(WANTED_BY_KERNEL, &[0; 4], true);
+        settle(WANTED_BY_KERNEL, &[0; 4], 0, true);
     }
     0
 }

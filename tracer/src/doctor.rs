@@ -1,5 +1,5 @@
 //! `tracer doctor`: what this node supports, and why not where it does not. It loads every program
-//! for real, attaches none, and leaves nothing behind. docs/doctor.md has every field of its JSON.
+//! for real, attaches none but those of fexit, which count nothing, and leaves nothing behind. docs/doctor.md has every field of its JSON.
 
 mod cgroups;
 mod conntrack;

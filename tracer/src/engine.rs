@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use aya::util::online_cpus;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracer_common::{AF_INET, AF_INET6, Hook};
@@ -381,10 +382,12 @@ impl Engine {
         let now_ns = kernel::monotonic().as_nanos() as u64;
         let stale = lock(&self.maps).stale_refusals(now_ns);
         match stale {
+            Ok(cpus) if cpus.is_empty() => {}
             Ok(cpus) => {
                 let loaded = lock(&self.loaded);
-                // One that is offline keeps its own waiting, and nobody else's.
-                for cpu in cpus {
+                // One that is offline keeps its own waiting until it comes back, and nobody else's.
+                let online = online_cpus().unwrap_or_default();
+                for cpu in cpus.into_iter().filter(|cpu| online.contains(cpu)) {
                     if let Err(error) = loaded.run_on("neigh_settle", Some(cpu)) {
                         self.failed(&error);
                     }

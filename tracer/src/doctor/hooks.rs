@@ -1,4 +1,4 @@
-//! The hooks: every program is loaded for real, none is attached.
+//! The hooks: every program is loaded for real, none but those of fexit is attached.
 
 use std::{collections::BTreeMap, io, time::Duration};
 

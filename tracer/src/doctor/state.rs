@@ -6,10 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Access, access};
+use rustix::{
+    fs::{Access, access},
+    process::geteuid,
+};
 use serde::Serialize;
 
-use crate::kernel::state::{BPFFS, Contents, holder, is_bpffs};
+use crate::kernel::state::{BPFFS, Contents, holder, is_bpffs, unsafe_folder};
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -42,6 +45,10 @@ pub fn examine(path: Option<&Path>) -> StateFolder {
         ..StateFolder::default()
     };
     (found.ok, found.detail) = match fs::metadata(path) {
+        Ok(folder) if found.bpffs && geteuid().is_root() && unsafe_folder(&folder).is_some() => (
+            Some(false),
+            unsafe_folder(&folder).unwrap_or_default().to_owned(),
+        ),
         Ok(_) if found.bpffs => {
             found.holder = holder(path);
             found.pinned = Contents::of(path).ok();

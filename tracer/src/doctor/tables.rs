@@ -111,8 +111,7 @@ fn advice(family: &str, seen: &Seen, limits: [u32; 3], table_fulls: u64) -> Opti
         // Who refused had all entries in use, and an agent saw so many: the limit has been raised since.
         (_, Some(1..)) if highest >= DEFAULT_LIMIT => return None,
         (fulls, _) => format!(
-            "{fulls} creations were refused since boot, when nobody looked (if the limits have been raised since, \
-             leave them)"
+            "{fulls} creations were refused since boot (if the limits have been raised since, leave them)"
         ),
     };
     let reason = match seen.pods {

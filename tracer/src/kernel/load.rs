@@ -340,6 +340,9 @@ impl Loaded {
 
     /// The second-best way to tell who removes an entry, where the stack cannot be read.
     fn watch_periodic_work(&mut self, attach: bool, why: &anyhow::Error) {
+        if self.hooks[Hook::Gc as usize].state == State::Unavailable {
+            return;
+        }
         let mut result: Result<()> = Ok(());
         for (name, tracepoint) in PERIODIC_WORK {
             result = result.and_then(|()| {
@@ -351,6 +354,12 @@ impl Loaded {
                 }
                 Ok(())
             });
+        }
+        if result.is_err() {
+            // One without the other would call all work periodic.
+            for (name, _) in PERIODIC_WORK {
+                self.unload(name);
+            }
         }
         let (mechanism, lost) = match &result {
             Ok(()) => (
@@ -420,8 +429,13 @@ impl Loaded {
             return Ok(());
         }
         if plan.has("conntrack_begin") && !self.is_pinned("kfree_skb") {
-            for cpu in online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))? {
-                self.run_on("conntrack_begin", Some(cpu))?;
+            let online = || online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"));
+            for cpu in online()? {
+                let run = self.run_on("conntrack_begin", Some(cpu));
+                // It may have gone offline meanwhile.
+                if run.is_err() && online()?.contains(&cpu) {
+                    run?;
+                }
             }
         }
         for (name, tracepoint) in TRACEPOINTS.iter().filter(|(name, _)| plan.has(name)) {

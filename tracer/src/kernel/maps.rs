@@ -437,6 +437,13 @@ fn put<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>, key: K, value
         {
             Ok(())
         }
+        // An agent before has left it full, and only one that runs takes out what is over.
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::ArgumentListTooLong =>
+        {
+            tracing::warn!("a map is full: what finds no room in it is counted for the node only");
+            Ok(())
+        }
         result => Ok(result?),
     }
 }

@@ -92,12 +92,8 @@ impl StateDir {
                 path.display()
             );
         }
-        let found = fs::metadata(path)?;
-        if found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
-            bail!(
-                "the state folder {} is another user's, or others may write in it: remove it, or use another one",
-                path.display()
-            );
+        if let Some(why) = unsafe_folder(&fs::metadata(path)?) {
+            bail!("the state folder {} is {why}", path.display());
         }
         let lock = take(path)?;
         let mut state = Self {
@@ -128,8 +124,8 @@ impl StateDir {
                 discard(&entry)?;
             }
         }
-        if let Err(misfit) = fit::check(&self.maps()) {
-            why.push(format!("{misfit:#}"));
+        if let Some(misfit) = fit::misfit(&self.maps())? {
+            why.push(misfit);
             discard(&self.folder)?;
         }
         if !why.is_empty() {
@@ -219,12 +215,20 @@ impl StateDir {
             discard(&entry)?;
         }
         sweep(path)?;
-        remove(&path.join(RESETS))?;
+        for name in [RESETS, "resets_new"] {
+            remove(&path.join(name))?;
+        }
         if entries(path)?.is_empty() {
             fs::remove_dir(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(Some(contents))
     }
+}
+
+/// Why a folder is not to be trusted, if it is not.
+pub fn unsafe_folder(found: &fs::Metadata) -> Option<&'static str> {
+    (found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0)
+        .then_some("another user's, or others may write in it: remove it, or use another one")
 }
 
 /// What a state folder holds.

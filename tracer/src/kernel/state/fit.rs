@@ -1,11 +1,12 @@
 //! Is a pinned map what this version expects? aya takes whatever is pinned under the name, and programs
 //! that count in a map of another shape would count nonsense.
 
-use std::path::Path;
+use std::{error::Error, io, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use aya_obj::Object;
+use rustix::io::Errno;
 
 use crate::kernel::load::OBJECT;
 
@@ -50,15 +51,20 @@ pub fn missing(folder: &Path) -> Result<Option<String>> {
         .find(|name| !folder.join(name).exists()))
 }
 
-/// Compares the maps in a folder with what is expected. One that is not there will be made.
-pub fn check(folder: &Path) -> Result<()> {
+/// Compares the maps in a folder with what is expected, and says what does not fit. One that is not there will be made.
+/// Fails where they cannot be looked at.
+pub fn misfit(folder: &Path) -> Result<Option<String>> {
     for (name, expected) in expected()? {
         let path = folder.join(&name);
         if !path.exists() {
             continue;
         }
-        let info = MapInfo::from_pin(&path)
-            .with_context(|| format!("{} is no map that can be read", path.display()))?;
+        let what = || format!("{} is no map that can be read", path.display());
+        let info = match MapInfo::from_pin(&path) {
+            Ok(info) => info,
+            Err(error) if is_denied(&error) => return Err(error).with_context(what),
+            Err(error) => return Ok(Some(format!("{}: {error}", what()))),
+        };
         let found = Shape {
             kind: info.map_type()? as u32,
             key_size: info.key_size(),
@@ -67,13 +73,31 @@ pub fn check(folder: &Path) -> Result<()> {
             flags: info.map_flags(),
         };
         if found != expected {
-            bail!(
+            return Ok(Some(format!(
                 "the map {} has another shape: {found:?}, expected {expected:?}",
                 path.display()
-            );
+            )));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Is it for want of rights or room that it cannot be opened? Then it may fit all the same.
+fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| {
+        (*error).source()
+    });
+    let mut codes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    codes.any(|code| {
+        let denials = [
+            Errno::PERM,
+            Errno::ACCESS,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+        ];
+        denials.iter().any(|errno| errno.raw_os_error() == code)
+    })
 }
 
 #[cfg(test)]

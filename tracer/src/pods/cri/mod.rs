@@ -95,21 +95,24 @@ impl Endpoint {
     }
 
     /// The first that is there and speaks CRI, with its socket, name and version: one may be of a containerd whose CRI
-    /// is switched off, beside the one of cri-dockerd. One that does not answer is waited for: no other has its pods.
-    async fn reach(&self) -> Result<(Runtime, &Path, String)> {
+    /// is switched off, beside the one of cri-dockerd, or be left by a runtime that is gone. The `last` that answered
+    /// is waited for: no other has its pods.
+    async fn reach(&self, last: Option<&Path>) -> Result<(Runtime, &Path, String)> {
         let mut first = None;
-        for socket in self.find()? {
-            let mut runtime = Runtime::connect(socket).await?;
-            match runtime.version().await {
-                Ok(version) => return Ok((runtime, socket, version)),
-                Err(why) => {
-                    let speaks_none = why.code() == tonic::Code::Unimplemented;
-                    let why = api::sentence(&why).context(at(socket));
-                    if !speaks_none {
-                        return Err(why);
-                    }
-                    first.get_or_insert(why);
-                }
+        let mut there = self.find()?;
+        if let Some(known) = there.iter().position(|socket| Some(*socket) == last) {
+            there = vec![there[known]];
+        }
+        for socket in there {
+            let answer = async {
+                let mut runtime = Runtime::connect(socket).await?;
+                let version = runtime.version().await;
+                let version = version.map_err(|why| api::sentence(&why).context(at(socket)))?;
+                anyhow::Ok((runtime, socket, version))
+            };
+            match answer.await {
+                Ok(reached) => return Ok(reached),
+                Err(why) => _ = first.get_or_insert(why),
             }
         }
         Err(first.unwrap_or_else(|| anyhow!("no container runtime's socket is left")))
@@ -224,9 +227,10 @@ impl Source for Cri {
 
 async fn run(endpoint: Endpoint, shared: Arc<Shared>) {
     let mut pause = BACKOFF[0];
+    let mut last = None;
     loop {
         let before = shared.state().answered;
-        let Err(why) = try_follow(&endpoint, &shared).await;
+        let Err(why) = try_follow(&endpoint, &shared, &mut last).await;
         pause = {
             let mut state = shared.state();
             state.reason = format!("{why:#}");
@@ -242,10 +246,15 @@ async fn run(endpoint: Endpoint, shared: Arc<Shared>) {
     }
 }
 
-async fn try_follow(endpoint: &Endpoint, shared: &Shared) -> Result<Infallible> {
+async fn try_follow(
+    endpoint: &Endpoint,
+    shared: &Shared,
+    last: &mut Option<PathBuf>,
+) -> Result<Infallible> {
     endpoint.find()?;
     shared.state().idle = false;
-    let (runtime, socket, _) = endpoint.reach().await?;
+    let (runtime, socket, _) = endpoint.reach(last.as_deref()).await?;
+    *last = Some(socket.to_owned());
     follow(runtime, socket, shared).await
 }
 
@@ -281,9 +290,12 @@ async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
         .map(|sandbox| complete(runtime.clone(), sandbox, now))
         .buffer_unordered(AT_ONCE);
     let mut next = HashMap::with_capacity(listed.len());
-    while let Some(sandbox) = completed.next().await {
-        let (sandbox, has_new) = sandbox?;
-        changed |= has_new;
+    let mut failure = None;
+    while let Some((sandbox, has_new)) = completed.next().await {
+        match has_new {
+            Ok(has_new) => changed |= has_new,
+            Err(why) => failure = Some(why),
+        }
         next.insert(sandbox.id.clone(), sandbox);
     }
     let mut state = shared.state();
@@ -291,35 +303,43 @@ async fn look(runtime: &mut Runtime, shared: &Shared) -> Result<()> {
         state.changes += 1;
     }
     state.pods = next;
+    if let Some(why) = failure {
+        return Err(why);
+    }
     state.answered = Some(Instant::now());
     state.reason.clear();
     Ok(())
 }
 
-/// Asks for a sandbox's details, if they are wanted. True if it has them now.
+/// Asks for a sandbox's details, if they are wanted. True if it has them now; fails where it is the runtime, or the way
+/// to it.
 async fn complete(
     mut runtime: Runtime,
     mut sandbox: Sandbox,
     now: SystemTime,
-) -> Result<(Sandbox, bool)> {
+) -> (Sandbox, Result<bool>) {
     if !sandbox.wants_details(now) {
-        return Ok((sandbox, false));
+        return (sandbox, Ok(false));
     }
     // One that goes in between is missing in the next list.
     match runtime.details(&sandbox.id).await {
         Ok(details) => {
-            sandbox = tokio::task::spawn_blocking(move || sandbox.with(details))
-                .await
-                .context("cannot look at a sandbox")?;
+            let before = sandbox.clone();
+            let with = tokio::task::spawn_blocking(move || sandbox.with(details)).await;
+            match with.context("cannot look at a sandbox") {
+                Ok(with) => sandbox = with,
+                Err(why) => return (before, Err(why)),
+            }
         }
         Err(why) if why.code() == tonic::Code::NotFound => {}
-        // That is the runtime, or the way to it.
-        Err(why) if why.code() == tonic::Code::Unavailable => return Err(api::sentence(&why)),
+        Err(why) if why.code() == tonic::Code::Unavailable => {
+            return (sandbox, Err(api::sentence(&why)));
+        }
         // The others have details; this one has its name and uid.
         Err(why) => sandbox.without(&api::sentence(&why)),
     }
     let is_complete = sandbox.complete;
-    Ok((sandbox, is_complete))
+    (sandbox, Ok(is_complete))
 }
 
 /// Is there a socket to ask at, or has the user named one?
@@ -331,7 +351,7 @@ pub fn is_there(given: Option<&CriEndpoint>) -> bool {
 /// What `doctor` says where no agent answers: which runtime it is, and how many pods it has.
 pub async fn examine(given: Option<&CriEndpoint>) -> Result<String> {
     let endpoint = Endpoint::if_there(given);
-    let (mut runtime, socket, version) = endpoint.reach().await?;
+    let (mut runtime, socket, version) = endpoint.reach(None).await?;
     let listed = runtime.sandboxes().await?;
     let ready = listed
         .iter()

@@ -22,6 +22,8 @@ use crate::{
 const MAX_NAME: usize = 253;
 /// For how long details that are missing are asked for again.
 const SETTLE: Duration = Duration::from_secs(30);
+/// A pod that is younger is asked for as often as that: what it counts waits for it.
+const YOUNG: Duration = Duration::from_mins(3);
 /// When details that the runtime could not give are asked for again, at first and at last.
 const AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(5)];
 /// For how long a sandbox that has ended is named by the uid in its cgroup's path: it may have ended
@@ -113,8 +115,8 @@ impl Sandbox {
     /// The runtime could not say: it is asked again, but not at each look, for it may take long to say so.
     pub(super) fn without(&mut self, why: &anyhow::Error) {
         let pause = match self.not_before {
-            Some((_, pause)) => (2 * pause).min(AGAIN[1]),
-            None => AGAIN[0],
+            Some((_, pause)) if self.age(SystemTime::now()) > YOUNG => (2 * pause).min(AGAIN[1]),
+            _ => AGAIN[0],
         };
         if self.not_before.is_none() {
             let (owner, id) = (&self.known.owner, printable(&self.id));

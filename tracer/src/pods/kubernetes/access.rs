@@ -90,9 +90,11 @@ impl Way {
         config.cluster_url.hash(&mut hasher);
         config.root_cert.hash(&mut hasher);
         let who = &config.auth_info;
-        serde_json::to_vec(who)
-            .unwrap_or_default()
-            .hash(&mut hasher);
+        (&config.tls_server_name, config.accept_invalid_certs).hash(&mut hasher);
+        config.proxy_url.hash(&mut hasher);
+        // By way of a value, which has its keys in order.
+        let value = serde_json::to_value(who).unwrap_or_default();
+        value.to_string().hash(&mut hasher);
         for path in [&who.client_certificate, &who.client_key]
             .into_iter()
             .flatten()
