@@ -127,7 +127,7 @@ fn a_server_with_a_strange_certificate_is_not_believed() {
     assert!(server.take_requests().is_empty(), "it has asked");
     // The file is renewed in place, as a kubelet's are.
     fs::copy(tls.authority(), other.authority()).expect("files can be copied");
-    eventually(Duration::from_secs(60), || {
+    eventually(Duration::from_mins(1), || {
         let ready =
             tests::http::tcp(agent.listen(), "GET", "/readyz").map_err(|e| e.to_string())?;
         ensure(ready.status == 200, || format!("{ready:?}"))

@@ -46,7 +46,7 @@ impl Cli {
         let mut cli =
             Self::from_arg_matches(&matches).map_err(|e| e.format(&mut Self::command()))?;
         if let (Command::Top(top), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
-            let ids = given.ids().map(|id| id.as_str());
+            let ids = given.ids().map(clap::Id::as_str);
             let flags = ids.filter(|id| given.value_source(id) == Some(ValueSource::CommandLine));
             top.flags = flags.map(str::to_owned).collect();
         }

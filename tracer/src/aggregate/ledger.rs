@@ -111,21 +111,28 @@ pub struct Ledger<K, C> {
     /// May those who would know the owner of a key not have spoken yet?
     #[serde(skip)]
     unheard: bool,
-    /// Has it been read from what an agent before has written, and not been told any counters since?
     #[serde(skip, default = "resumed")]
-    resumed: bool,
+    stage: Stage,
     #[serde(with = "moment::option")]
     read: Option<Instant>,
-    /// Has this agent read?
-    #[serde(skip)]
-    has_read: bool,
     /// How often it has been decided whose something is.
     #[serde(skip)]
     decisions: u64,
 }
 
-const fn resumed() -> bool {
-    true
+/// What this agent has told a ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing: it is empty.
+    New,
+    /// Nothing: it is what an agent before has written.
+    Resumed,
+    /// Counters.
+    Read,
+}
+
+const fn resumed() -> Stage {
+    Stage::Resumed
 }
 
 impl<K, C> Default for Ledger<K, C> {
@@ -138,9 +145,8 @@ impl<K, C> Default for Ledger<K, C> {
             },
             reused: false,
             unheard: false,
-            resumed: false,
+            stage: Stage::New,
             read: None,
-            has_read: false,
             decisions: 0,
         }
     }
@@ -166,6 +172,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
         mut resolve: impl FnMut(&K, Option<Instant>) -> Option<Arc<Owner>>,
         mut admit: impl FnMut(Arc<Owner>) -> Arc<Owner>,
     ) {
+        let resumed = self.stage == Stage::Resumed;
         for (key, counts) in reading {
             let entry = self.keys.entry(key).or_insert_with(|| Entry {
                 owner: None,
@@ -176,7 +183,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
                 since: self.read,
                 changed: now,
             });
-            if self.resumed && entry.owner.is_none() {
+            if resumed && entry.owner.is_none() {
                 // While no agent ran nobody could have named it.
                 entry.waits = now;
             }
@@ -186,8 +193,8 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             };
             let owner = resolve(&key, since).map(&mut admit);
             // Where the agent before was killed as it took the key out, more may have come than it knew of.
-            let began_anew = counts.events() < entry.seen.events()
-                || self.resumed && counts.is_below(&entry.seen);
+            let began_anew =
+                counts.events() < entry.seen.events() || resumed && counts.is_below(&entry.seen);
             if began_anew {
                 // It had left the kernel, which has begun to count it anew.
                 if let Some(old) = &entry.owner {
@@ -202,7 +209,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             let had = entry.owner.is_some();
             match (&entry.owner, owner) {
                 // What came after it was written may have been told already: it stays whose it was.
-                (Some(_), _) if self.resumed => {}
+                (Some(_), _) if resumed => {}
                 (Some(old), Some(new)) if *old != new => {
                     // What came since the last reading is the new one's.
                     self.settled.take(old, entry);
@@ -231,9 +238,8 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             }
         }
         self.read = Some(now);
-        self.resumed = false;
-        if !self.has_read {
-            self.has_read = true;
+        if self.stage != Stage::Read {
+            self.stage = Stage::Read;
             // Those too that have left the kernel meanwhile.
             for entry in self.keys.values_mut() {
                 entry.found = entry.seen;
@@ -245,7 +251,7 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
     /// Decides for keys that have waited for [`HOLD`] in vain, where a guess that was not good enough
     /// before is better than none.
     pub fn give_up(&mut self, now: Instant, mut guess: impl FnMut(&K) -> Option<Arc<Owner>>) {
-        if self.resumed {
+        if self.stage == Stage::Resumed {
             return; // as in `update`
         }
         for (key, entry) in &mut self.keys {
