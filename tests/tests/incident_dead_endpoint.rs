@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tests::events::Event;
 use tests::incident::dead_endpoint::DeadEndpoint;
@@ -74,6 +74,9 @@ fn check_nobody_else(scene: &DeadEndpoint) {
     }
 }
 
+/// The figures of a scrape may be so old: a second, and what a reading takes.
+const READING: Duration = Duration::from_millis(1500);
+
 /// Attempts of each client by result, and those at the dead: as the clients saw them.
 fn check_counts(scene: &mut DeadEndpoint) {
     for way in &mut scene.ways {
@@ -143,9 +146,11 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
     timeline.ask_head(&scene.agent, &["top", "--once"], 9);
     // Failed attempts at each: all of them, for none has succeeded since.
     eventually(Duration::from_secs(10), || {
+        let old_enough = Instant::now().checked_sub(READING);
+        let metrics = scene.agent.metrics();
         for way in &scene.ways {
-            let before = way.client.failed(way.to).len() as u64;
-            let metrics = scene.agent.metrics();
+            let failed = way.client.failed(way.to).into_iter();
+            let before = failed.filter(|(at, _)| Some(*at) <= old_enough).count() as u64;
             let shown = dead_of(&metrics, way.pod.listed.labels(), &way.to.to_string());
             let after = way.client.failed(way.to).len() as u64;
             // One may have ended that the client has not noted yet.
@@ -165,6 +170,18 @@ fn clients_that_call_the_dead_are_named_with_who_it_was() {
         assert_eq!(shown.as_deref(), Some(way.owner), "{} goes on", way.what);
     }
     check_counts(&mut scene);
+    // Now that nobody calls: none of those that are still dead is missing.
+    eventually(Duration::from_secs(10), || {
+        let metrics = scene.agent.metrics();
+        for way in [&scene.ways[1], &scene.ways[3]] {
+            let failed = way.client.failed(way.to).len() as u64;
+            let shown = dead_of(&metrics, way.pod.listed.labels(), &way.to.to_string());
+            ensure(shown == Some(failed), || {
+                format!("{}: {shown:?} attempts, not {failed}", way.what)
+            })?;
+        }
+        Ok::<(), String>(())
+    });
     eprintln!("{timeline:?}");
     page::renew_part(
         "dead-endpoint",
