@@ -2,6 +2,7 @@
 
 mod text;
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -114,9 +115,31 @@ fn render(config: &EventsConfig, line: String) -> Option<String> {
         return None;
     }
     wanted(config, &event).then(|| match config.output {
-        OutputFormat::Json => line,
+        OutputFormat::Json => plain_json(line),
         OutputFormat::Text => text::line(&event),
     })
+}
+
+/// The same JSON in printable ASCII: an agent writes nothing else, but who answers at its address may be another.
+fn plain_json(line: String) -> String {
+    let safe = |c: char| c == ' ' || c.is_ascii_graphic();
+    if line.chars().all(safe) {
+        return line;
+    }
+    let mut plain = String::with_capacity(line.len() + 16);
+    for c in line.chars() {
+        match c {
+            _ if safe(c) => plain.push(c),
+            // Between values; JSON takes none in a string.
+            '\t' | '\r' | '\n' => plain.push(' '),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(plain, "\\u{unit:04x}"); // a String takes all
+                }
+            }
+        }
+    }
+    plain
 }
 
 fn wanted(config: &EventsConfig, event: &Value) -> bool {
@@ -165,6 +188,16 @@ mod tests {
         for nothing in ["", "[]", "{", r#"{"kind":"missed","count":3}"#] {
             assert_eq!(render(&json, nothing.into()), None);
         }
+    }
+
+    #[test]
+    fn json_moves_no_cursor() {
+        let json = config(&["--output", "json"]);
+        let hostile = "{\"kind\":\t\"a\u{9b}2J\u{202e}\u{7f}é\u{1f600}\"\r}";
+        let shown = render(&json, hostile.into()).unwrap();
+        assert!(shown.bytes().all(|b| (b' '..=b'~').contains(&b)), "{shown}");
+        let meant = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(meant(&shown), meant(hostile));
     }
 
     #[test]
