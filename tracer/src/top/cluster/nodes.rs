@@ -342,6 +342,8 @@ fn states(built: &[Sample], up: &[Sample], ready: &[Sample]) -> Nodes {
     for sample in up.iter().filter(|s| !told.contains(&target(s))) {
         let labels = ["node", "instance"].map(|name| sample.label(name));
         let name = labels.into_iter().find(|name| !name.is_empty());
+        // Google's managed Prometheus calls a target `NODE:PORT-NAME`.
+        let name = name.map(|name| name.strip_suffix(":metrics").unwrap_or(name));
         if let Some(name) = name.filter(|_| sample.value < 1.0) {
             let new = || Node {
                 name: name.to_owned(),

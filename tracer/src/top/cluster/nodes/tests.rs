@@ -146,7 +146,7 @@ fn what_cannot_be_scraped_comes_first() {
     let target = |node: &str| sample(&[("job", "tracer"), ("instance", node)], 0.0);
     samples[1][1].value = 0.0;
     // Never answered; and one that is a target no more.
-    samples[1].push(target("new"));
+    samples[1].push(target("new:metrics"));
     samples[1].remove(3);
     samples[3].push(sample(&[("node", "c")], 800.0));
     let cluster = judged(samples.clone());
