@@ -344,6 +344,40 @@ fn who_is_named_late_failed_nothing_just_now() {
     assert_eq!(aggregate.picture().owners[&web()].dns_ratio, Some(1.0));
 }
 
+/// What is held for a name, and what tells a key that was counted anew.
+#[test]
+fn all_that_happens_is_an_event() {
+    let mut connections = tcp::Counts::default();
+    connections.results[0] = 1;
+    (connections.retransmits, connections.resets) = (10, 100);
+    assert_eq!(connections.events(), 111);
+    let lookups = dns::Counts {
+        queries: 1,
+        received: 10,
+        ..dns::Counts::default()
+    };
+    assert_eq!(lookups.events(), 11);
+}
+
+#[test]
+fn the_nodes_connections_have_a_window_and_its_lookups_wait() {
+    let mut aggregate = Aggregate::new(SPAN, 10);
+    let mut reading = Reading::default();
+    reading.tcp_node.results[tcp::Outcome::Timeout as usize] = 9;
+    reading.dns_node.started = 5;
+    reading.dns_node.outcomes[dns::Outcome::NoError as usize] = 2;
+    aggregate.update(reading.clone(), &resolver(), Instant::now(), 0);
+    let picture = aggregate.picture();
+    assert_eq!(
+        (picture.node.connect_ratio, picture.dns_pending()),
+        (None, 3)
+    );
+    reading.tcp_node.results[tcp::Outcome::Established as usize] += 3;
+    reading.tcp_node.results[tcp::Outcome::Timeout as usize] += 1;
+    aggregate.update(reading, &resolver(), Instant::now(), 1);
+    assert_eq!(aggregate.picture().node.connect_ratio, Some(0.25));
+}
+
 #[test]
 fn the_rest_keys_show_once_something_is_charged_to_them() {
     let mut aggregate = Aggregate::new(SPAN, 10);
