@@ -334,6 +334,17 @@ fn connections_that_live_with_loss_are_not_dead() {
     scene.settle(&[(&client, &tally)]);
 }
 
+/// Panics unless an event tells that this connection fell silent.
+fn assert_told_silent(scene: &mut Scene, client: &Pod, source: SocketAddr, to: SocketAddr) {
+    let event = scene.events.find(SOON, |event| {
+        event.is("connect_failure", client.netns.name())
+            && event.text("result") == "silent"
+            && event.text("source") == source.to_string()
+            && event.text("destination") == to.to_string()
+    });
+    assert!(event.is_some(), "no event of {source} to {to}");
+}
+
 /// The peer is gone without a word: the connection dies of it, and the attempt it once was stays
 /// established.
 #[test]
@@ -352,13 +363,7 @@ fn a_connection_whose_peer_vanishes_is_silent() {
             let error = stream.read(&mut [0; 9]).expect_err("nobody answers");
             assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "the lab failed");
         }
-        let event = scene.events.find(SOON, |event| {
-            event.is("connect_failure", client.netns.name())
-                && event.text("result") == "silent"
-                && event.text("source") == source.to_string()
-                && event.text("destination") == to.to_string()
-        });
-        assert!(event.is_some(), "no event of {source} to {to}");
+        assert_told_silent(&mut scene, &client, source, to);
         drop((rules, streams, ends));
     }
     assert_eq!(count(&scene.agent, RESETS, &client), 0, "nobody reset");
@@ -389,13 +394,7 @@ fn a_connection_that_can_send_nothing_again_is_silent_too() {
         let rules = (lost, Rules::drop(&client.netns, "output", "tcp dport 4000"));
         let error = streams[0].read(&mut [0; 9]).expect_err("nobody answers");
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "the lab failed");
-        let event = scene.events.find(SOON, |event| {
-            event.is("connect_failure", client.netns.name())
-                && event.text("result") == "silent"
-                && event.text("source") == source.to_string()
-                && event.text("destination") == to.to_string()
-        });
-        assert!(event.is_some(), "no event of {source} to {to}");
+        assert_told_silent(&mut scene, &client, source, to);
         assert!(
             rules.1.hits() >= 3,
             "the lab failed: {} refused",
