@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use memchr::memchr2;
 
 const PATH: &str = "/proc/kallsyms";
 
@@ -40,8 +41,9 @@ impl Reading {
 /// The same in a text of lines of address, kind, name, and for modules their name, with blanks between.
 pub(crate) fn ranges_in(mut text: impl BufRead, names: &[&'static str]) -> Result<Ranges> {
     let mut starts = BTreeMap::new();
-    // All: the symbols of a module come in no order.
-    let mut addresses = Vec::new();
+    // All: the symbols of a module come in no order. As they stand there, for only few are ever numbers: there are
+    // two hundred thousand, and each start waits for them.
+    let mut addresses: Vec<Address> = Vec::new();
     let mut line = Vec::new();
     while text
         .read_until(b'\n', &mut line)
@@ -56,25 +58,36 @@ pub(crate) fn ranges_in(mut text: impl BufRead, names: &[&'static str]) -> Resul
         }
         line.clear();
     }
-    if starts.values().any(|address| *address == 0) {
+    if starts.values().any(|address| *address == HIDDEN) {
         bail!("{PATH} hides the addresses: CAP_SYSLOG is missing, or kernel.kptr_restrict is 2");
     }
-    Ok(starts
-        .into_iter()
-        .map(|(name, start)| {
-            // A function ends where the next symbol begins.
-            let after = addresses.iter().filter(|address| **address > start);
-            (name, start..after.min().copied().unwrap_or(u64::MAX))
-        })
-        .collect())
+    let mut ranges = Ranges::new();
+    for (name, start) in starts {
+        // A function ends where the next symbol begins.
+        let after = addresses.iter().filter(|address| **address > start).min();
+        let end = after.copied().map_or(Some(u64::MAX), number);
+        let bounds = number(start).zip(end);
+        let (start, end) = bounds.with_context(|| format!("{PATH} has no address of {name}"))?;
+        ranges.insert(name, start..end);
+    }
+    Ok(ranges)
 }
 
-fn symbol(line: &[u8]) -> Option<(u64, &[u8])> {
-    let mut words = line.splitn(3, |byte| *byte == b' ');
-    let address = u64::from_str_radix(str::from_utf8(words.next()?).ok()?, 16).ok()?;
-    let name = words.nth(1)?;
-    let end = name.iter().position(u8::is_ascii_whitespace);
-    Some((address, &name[..end.unwrap_or(name.len())]))
+/// Sixteen hexadecimal digits (`%px` in `s_show`, kernel/kallsyms.c), which compare as their numbers do.
+type Address = [u8; 16];
+
+const HIDDEN: Address = [b'0'; 16];
+
+fn number(address: Address) -> Option<u64> {
+    u64::from_str_radix(str::from_utf8(&address).ok()?, 16).ok()
+}
+
+/// Of a line: the address, and the name behind blank, kind, blank.
+fn symbol(line: &[u8]) -> Option<(Address, &[u8])> {
+    let (address, rest) = line.split_first_chunk()?;
+    let name = rest.get(3..)?;
+    let end = memchr2(b'\t', b'\n', name).unwrap_or(name.len());
+    Some((*address, &name[..end]))
 }
 
 #[cfg(test)]
