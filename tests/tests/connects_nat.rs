@@ -162,6 +162,43 @@ fn a_service_whose_backend_is_gone() {
     }
 }
 
+/// A translation that leaves no mark at the connection, as IPVS': it is told by the addresses.
+#[test]
+fn a_service_that_is_translated_behind_conntracks_back() {
+    let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
+    let router = Arc::clone(&scene.node.router);
+    let service = service(Family::V4);
+    let gone = scene.nobody(Family::V4, 5);
+    // Behind conntrack (-200), before nat (-100).
+    let rules = Rules::load(
+        &router,
+        &format!(
+            " chain rewrite {{ type filter hook prerouting priority -150; \
+             ip daddr {} tcp dport {} counter name hit ip daddr set {}; }}\n \
+             chain follow {{ type filter hook forward priority 0; ct state new counter; }}",
+            service.ip(),
+            service.port(),
+            gone.ip()
+        ),
+    );
+    let mut tally = Tally::default();
+    for _ in 0..3 {
+        let ended = run(&client.netns, &by_all_means(&[service], PATIENCE), 500);
+        assert!(
+            ended.iter().all(|one| one.result != "established"),
+            "the lab failed: {ended:?}"
+        );
+        tally.join(&Tally::of(&ended));
+    }
+    assert!(rules.hits() >= 9, "the lab failed");
+    let behind = SocketAddr::new(gone.ip(), service.port());
+    eventually(Duration::from_secs(5), || {
+        let shown = last_owner(&scene.agent.metrics(), &behind.to_string());
+        ensure(shown.is_some(), || format!("{behind} is not dead"))
+    });
+    scene.settle(&[(&client, &tally)]);
+}
+
 /// Rules that drop and reject, wherever they are.
 #[test]
 fn what_a_rule_drops_is_a_timeout_and_what_it_rejects_is_what_the_client_hears() {

@@ -162,6 +162,7 @@ fn what_a_tunnel_carries_is_looked_into() {
     });
     // What was lost until the tunnel stood is not this test's affair.
     let before = scene.agent.metrics();
+    let mut dropped = 0;
     for (what, netns, hook, matches) in [
         (
             "outer query, the node's OUTPUT",
@@ -187,6 +188,7 @@ fn what_a_tunnel_carries_is_looked_into() {
         let tally = scene.ask(&lookups);
         assert_eq!(tally.outcome("timeout"), 4, "the lab failed, {what}");
         assert!(rules.hits() >= 4, "the lab failed, {what}");
+        dropped += rules.hits();
         scene.expect(what, &lookups, "netfilter", &["netfilter_drop"]);
     }
     let name = "tracer_pod_dns_failures_total";
@@ -194,7 +196,12 @@ fn what_a_tunnel_carries_is_looked_into() {
         let [namespace, pod] = scene.client.labels();
         let labels = [namespace, pod, ("cause", "netfilter")];
         let grown = scene.agent.metrics().growth(&before, name, &labels);
-        ensure(grown == 12, || format!("{grown} of 12"))
+        ensure(grown == 12, || format!("{grown} of 12"))?;
+        // The drops are the client's too, though the packet around was from node to node.
+        let labels = [namespace, pod, ("reason", "netfilter_drop")];
+        let drops = "tracer_pod_drops_total";
+        let grown = scene.agent.metrics().growth(&before, drops, &labels);
+        ensure(grown == dropped, || format!("{grown} of {dropped} drops"))
     });
     drop(inside);
 }

@@ -13,7 +13,7 @@ pub mod tcp;
 
 /// The version of what the maps hold: an agent goes on with the maps that another one left only where
 /// both mean the same by them. Raised with every change of a key, a value or what is counted in it.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// Hooks in the order of their index in the per-hook maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

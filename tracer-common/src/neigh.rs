@@ -103,10 +103,12 @@ pub struct Value {
 pub struct ForwardedKey {
     /// Source address of the packets, network byte order; IPv4 in the first word.
     pub source: [u32; 4],
-    /// `AF_INET` or `AF_INET6`.
+    /// Cookie of the device's namespace: of the node's, or of a pod's that forwards for others.
+    pub net_cookie: u64,
+    /// Of the entries, `AF_INET` or `AF_INET6`.
     pub family: u32,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
+    /// Of the source. In a tunnel it may be another.
+    pub source_family: u32,
 }
 
 /// A refusal that waits for the packet that is dropped for it: value of the per-CPU map `REFUSED`.
@@ -220,8 +222,8 @@ pub struct Overflow {
     pub source: [u32; 4],
     /// [`WANTED_BY_POD`], [`WANTED_BY_KERNEL`] or [`WANTED_BY_SOURCE`].
     pub wanted_by: u32,
-    /// Keeps the layout free of padding.
-    pub _pad: u32,
+    /// Family of `source`; 0 where there is none.
+    pub source_family: u32,
 }
 
 /// The entry was wanted for a packet of the device's namespace.

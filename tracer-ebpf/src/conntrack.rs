@@ -93,10 +93,11 @@ pub fn answering(packet: u64, family: u16) -> Option<(Server, Server)> {
     Some((client, server))
 }
 
-/// The address that a packet was sent from, before it was translated, where conntrack knows it: network byte order, IPv4
-/// in the first word. An ICMP error about a connection (`IP_CT_RELATED`) is from elsewhere.
+/// Who is hit where a packet cannot get to this neighbour, where conntrack knows it: network byte order, IPv4 in the
+/// first word. The address that it was sent from, before it was translated; of an answer whose last step is to who
+/// asked, who asked. An ICMP error about a connection (`IP_CT_RELATED`) is from elsewhere.
 #[inline(always)]
-pub fn sender(packet: u64, source: &mut [u32; 4]) -> bool {
+pub fn sender(packet: u64, neighbour: &[u32; 4], source: &mut [u32; 4]) -> bool {
     if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
         return false;
     }
@@ -105,13 +106,26 @@ pub fn sender(packet: u64, source: &mut [u32; 4]) -> bool {
     let address = match info {
         _ if connection == 0 => None,
         ESTABLISHED | NEW => read(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load()),
-        REPLY => read(connection, OFF_NF_CONN_REPLY_SOURCE.load()),
+        REPLY => {
+            let asker = read::<[u32; 4]>(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load());
+            if asker.is_some_and(|asker| is_same(&asker, neighbour)) {
+                asker
+            } else {
+                read(connection, OFF_NF_CONN_REPLY_SOURCE.load())
+            }
+        }
         _ => None,
     };
     if let Some(address) = address {
         *source = address;
     }
     address.is_some()
+}
+
+/// Are two addresses the same?
+#[inline(always)]
+pub fn is_same(one: &[u32; 4], other: &[u32; 4]) -> bool {
+    (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3]) == 0
 }
 
 /// Who began the connection that a packet belongs to, whichever way it goes, as it is known where
@@ -137,8 +151,7 @@ pub fn origin(packet: u64, family: u16) -> Option<Origin> {
             port: u16::from_be(read(connection, OFF_NF_CONN_ORIGINAL_PORT.load())?),
             family,
         },
-        is_redirected: info < REPLY
-            && read::<u64>(connection, OFF_NF_CONN_STATUS.load())? & DST_NAT != 0,
+        is_original: info < REPLY,
     })
 }
 
@@ -147,8 +160,8 @@ pub struct Origin {
     pub client: Server,
     /// Whom the client asked.
     pub asked: Server,
-    /// Is the packet one of the client's, and its destination translated?
-    pub is_redirected: bool,
+    /// Is the packet one of the client's?
+    pub is_original: bool,
 }
 
 /// Is the packet the reply direction of a connection that conntrack follows? Where `struct nf_conn`

@@ -36,6 +36,11 @@ use crate::{
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const IPPROTO_ICMPV6: u8 = 58;
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_IPIP: u8 = 4;
+/// IPv6 in whatever is around it.
+const IPPROTO_IPV6: u8 = 41;
+const IPPROTO_GRE: u8 = 47;
 const ND_SOLICITATION: u8 = 135;
 /// Types of neighbour discovery (RFC 4861): from a router's solicitation to a redirect.
 const ND_FIRST: u8 = 133;
@@ -84,7 +89,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         let is_sure = meaning.cause == Cause::NeighbourTableFull as u8;
         let wanted_by = drops_wanted(skb, &mut waiting, &mut source, is_sure as u32) as u32;
         if wanted_by != NOT_WANTED {
-            was_refused = neigh::settle(wanted_by, &source, waiting.whose, is_sure);
+            was_refused = neigh::settle(wanted_by, &source, &waiting, is_sure);
         }
     }
     let mut drop = Drop {
@@ -340,15 +345,53 @@ fn wanted(skb: u64, waiting: &mut Waiting, source: &mut [u32; 4], is_sure: bool)
         }
         return Some(WANTED_BY_POD);
     }
-    // The entry is looked for behind POSTROUTING: what the packet says may be the node's address by now.
-    if !conntrack::sender(skb, source) {
-        if family == AF_INET {
-            source[0] = read(head, network + 12)?;
-        } else {
-            *source = read(head, network + 8)?;
-        }
+    waiting.source_family = family as u32;
+    let header = head + network as u64;
+    if let Some(inner) = tunnelled(skb, head, header) {
+        // What conntrack knows by now is of the tunnel: from node to node.
+        waiting.source_family = source_of(inner, source)? as u32;
+    } else if !conntrack::sender(skb, &waiting.destination, source) {
+        // The entry is looked for behind POSTROUTING: what the packet says may be the node's address by now.
+        source_of(header, source)?;
     }
     Some(WANTED_BY_SOURCE)
+}
+
+/// Source and family of what an IP header at an address in kernel memory says.
+#[inline(always)]
+fn source_of(header: u64, source: &mut [u32; 4]) -> Option<u16> {
+    if read::<u8>(header, 0)? >> 4 == 4 {
+        source[0] = read(header, 12)?;
+        Some(AF_INET)
+    } else {
+        *source = read(header, 8)?;
+        Some(AF_INET6)
+    }
+}
+
+/// Where the header of the packet is that this one carries, wrapped by this node for a tunnel (VXLAN, Geneve, IPIP,
+/// GRE): an address in kernel memory. `network` is that of its own. Nothing is known of what came wrapped from elsewhere.
+#[inline(always)]
+fn tunnelled(skb: u64, head: u64, network: u64) -> Option<u64> {
+    let (protocol, least) = match read::<u8>(network, 0)? >> 4 {
+        4 => (read::<u8>(network, 9)?, 20),
+        6 => (read::<u8>(network, 6)?, 40),
+        _ => return None,
+    };
+    if !matches!(
+        protocol,
+        IPPROTO_UDP | IPPROTO_IPIP | IPPROTO_IPV6 | IPPROTO_GRE
+    ) {
+        return None;
+    }
+    // 0 where nothing is inside; where it has been taken out, it is the packet's own.
+    let inner = head + read::<u16>(skb, OFF_SK_BUFF_INNER_NETWORK_HEADER.load())? as u64;
+    let end = head + read::<u32>(skb, OFF_SK_BUFF_TAIL.load())? as u64;
+    if inner < network + least || inner + 20 > end {
+        return None;
+    }
+    let is_ip = matches!(read::<u8>(inner, 0)? >> 4, 4 | 6);
+    is_ip.then_some(inner)
 }
 
 /// The namespace that the packet is in: its device's, or its socket's where it has no device yet.

@@ -54,7 +54,7 @@ enum Fate {
 #[inline(always)]
 fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
     // The refusal before this one on this CPU was for no packet.
-    settle(WANTED_BY_KERNEL, &[0; 4], 0, true);
+    settle(WANTED_BY_KERNEL, &[0; 4], &Waiting::NOBODY, true);
 
     let table: u64 = ctx.arg(0);
     let device: u64 = ctx.arg(1);
@@ -133,7 +133,7 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
             // SAFETY: a valid place.
             unsafe { ktime_ns.write_volatile(now_ns) };
             if REFUSALS_WAIT.load() == 0 {
-                settle(WANTED_BY_POD, &[0; 4], 0, true);
+                settle(WANTED_BY_POD, &[0; 4], &Waiting::NOBODY, true);
             }
         }
     }
@@ -236,8 +236,27 @@ pub struct Waiting {
     pub net_cookie: u64,
     pub ifindex: u32,
     pub family: u32,
+    /// The neighbour's address.
+    pub destination: [u32; 4],
     /// Address of the namespace to charge, `struct net`; 0: the device's.
     pub whose: u64,
+    /// Family of a forwarded packet's source.
+    pub source_family: u32,
+    /// Verifiers want all of it to have been written.
+    _pad: u32,
+}
+
+impl Waiting {
+    /// Where no packet died.
+    const NOBODY: Self = Self {
+        net_cookie: 0,
+        ifindex: 0,
+        family: 0,
+        destination: [0; 4],
+        whose: 0,
+        source_family: 0,
+        _pad: 0,
+    };
 }
 
 /// The refusal that waits on this CPU for its packet, if one does.
@@ -253,7 +272,8 @@ pub fn waiting() -> Option<Waiting> {
         net_cookie: refused.net_cookie,
         ifindex: refused.ifindex,
         family: refused.family,
-        whose: 0,
+        destination: refused.destination,
+        ..Waiting::NOBODY
     })
 }
 
@@ -262,7 +282,7 @@ pub fn waiting() -> Option<Waiting> {
 /// dies for want of an entry (`NEIGH_CREATEFAIL`, 5.18) can only be of the last refusal. One that dies without a reason
 /// is so only if it dies at once: else the refusal waits on, and the answer is `false`.
 #[inline(always)]
-pub fn settle(wanted_by: u32, source: &[u32; 4], whose: u64, is_sure: bool) -> bool {
+pub fn settle(wanted_by: u32, source: &[u32; 4], waiting: &Waiting, is_sure: bool) -> bool {
     let Some(refused) = REFUSED.get_ptr_mut(0) else {
         return false;
     };
@@ -284,19 +304,19 @@ pub fn settle(wanted_by: u32, source: &[u32; 4], whose: u64, is_sure: bool) -> b
         1 => unsafe { ktime.write_volatile(0) },
         _ => return false,
     }
-    charge(wanted_by, source, whose, ktime_ns);
+    charge(wanted_by, source, waiting, ktime_ns);
     true
 }
 
 /// Out of line: several callers, and a stack of its own.
 #[inline(never)]
-fn charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> u64 {
-    let _ = try_charge(wanted_by, source, whose, ktime_ns); // without the maps there is nothing to count
+fn charge(wanted_by: u32, source: &[u32; 4], waiting: &Waiting, ktime_ns: u64) -> u64 {
+    let _ = try_charge(wanted_by, source, waiting, ktime_ns); // without the maps there is nothing to count
     0
 }
 
 #[inline(always)]
-fn try_charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> Option<()> {
+fn try_charge(wanted_by: u32, source: &[u32; 4], waiting: &Waiting, ktime_ns: u64) -> Option<()> {
     // SAFETY: a per-CPU array's value.
     let refused = unsafe { &*REFUSED.get_ptr(0)? };
     // SAFETY: the helper has no precondition.
@@ -304,16 +324,17 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> O
     let value = if wanted_by == WANTED_BY_SOURCE {
         forwarded(ForwardedKey {
             source: *source,
+            net_cookie: refused.net_cookie,
             family: refused.family,
-            _pad: 0,
+            source_family: waiting.source_family,
         })
     } else {
         None
     };
     let (mut net, mut netns) = (refused.net_cookie, refused.netns);
-    if whose != 0 {
-        net = net_cookie(whose)?;
-        netns = read(whose, OFF_NET_NS_INUM.load())?;
+    if waiting.whose != 0 {
+        net = net_cookie(waiting.whose)?;
+        netns = read(waiting.whose, OFF_NET_NS_INUM.load())?;
     }
     let value = match value {
         Some(value) => value,
@@ -355,7 +376,7 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], whose: u64, ktime_ns: u64) -> O
         (*record).refused = *refused;
         (*record).source = *source;
         (*record).wanted_by = wanted_by;
-        (*record)._pad = 0;
+        (*record).source_family = waiting.source_family;
     }
     entry.submit(0);
     Some(())
@@ -395,7 +416,7 @@ pub fn neigh_settle(ctx: RawTracePointContext) -> i32 {
         unsafe { bpf_ktime_get_ns().wrapping_sub((*refused).ktime_ns) }
     });
     if since >= REFUSED_NS {
-        settle(WANTED_BY_KERNEL, &[0; 4], 0, true);
+        settle(WANTED_BY_KERNEL, &[0; 4], &Waiting::NOBODY, true);
     }
     0
 }

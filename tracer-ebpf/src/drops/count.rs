@@ -126,26 +126,38 @@ extern "C" fn drops_packet(skb: u64, packet: *mut Packet) -> u64 {
 #[inline(always)]
 fn try_packet(skb: u64, packet: &mut Packet) -> Option<()> {
     let head = read::<u64>(skb, OFF_SK_BUFF_HEAD.load())?;
-    let network = head + read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u64;
-    match u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?) {
-        ETH_P_IP => {
-            packet.family = AF_INET;
-            packet.source[0] = read(network, 12)?;
-            packet.destination[0] = read(network, 16)?;
-            packet.protocol = read(network, 9)?;
-        }
-        ETH_P_IPV6 => {
-            packet.family = AF_INET6;
-            packet.source = read(network, 8)?;
-            packet.destination = read(network, 24)?;
-        }
-        _ => return None,
+    let outer = head + read::<u16>(skb, OFF_SK_BUFF_NETWORK_HEADER.load())? as u64;
+    if !matches!(
+        u16::from_be(read(skb, OFF_SK_BUFF_PROTOCOL.load())?),
+        ETH_P_IP | ETH_P_IPV6
+    ) {
+        return None;
     }
-    // Known of every fragment, which takes it from the whole packet.
-    if let Some(origin) = conntrack::origin(skb, packet.family) {
+    let inner = super::tunnelled(skb, head, outer);
+    let network = inner.unwrap_or(outer);
+    if read::<u8>(network, 0)? >> 4 == 4 {
+        packet.family = AF_INET;
+        packet.source[0] = read(network, 12)?;
+        packet.destination[0] = read(network, 16)?;
+        packet.protocol = read(network, 9)?;
+    } else {
+        packet.family = AF_INET6;
+        packet.source = read(network, 8)?;
+        packet.destination = read(network, 24)?;
+    }
+    // Known of every fragment, which takes it from the whole packet. Of what is in a tunnel nothing is known any more.
+    let mut asked_port = 0;
+    if inner.is_none()
+        && let Some(origin) = conntrack::origin(skb, packet.family)
+    {
         packet.client = origin.client.address;
         packet.client_port = origin.client.port;
-        packet.is_redirected = origin.is_redirected as u8;
+        if origin.is_original {
+            asked_port = origin.asked.port;
+            // No bit of the connection says so where IPVS translates.
+            let is_asked = conntrack::is_same(&origin.asked.address, &packet.destination);
+            packet.is_redirected = !is_asked as u8;
+        }
     }
     let transport = if packet.family == AF_INET {
         if u16::from_be(read(network, 6)?) & 0x1fff != 0 {
@@ -160,6 +172,9 @@ fn try_packet(skb: u64, packet: &mut Packet) -> Option<()> {
     }
     packet.source_port = u16::from_be(read(transport, 0)?);
     packet.destination_port = u16::from_be(read(transport, 2)?);
+    if asked_port != 0 && asked_port != packet.destination_port {
+        packet.is_redirected = 1;
+    }
     let is_answer = if packet.protocol == IPPROTO_TCP {
         read::<u8>(transport, 13)? & SYN_ACK == SYN_ACK
     } else {

@@ -167,6 +167,7 @@ impl Aggregate {
             net_cookie,
             netns: netns.get(&net_cookie).copied().unwrap_or_default(),
             source: None,
+            is_forwarded: false,
         };
         let until_now = |since| When {
             from: since,
@@ -192,10 +193,9 @@ impl Aggregate {
             now,
             |key, since| {
                 let identity = Identity {
-                    cgroup_id: None,
-                    net_cookie: 0,
-                    netns: 0,
-                    source: Some(address(key.family as u16, key.source)),
+                    source: Some(address(key.source_family as u16, key.source)),
+                    is_forwarded: true,
+                    ..identity(key.net_cookie, None)
                 };
                 resolver.resolve(&identity, until_now(since))
             },

@@ -120,8 +120,9 @@ fn counted(net_cookie: u64, source: [u8; 4], n: u64) -> Reading {
         forwarded: vec![(
             neigh::ForwardedKey {
                 source: words(source),
+                net_cookie: 0,
                 family: AF_INET.into(),
-                _pad: 0,
+                source_family: AF_INET.into(),
             },
             refused,
         )],

@@ -45,6 +45,7 @@ pub fn identity(key: &Key, netns: u32) -> Identity {
         net_cookie: key.net_cookie,
         netns,
         source: source(key),
+        is_forwarded: false,
     }
 }
 

@@ -53,12 +53,14 @@ pub fn decode(bytes: &[u8], reasons: &Reasons) -> Result<Record> {
         net_cookie: header.net_cookie,
         netns: header.netns,
         source: None,
+        is_forwarded: false,
     };
     let (hook, details) = match header.kind {
         event::KIND_NEIGHBOUR_OVERFLOW => {
             let overflow = whole(bytes)?;
             identity.cgroup_id = None;
             identity.source = neigh::source(&overflow);
+            identity.is_forwarded = identity.source.is_some();
             (Hook::Neigh, neigh::details(&overflow))
         }
         event::KIND_DNS_FAILURE => (Hook::Dns, dns::details(&whole(bytes)?, reasons)),

@@ -25,5 +25,5 @@ pub fn details(record: &Overflow) -> Details {
 /// Source of the packet that was dropped, if it was forwarded: whose refusal it is.
 pub fn source(record: &Overflow) -> Option<IpAddr> {
     (record.wanted_by == WANTED_BY_SOURCE)
-        .then(|| address(record.refused.family as u16, record.source))
+        .then(|| address(record.source_family as u16, record.source))
 }

@@ -46,6 +46,9 @@ pub struct Identity {
     pub netns: u32,
     /// Source address of a packet without a socket: it decides alone.
     pub source: Option<IpAddr>,
+    /// Unless the packet was on its way through that namespace, and a pod has it: then it is the pod's, for who is behind
+    /// a pod (a container in it, a virtual machine) is nobody that the cluster knows, whatever its address.
+    pub is_forwarded: bool,
 }
 
 /// When something happened: at a moment between two, both included.
@@ -412,6 +415,13 @@ impl Resolver {
     /// namespace, the cgroup's unit. A device: its namespace; the host's belong to the kernel.
     pub fn resolve(&self, identity: &Identity, when: When) -> Option<Arc<Owner>> {
         if let Some(source) = &identity.source {
+            let forwards = |owner: &&Arc<Owner>| {
+                identity.is_forwarded && identity.net_cookie != 0 && owner.is_pod()
+            };
+            let namespace = self.join.namespace(identity.net_cookie, identity.netns);
+            if let Some(owner) = namespace.filter(forwards) {
+                return Some(owner.clone());
+            }
             return self.join.address(source, when).cloned();
         }
         if identity.net_cookie == 0 {

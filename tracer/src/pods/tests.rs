@@ -40,6 +40,7 @@ fn name(resolver: &Resolver, cgroup_id: Option<u64>, net_cookie: u64, netns: u32
                 net_cookie,
                 netns,
                 source: None,
+                is_forwarded: false,
             },
             When::at(Instant::now()),
         )
@@ -97,6 +98,7 @@ fn the_source_of_a_forwarded_packet_decides_alone() {
                 net_cookie: 0,
                 netns: 0,
                 source: Some(source.into()),
+                is_forwarded: false,
             },
             When::at(Instant::now()),
         )

@@ -135,7 +135,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (3, "3c03b61e4bb4c629")
+            (4, "43c3d0e65585e2a9")
         );
     }
 
