@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use tests::bpffs::BpfFs;
 use tests::nft::Rules;
 use tests::router::Wiring;
 use tests::tcp::scene::{CLOSED, DROPPED, OPEN, PATIENCE, prepare};
@@ -88,4 +89,42 @@ fn an_agent_that_comes_late_counts_what_ends_from_then_on() {
         })
     });
     agent.stop_cleanly();
+}
+
+/// What an agent of other ports has left is no connection of these: the memory may be another socket's by now.
+#[test]
+fn connections_to_ports_that_are_watched_no_more_leave() {
+    let (node, [client]) = prepare(Wiring::Routed, ["client"]);
+    let mounted = BpfFs::mount();
+    let state = mounted.join("tracer");
+    let state = state.to_str().expect("path is text");
+    let watched = |port: &str| {
+        let ports = ["--silent-port", port, "--silent-after", "1s"];
+        Agent::start(&[&ports[..], &["--state-dir", state]].concat())
+    };
+    let to = SocketAddr::new(node.far.address(Family::V4), 7001);
+    let server = Server::start(&node.far.netns, &[to], Manner::Hold);
+    let talking = |agent: &Agent| {
+        agent
+            .metrics()
+            .count("tracer_bpf_map_entries", &[("map", "TALKING")])
+    };
+    let first = watched("7001");
+    let stream = client
+        .netns
+        .run(|| TcpStream::connect(to).expect("it answers"));
+    eventually(SOON, || {
+        let there = talking(&first);
+        ensure(there == 1, || format!("{there} are watched"))
+    });
+    first.stop_cleanly();
+    let second = watched("7002");
+    (&stream).write_all(&[1; 100]).expect("it is open");
+    eventually(SOON, || {
+        let left = talking(&second);
+        ensure(left == 0, || format!("{left} are watched still"))
+    });
+    drop(stream);
+    drop(server);
+    second.stop_cleanly();
 }

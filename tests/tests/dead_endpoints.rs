@@ -94,6 +94,31 @@ fn three_failures_in_a_row_make_a_destination_dead() {
     scene.agent.stop_cleanly();
 }
 
+/// A sidecar takes whatever its pod begins; that the pod is connected to it says nothing of who was asked.
+#[test]
+fn what_a_proxy_in_the_pod_answers_is_dead_all_the_same() {
+    let (scene, [meshed, other]) = Scene::new(Wiring::Routed, ["meshed", "other"]);
+    let rules = Rules::load(
+        &meshed.netns,
+        " chain sidecar { type nat hook output priority -100; tcp dport 90 counter name hit redirect to :15001; }",
+    );
+    let any: [SocketAddr; 2] =
+        ["127.0.0.1:15001", "[::1]:15001"].map(|at| at.parse().expect("an address"));
+    let _sidecar = Server::start(&meshed.netns, &any, Manner::Close);
+    let dead = Family::ALL.map(|family| scene.port(family, 90));
+    for to in dead {
+        for _ in 0..3 {
+            call(&other, to, Means::Polled, 1, "refused");
+            call(&meshed, to, Means::Polled, 1, "established");
+        }
+    }
+    assert!(rules.hits() >= 6, "the lab failed");
+    for to in dead {
+        await_dead(&scene.agent, &other, to, 3);
+    }
+    scene.agent.stop_cleanly();
+}
+
 #[test]
 fn what_answers_in_between_is_not_dead() {
     let (scene, [client, other]) = Scene::new(Wiring::Bridged, ["client", "other"]);

@@ -304,3 +304,93 @@ fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
     });
     agent.stop_cleanly();
 }
+
+/// A hook's state and reason by an agent's own word.
+fn hook(agent: &Agent, name: &str) -> (String, String) {
+    let snapshot = agent.snapshot();
+    let hooks = snapshot["hooks"]
+        .as_array()
+        .expect("the snapshot has hooks");
+    let hook = hooks.iter().find(|hook| hook["name"] == name);
+    let text = |field: &str| {
+        let hook = hook.expect("the hook is there");
+        hook[field].as_str().expect("it is text").to_owned()
+    };
+    (text("state"), text("reason"))
+}
+
+/// What a hook can do without, and the kernel refuses, is done without: the rest counts on.
+#[test]
+fn a_program_that_is_refused_does_not_take_its_hook_along() {
+    let lab = Lab::new();
+    let pod = lab.pod("pod", 1, 1);
+    let agent = agent_without(
+        "TRACER_WITHOUT=load:conntrack_begin,load:udp_fail_queue,load:walk,load:tcp_age",
+        &[],
+    );
+    let (state, reason) = hook(&agent, "drops");
+    assert_eq!(state, "degraded", "{reason}");
+    for lost in ["conntrack", "receive buffers", "TRACER_WITHOUT says so"] {
+        assert!(reason.contains(lost), "{lost}: {reason}");
+    }
+    // These have stand-ins that are as exact.
+    for name in ["neigh", "tcp"] {
+        assert_eq!(hook(&agent, name).0, "attached", "{name}");
+    }
+    let rules = Rules::drop(&pod.netns, "output", "udp dport 9");
+    burst(&pod, Family::V4, 1, 1);
+    let entries = Family::ALL.map(|family| {
+        tests::entries::add(&pod, family, 2000..2010, "permanent");
+        tests::entries::entries(&pod.netns, family).len()
+    });
+    eventually(Duration::from_secs(5), || {
+        let metrics = agent.metrics();
+        let labels = [&pod.labels()[..], &[("reason", "netfilter_drop")]].concat();
+        let drops = metrics.count("tracer_pod_drops_total", &labels);
+        ensure(drops == rules.hits() && drops > 0, || {
+            format!("{drops} drops")
+        })?;
+        for (family, there) in Family::ALL.into_iter().zip(entries) {
+            let shown = live(&metrics, &pod.labels(), family);
+            ensure(shown == there, || format!("{shown} of {there} entries"))?;
+        }
+        Ok::<(), String>(())
+    });
+    agent.stop_cleanly();
+}
+
+/// Where nobody sees packets die, no refusal waits for one and is then taken for the kernel's own need.
+#[test]
+fn without_the_hook_drops_refusals_are_their_devices() {
+    let mut lab = Lab::new();
+    let pod = lab.pod("pod", 1, 1);
+    let agent = agent_without("TRACER_WITHOUT=load:kfree_skb", &[]);
+    assert_eq!(hook(&agent, "drops").0, "unavailable");
+    let before = table_fulls(Family::V4);
+    let limits = Thresholds::set(lab.lock(), [32, 64, 64]);
+    burst(&pod, Family::V4, FIRST_SILENT, 150);
+    drop(limits);
+    let refused = table_fulls(Family::V4) - before;
+    assert!(refused >= 86, "the lab failed: {refused}");
+    eventually(Duration::from_secs(5), || {
+        let snapshot = agent.snapshot();
+        let of = |figure| tests::point::figure(&snapshot, pod.labels(), Family::V4, figure);
+        let shown = [of("table_full"), of("kernel_full")];
+        ensure(shown == [refused, 0], || format!("{shown:?} of {refused}"))
+    });
+    agent.stop_cleanly();
+}
+
+/// Where the function is inlined, or has another name, the hook says so, and what it still can tell is right.
+#[test]
+fn collections_that_the_stack_does_not_tell_are_told_by_the_kernels_work() {
+    let agent = agent_without("TRACER_WITHOUT=___neigh_create", &[]);
+    let (state, reason) = hook(&agent, "gc");
+    assert_eq!(state, "degraded", "{reason}");
+    assert!(
+        reason.contains("forced collections count as gc=\"other\"")
+            && reason.contains("no function ___neigh_create of its own"),
+        "{reason}"
+    );
+    agent.stop_cleanly();
+}

@@ -103,6 +103,15 @@ fn who_waits_in_vain_is_counted_and_nobody_else() {
             sent += usize::from(took < AT_ONCE);
             ensure(sent == EACH, || format!("{sent} sent"))
         });
+        // Who has said all, waits, and gets its answer.
+        for _ in 0..EACH {
+            let (mut own, mut end) = connected();
+            say(&mut own);
+            sleep(WAIT);
+            own.shutdown(Shutdown::Write).expect("it is open");
+            say(&mut end);
+            hear(&mut own);
+        }
         // A server that hangs up without an answer.
         for _ in 0..EACH {
             let (mut own, end) = connected();

@@ -84,6 +84,8 @@ offsets! {
     OFF_TCP_SOCK_DATA_SEGS_OUT
     OFF_TCP_SOCK_MSTAMP
     OFF_SOCK_MAX_ACK_BACKLOG
+    OFF_SOCK_SHUTDOWN
+    OFF_TCP_SOCK_MSS_CLAMP
     OFF_SK_BUFF_CB
     OFF_TCP_SKB_CB_GSO_SEGS
     OFF_SOCK_TYPE
@@ -176,10 +178,6 @@ pub static NF_HOOK_SLOW_START: Global<u64> = Global::new(0);
 /// Where it ends.
 #[unsafe(no_mangle)]
 pub static NF_HOOK_SLOW_END: Global<u64> = Global::new(0);
-
-/// Not 0: the hook `drops` is at work, so a refusal waits for the packet that dies of it.
-#[unsafe(no_mangle)]
-pub static REFUSALS_WAIT: Global<u32> = Global::new(0);
 
 /// Not 0: the one network namespace, by inode, whose sockets and drops are counted (`TRACER_ONLY_NETNS`).
 #[unsafe(no_mangle)]

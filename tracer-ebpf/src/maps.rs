@@ -136,6 +136,10 @@ pub static REFUSED_QUERY: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(3, 0);
 
+/// Not 0: the program is at work that sees packets die.
+#[map]
+pub static DROPS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Not 0: the programs at the end of sends are at work.
 #[map]
 pub static SENDS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);

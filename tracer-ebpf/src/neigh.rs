@@ -28,7 +28,8 @@ use tracer_common::{
 use crate::{
     layout::*,
     maps::{
-        EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE, NEIGH_PEAK, REFUSED,
+        DROPS_WATCHED, EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE,
+        NEIGH_PEAK, REFUSED,
     },
     ring,
     util::{add, exchange, is_active, net_cookie, read},
@@ -132,7 +133,11 @@ fn try_neigh_create(ctx: &RawTracePointContext) -> Option<()> {
             let ktime_ns: *mut u64 = &mut refused.ktime_ns;
             // SAFETY: a valid place.
             unsafe { ktime_ns.write_volatile(now_ns) };
-            if REFUSALS_WAIT.load() == 0 {
+            // SAFETY: an array's value.
+            let is_seen = DROPS_WATCHED
+                .get_ptr(0)
+                .is_some_and(|watched| unsafe { *watched != 0 });
+            if !is_seen {
                 settle(WANTED_BY_POD, &[0; 4], &Waiting::NOBODY, true);
             }
         }

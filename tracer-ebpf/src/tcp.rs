@@ -56,6 +56,12 @@ const ECONNREFUSED: u32 = 111;
 const EHOSTDOWN: u32 = 112;
 const EHOSTUNREACH: u32 = 113;
 
+/// Of `sk_shutdown` (include/net/sock.h).
+const RCV_SHUTDOWN: u8 = 1;
+
+/// Of a map where there is no such key.
+const ENOENT: i32 = -2;
+
 /// Marks an error in [`Connecting::error`] that does not end the attempt.
 const SOFT: u32 = 1 << 31;
 
@@ -65,6 +71,8 @@ const SILENT_KEY: u64 = u64::MAX;
 const RESET_KEY: u64 = u64::MAX - 1;
 /// As [`SILENT_KEY`].
 const UNANSWERED_KEY: u64 = u64::MAX - 2;
+/// As [`SILENT_KEY`].
+const FULL_KEY: u64 = u64::MAX - 3;
 
 /// Two of each: since 6.1 the kernel keeps a program from running on a CPU where it is at work already
 /// (`bpf_prog.active`), and a softirq may interrupt a task in the midst of one. The first of a pair
@@ -123,7 +131,8 @@ impl Turn {
                 let _ = TURNS.insert(key, 1, BPF_ANY as u64);
                 true
             }
-            Self::Second => TURNS.remove(key).is_err(),
+            // A map that was at work on this CPU refuses too (`-EBUSY`, 5.11 to 6.6): the first has counted then.
+            Self::Second => TURNS.remove(key) == Err(ENOENT),
         }
     }
 }
@@ -154,7 +163,7 @@ fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
             // None: begun before the hook was, or the map was full.
             end(sk, new, connecting.unwrap_or_default())
         }
-        (ESTABLISHED, FIN_WAIT1) => give_up(sk, turn),
+        (ESTABLISHED, FIN_WAIT1) if hears_no_more(sk) => give_up(sk, turn),
         (ESTABLISHED.., CLOSE) if old != LISTEN && old != CLOSE => {
             if old == ESTABLISHED {
                 give_up(sk, turn);
@@ -190,7 +199,9 @@ fn try_begin(sk: u64, turn: Turn) -> Option<()> {
     // One that is there is of an attempt whose end was not seen: its place is this one's.
     if CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
         // The end is counted all the same; who asked and since when is not known then.
-        ring::count_full(ClientMap::Connecting);
+        if turn.counts(sk, FULL_KEY) {
+            ring::count_full(ClientMap::Connecting);
+        }
     } else if !is_there {
         add(&mut count::node()?.begun, 1);
     }
@@ -235,6 +246,13 @@ fn why(sk: u64, connecting: &Connecting) -> Outcome {
 #[inline(always)]
 fn has_sent(sk: u64) -> bool {
     read::<u32>(sk, OFF_TCP_SOCK_SEGS_OUT.load()).unwrap_or(1) > 0
+}
+
+/// Does this end read no more? One that has only said all that it has to say (`shutdown(SHUT_WR)`) still waits.
+#[inline(always)]
+fn hears_no_more(sk: u64) -> bool {
+    OFF_SOCK_SHUTDOWN.load() == ABSENT
+        || read::<u8>(sk, OFF_SOCK_SHUTDOWN.load()).is_none_or(|how| how & RCV_SHUTDOWN != 0)
 }
 
 /// This end closes or aborts an established connection: has it waited in vain?

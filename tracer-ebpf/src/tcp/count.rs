@@ -13,14 +13,22 @@ use tracer_common::{
 
 use super::{NEW, ends_of, has_sent, owner, silence};
 use crate::{
-    maps::{ATTEMPTS, BEHIND, DESTINATIONS, TALKING, TCP, TCP_NODE},
+    conntrack,
+    layout::*,
+    maps::{ATTEMPTS, BEHIND, DESTINATIONS, TABLES, TALKING, TCP, TCP_NODE},
     peer, ring,
-    util::add,
+    util::{add, read},
 };
 
 /// How long after its drop a packet may say where the connection was redirected to. Nanoseconds: longer
 /// than the kernel tries to connect by default (tcp_syn_retries 6: 127 s).
 const BEHIND_NS: u64 = 150_000_000_000;
+
+/// What the other end of a connection over the loopback device says it takes (MTU 65,536; `ip_default_advmss` of
+/// net/ipv4/route.c, `ip6_default_advmss` of net/ipv6/route.c). InfiniBand's largest is 65,480 and 65,460.
+const LOOPBACK_MSS_V4: u16 = 65_495;
+/// As [`LOOPBACK_MSS_V4`].
+const LOOPBACK_MSS_V6: u16 = 65_476;
 
 /// How long a client must have waited in vain. Nanoseconds.
 const PATIENCE_NS: u64 = 150_000_000;
@@ -96,7 +104,9 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         {
             ring::count_full(ClientMap::Talking);
         }
-        answered(&ends, key.net_cookie);
+        if !is_proxied(sk, &ends, key.net_cookie) {
+            answered(&ends, key.net_cookie);
+        }
         return None;
     }
     let mut to = destination(&ends, key.net_cookie);
@@ -118,6 +128,27 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     let backend = (is_redirected != 0).then_some(&to);
     tell(&key, &ends, backend, outcome as u8, connecting);
     None
+}
+
+/// Has a proxy in the pod taken the connection (a mesh's sidecar, by a redirect to the loopback device)? Then nothing is
+/// known of who was asked. No other device carries segments of that size. On the host a Service's backend may be on the
+/// host itself, which is the one that was asked.
+#[inline(always)]
+fn is_proxied(sk: u64, ends: &Ends, net_cookie: u64) -> bool {
+    let largest = if ends.family == AF_INET {
+        LOOPBACK_MSS_V4
+    } else {
+        LOOPBACK_MSS_V6
+    };
+    OFF_TCP_SOCK_MSS_CLAMP.load() != ABSENT
+        && read::<u16>(sk, OFF_TCP_SOCK_MSS_CLAMP.load()).is_some_and(|mss| mss >= largest)
+        && !is_local(ends)
+        && !conntrack::is_same(&ends.source, &ends.destination)
+        // SAFETY: an array's value.
+        && TABLES.get_ptr(0).is_some_and(|table| unsafe {
+            let host = (*table).init_net_cookie;
+            host != 0 && host != net_cookie
+        })
 }
 
 /// Has the client given up before a server at some distance could have answered? Then nothing is held

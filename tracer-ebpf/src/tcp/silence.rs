@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem};
 use tracer_common::tcp::{GIVEN_UP_NS, MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD};
 
-use super::count;
+use super::{CLOSE, LISTEN, count};
 use crate::{layout::*, maps::TALKING, util::read};
 
 /// Is it one of `--silent-port`?
@@ -89,6 +89,13 @@ unsafe extern "C" fn look(
 
 #[inline(always)]
 fn try_look(sk: u64, talking: &mut Talking) -> Option<()> {
+    // An agent before may have watched other ports: what it left is of no use, and may be another socket by now.
+    let port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
+    let state = read::<u8>(sk, OFF_SOCK_STATE.load())? as u32;
+    if !is_silent_port(port) || matches!(state, CLOSE | LISTEN) {
+        let _ = TALKING.remove(sk); // it has just left
+        return None;
+    }
     let received = read::<u64>(sk, OFF_TCP_SOCK_BYTES_RECEIVED.load())?;
     let acked = read::<u64>(sk, OFF_TCP_SOCK_BYTES_ACKED.load())?;
     // SAFETY: the helper has no precondition.

@@ -16,8 +16,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, RingBuf},
-    programs::{CgroupSkbAttachType, Program, links::PinnedLink},
-    util::online_cpus,
+    programs::{Program, links::PinnedLink},
 };
 use tracer_common::{
     Hook,
@@ -28,10 +27,10 @@ use tracer_common::{
 
 use super::{
     cgroup, exchange,
-    kallsyms::Reading,
+    kallsyms::{Ranges, Reading},
     linkage,
     maps::Maps,
-    mechanisms::{PERIODIC_WORK, Plan, TRACEPOINTS, programs},
+    mechanisms::{PERIODIC_WORK, Plan, programs},
     offsets::Offsets,
     only,
     reasons::Reasons,
@@ -43,6 +42,7 @@ use verify::Verdicts;
 
 mod attach;
 mod pinning;
+mod start;
 mod verify;
 
 pub use super::mechanisms::mechanism;
@@ -68,9 +68,26 @@ const BOUNDS: [(&str, &str, &str); 5] = [
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
 
+/// Of these: by them, on the kernel's stack, collections are told apart.
+const COLLECTIONS: [&str; 2] = ["___neigh_create", "neigh_periodic_work"];
+
 /// Begins to look for the functions whose places the programs are told.
 pub fn functions() -> Reading {
-    Reading::of(BOUNDS.map(|(name, _, _)| name).to_vec())
+    let names = BOUNDS.map(|(name, _, _)| name);
+    let wanted = names.into_iter().filter(|name| !without::is_without(name));
+    Reading::of(wanted.collect())
+}
+
+/// Why the kernel's stack does not tell who collects; `None` where it does.
+fn why_no_collections(functions: &Result<Ranges>) -> Option<String> {
+    match functions {
+        Err(why) => Some(format!("{why:#}")),
+        // Inlined, or under another name.
+        Ok(ranges) => COLLECTIONS
+            .iter()
+            .find(|name| !ranges.contains_key(*name))
+            .map(|name| format!("this kernel has no function {name} of its own")),
+    }
 }
 
 /// What the programs are told before they are loaded.
@@ -187,14 +204,14 @@ impl Loaded {
             .override_global("DNS_TIMEOUT_NS", &timeout_ns, true)
             .override_global("SILENT_PORTS", &silent_ports, true)
             .override_global("SILENT_AFTER_NS", &silent_after_ns, true);
-        let refusals_wait = u32::from(offsets.why_not(Hook::Drops).is_none());
-        loader.override_global("REFUSALS_WAIT", &refusals_wait, true);
         let only_netns = only::netns()?;
         loader.override_global("ONLY_NETNS", &only_netns, true);
         let functions = functions.ranges();
+        let no_collections = why_no_collections(&functions);
         let bounds: Vec<(&str, u64)> = functions
             .iter()
             .flat_map(|ranges| BOUNDS.iter().filter_map(|f| Some((f, ranges.get(f.0)?))))
+            .filter(|((name, ..), _)| no_collections.is_none() || !COLLECTIONS.contains(name))
             .flat_map(|((_, start, end), range)| [(*start, range.start), (*end, range.end)])
             .collect();
         for (global, address) in &bounds {
@@ -211,7 +228,7 @@ impl Loaded {
         }
         let told = (
             (parameters.event_rate, ports, timeout_ns),
-            (silent_ports, silent_after_ns, refusals_wait, only_netns),
+            (silent_ports, silent_after_ns, only_netns),
             (&bounds, &offsets.globals, without::names()),
             // Programs hang at the root that their agent saw.
             cgroup::mount_point()
@@ -283,7 +300,7 @@ impl Loaded {
             programs.hooks.push(status);
         }
         programs.hooks.sort_by_key(|status| status.hook);
-        if let Err(why) = functions {
+        if let Some(why) = no_collections {
             programs.watch_periodic_work(attach, &why);
         }
         programs.watch_sends(offsets);
@@ -308,38 +325,8 @@ impl Loaded {
         self.verdicts = verify::all(&mut self.ebpf, &names);
     }
 
-    fn start(&mut self, hook: Hook, plan: Result<Plan>, attach: bool) -> HookStatus {
-        let mut status = HookStatus {
-            hook,
-            state: State::Attached,
-            mechanism: mechanism(hook),
-            reason: String::new(),
-            not_seen: String::new(),
-            verified: Vec::new(),
-        };
-        let result = plan.and_then(|plan| {
-            self.try_start(hook, &plan, attach, &mut status.verified)?;
-            Ok(plan.lost)
-        });
-        match result {
-            Ok(lost) if lost.is_empty() => {}
-            Ok(lost) => {
-                status.state = State::Degraded;
-                status.reason = lost.join("; ");
-            }
-            Err(why) => {
-                for name in programs(hook) {
-                    self.unload(name);
-                }
-                status.state = State::Unavailable;
-                status.reason = format!("{why:#}").replace('\n', " ");
-            }
-        }
-        status
-    }
-
     /// The second-best way to tell who removes an entry, where the stack cannot be read.
-    fn watch_periodic_work(&mut self, attach: bool, why: &anyhow::Error) {
+    fn watch_periodic_work(&mut self, attach: bool, why: &str) {
         if self.hooks[Hook::Gc as usize].state == State::Unavailable {
             return;
         }
@@ -372,7 +359,7 @@ impl Loaded {
             ),
         };
         self.hooks[Hook::Gc as usize].mechanism = mechanism;
-        self.degrade(Hook::Gc, &format!("{lost}: {why:#}"));
+        self.degrade(Hook::Gc, &format!("{lost}: {why}"));
     }
 
     /// Where the kernel can: the queries that never become a packet. Attached by `doctor` too, for some
@@ -408,49 +395,12 @@ impl Loaded {
         }
     }
 
-    fn try_start(
-        &mut self,
-        hook: Hook,
-        plan: &Plan,
-        attach: bool,
-        verified: &mut Vec<(String, u32)>,
-    ) -> Result<()> {
-        let cgroup = match hook {
-            Hook::Dns => Some(cgroup::mount_point()?),
-            _ => None,
-        };
-        for name in &plan.load {
-            // The kernel tells since 5.16.
-            if let Some(instructions) = self.load_program(name)? {
-                verified.push(((*name).to_owned(), instructions));
-            }
-        }
-        if !attach {
-            return Ok(());
-        }
-        if plan.has("conntrack_begin") && !self.is_pinned("kfree_skb") {
-            let online = || online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"));
-            for cpu in online()? {
-                let run = self.run_on("conntrack_begin", Some(cpu));
-                // It may have gone offline meanwhile.
-                if run.is_err() && online()?.contains(&cpu) {
-                    run?;
-                }
-            }
-        }
-        for (name, tracepoint) in TRACEPOINTS.iter().filter(|(name, _)| plan.has(name)) {
-            self.attach_tracepoint(name, tracepoint)?;
-        }
-        if let Some(path) = cgroup {
-            self.attach_cgroup("dns_ingress", &path, CgroupSkbAttachType::Ingress)?;
-            self.attach_cgroup("dns_egress", &path, CgroupSkbAttachType::Egress)?;
-        }
-        Ok(())
-    }
-
     /// Takes over the program that is pinned, or pins one that has passed the verifier. Gives the instructions
     /// that the verifier walked through, where the kernel tells.
     pub(super) fn load_program(&mut self, name: &str) -> Result<Option<u32>> {
+        if without::is_without(&format!("load:{name}")) {
+            return Err(anyhow!("TRACER_WITHOUT says so"));
+        }
         let adopted = self.adopt(name)?;
         let verdict = self.verdicts.remove(name);
         let program = self

@@ -146,8 +146,7 @@ impl Plan {
             };
             if let Some((_, other)) = INSTEAD.iter().find(|(program, _)| program == name) {
                 plan.load.push(other);
-            } else if let Some((_, lost)) = DISPENSABLE.iter().find(|(program, _)| program == name)
-            {
+            } else if let Some(lost) = dispensable(name) {
                 if !lost.is_empty() {
                     plan.lost.push(format!("{lost}: {why}"));
                 }
@@ -162,6 +161,19 @@ impl Plan {
     pub fn has(&self, program: &str) -> bool {
         self.load.contains(&program)
     }
+}
+
+/// What takes a program's place if the kernel refuses it after all. None for `dns_age`: lookups wait in other maps there,
+/// as the other programs were made.
+pub fn stand_in(name: &str) -> Option<&'static str> {
+    let found = INSTEAD.iter().find(|(program, _)| *program == name);
+    found.map(|(_, other)| *other).filter(|_| name != "dns_age")
+}
+
+/// What a hook loses that goes on without a program; empty where another says it. `None` where it cannot.
+pub fn dispensable(name: &str) -> Option<&'static str> {
+    let found = DISPENSABLE.iter().find(|(program, _)| *program == name);
+    found.map(|(_, lost)| *lost)
 }
 
 /// Is a program not loaded with the others of its hook, but only where it is needed, or possible?

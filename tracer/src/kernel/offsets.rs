@@ -162,6 +162,8 @@ const OPTIONAL: &[Field] = &[
     ("OFF_TCP_SOCK_DATA_SEGS_OUT", "tcp_sock", "data_segs_out"),
     ("OFF_TCP_SOCK_MSTAMP", "tcp_sock", "tcp_mstamp"),
     ("OFF_SOCK_MAX_ACK_BACKLOG", "sock", "sk_max_ack_backlog"),
+    ("OFF_SOCK_SHUTDOWN", "sock", "sk_shutdown"),
+    ("OFF_TCP_SOCK_MSS_CLAMP", "tcp_sock", "rx_opt.mss_clamp"),
 ];
 
 /// Set by [`Offsets::conntrack`], all or none.

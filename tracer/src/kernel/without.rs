@@ -1,7 +1,7 @@
 //! `TRACER_WITHOUT`: what tracer is to do without although the kernel has it, so that tests can compare
 //! one mechanism with the other on one kernel. Names, with commas between them: `fexit`,
 //! `drop_reasons`, `cmpxchg` (the instruction), BPF helpers (`bpf_loop`, `bpf_for_each_map_elem`), tracepoints
-//! (`inet_sk_error_report`). For tests only: it is no setting, and no file of `--config` has it.
+//! (`inet_sk_error_report`), functions (`___neigh_create`), programs that the verifier is to refuse (`load:kfree_skb`). For tests only: it is no setting, and no file of `--config` has it.
 
 use std::env;
 

@@ -12,12 +12,14 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
-    maps::Array,
+    maps::{Array, Map},
     programs::{
         CgroupSkb, CgroupSkbAttachType, FExit, Program, RawTracePoint,
         links::{FdLink, PinnedLink},
     },
 };
+
+use tracer_common::Hook;
 
 use super::{Loaded, OBJECT};
 use crate::kernel::sends;
@@ -103,11 +105,12 @@ impl Loaded {
         if self.sees_sends {
             sends::note_from_now_on(&mut self.ebpf)?;
         }
-        let map = self
-            .ebpf
-            .map_mut("ACTIVE")
-            .ok_or_else(|| anyhow!("the eBPF object has no map ACTIVE"))?;
-        Array::try_from(map)?
+        // A refusal waits for the packet that dies of it only where somebody sees that.
+        let sees_drops = u32::from(self.is_attached(Hook::Drops));
+        Array::try_from(self.map("DROPS_WATCHED")?)?
+            .set(0, sees_drops, 0)
+            .context("cannot write the map DROPS_WATCHED")?;
+        Array::try_from(self.map("ACTIVE")?)?
             .set(0, build, 0)
             .context("cannot set the map ACTIVE, so that no program counts")?;
         if !self.sees_sends {
@@ -117,6 +120,11 @@ impl Loaded {
             Some(pins) => pins.relieve_all(),
             None => Ok(()),
         }
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        let map = self.ebpf.map_mut(name);
+        map.ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
     }
 
     /// Lets an attachment outlive the agent.
