@@ -129,9 +129,14 @@ impl StandinApiserver {
 
     /// A node with this address, made or changed.
     pub fn apply_node(&self, name: &str, address: &str) {
+        self.apply_node_with(name, address, "10.7.0.0/24");
+    }
+
+    /// The same with a range that its pods are to be in.
+    pub fn apply_node_with(&self, name: &str, address: &str, range: &str) {
         let node = json!({
             "metadata": {"name": name, "uid": name},
-            "spec": {"podCIDR": "10.7.0.0/24", "podCIDRs": ["10.7.0.0/24"]},
+            "spec": {"podCIDR": range, "podCIDRs": [range]},
             "status": {"addresses": [
                 {"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name},
             ]},

@@ -137,6 +137,42 @@ fn a_server_has_its_nodes_name() {
     watched.agent.stop_cleanly();
 }
 
+/// Where the network gives pods addresses of its own choice, a node's range says nothing of who has them.
+#[test]
+fn a_pods_node_is_told_only_where_pods_are_in_their_nodes_ranges() {
+    let lab = Lab::new();
+    let pod = lab.pod("asks", 1, 1);
+    let server = StandinApiserver::start();
+    // This node's pods are in its range.
+    server.apply_node_with("lab", "172.30.0.11", "10.9.0.0/24");
+    server.apply_node_with("node-2", "172.30.0.12", "10.1.0.0/16");
+    server.apply_pod("own", "uid-0", "10.9.0.1");
+    let Watched { server, agent, .. } =
+        watched(server, &["--pods", "kubernetes", "--dns-timeout", "1s"]);
+    let to = pod.hub(Family::V4);
+    let client = Client {
+        timeout: Duration::from_secs(1),
+        linger: Duration::ZERO,
+    };
+    let fail = |expected: [u64; 2]| {
+        client.run(&pod, vec![Lookup::new("gone.test", A, to)]);
+        eventually(SOON, || {
+            let metrics = agent.metrics();
+            let shown = ["node-2", &to.to_string()].map(|peer| {
+                let labels = [("peer", peer), ("kind", "dns")];
+                metrics.count("tracer_node_peer_failures_total", &labels)
+            });
+            ensure(shown == expected, || format!("{shown:?}, not {expected:?}"))
+        });
+    };
+    fail([1, 0]);
+    // One is not: then nobody's need be.
+    server.apply_pod("elsewhere", "uid-1", "10.1.0.77");
+    await_pods(&agent, 2, SOON);
+    fail([1, 1]);
+    agent.stop_cleanly();
+}
+
 #[test]
 fn a_watch_goes_on_after_every_fault() {
     let server = StandinApiserver::start();

@@ -200,7 +200,7 @@ impl Engine {
         let (watched_since, started) = (SystemTime::now(), Instant::now());
         let (mut since, mut epoch) = (watched_since, started);
         let mut aggregate = Aggregate::new(config.window, config.max_pods);
-        let mut peers = Peers::start(&config.pods)?;
+        let mut peers = Peers::start(&config.pods, &config.node)?;
         let mut collected = Collected::default();
         if let Some(memory) = memory {
             (since, epoch) = (memory.since, memory.epoch);

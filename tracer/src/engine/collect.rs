@@ -157,8 +157,12 @@ impl Engine {
         }
         self.watch_pressure(collected, second);
         let reading = maps.read()?;
-        lock(&self.peers).update(&reading.peers, now, second);
         resolver.refresh(Ask::Regularly);
+        {
+            let mut peers = lock(&self.peers);
+            peers.learn(&resolver);
+            peers.update(&reading.peers, now, second);
+        }
         let forwarded: u64 = reading
             .forwarded
             .iter()

@@ -454,6 +454,14 @@ impl Resolver {
         None
     }
 
+    /// What pods of this node have for addresses in the pod network.
+    pub fn pod_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let consulted = self.sources.iter().filter(|c| c.source.names_pods());
+        let pods = consulted.flat_map(|c| &c.known);
+        pods.filter(|known| known.own_namespace)
+            .flat_map(|known| known.addresses.iter().copied())
+    }
+
     /// Is there still such a pod, or is it no pod at all?
     pub fn is_alive(&self, owner: &Owner) -> bool {
         self.sources

@@ -11,7 +11,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tracer_common::peers::{Key, Kind};
 
-use super::kubernetes::{Access, Nodes};
+use super::{
+    Resolver,
+    kubernetes::{Access, Nodes},
+};
 use crate::{aggregate::shares::Shares, config::Pods, hooks::address, moment};
 
 /// Peers with a name of their own.
@@ -60,15 +63,16 @@ struct Grown {
 }
 
 impl Peers {
-    /// With the nodes' names, where the pods come from an API server too. Needs a tokio runtime of
-    /// several threads.
-    pub fn start(pods: &Pods) -> Result<Self> {
+    /// On the node of this name; with the nodes' names, where the pods come from an API server too. Needs a tokio
+    /// runtime of several threads.
+    pub fn start(pods: &Pods, node: &str) -> Result<Self> {
         let access = match pods {
             Pods::Kubernetes => Access::any(),
             Pods::Auto => Access::arranged(),
             _ => None,
         };
-        Ok(Self::with(access.map(Nodes::start).transpose()?))
+        let nodes = access.map(|access| Nodes::start(access, node));
+        Ok(Self::with(nodes.transpose()?))
     }
 
     fn with(nodes: Option<Nodes>) -> Self {
@@ -89,6 +93,13 @@ impl Peers {
     /// The same, from an agent before.
     pub fn remember(&mut self, tally: Tally) {
         self.tally = tally;
+    }
+
+    /// What proves where pods are: those of this node.
+    pub fn learn(&self, resolver: &Resolver) {
+        if let Some(nodes) = &self.nodes {
+            nodes.learn(resolver.pod_addresses(), resolver.has_heard_all());
+        }
     }
 
     /// Takes over what the kernel has counted. `second` counts up with time.

@@ -1,11 +1,15 @@
 //! The cluster's nodes, for their names: a watch on nodes, of which a name and some addresses each
 //! are kept. It needs get, list and watch on nodes; without, addresses stand for themselves.
+//!
+//! A node's `podCIDR` says where its pods are only where the network takes their addresses from there. Calico's and
+//! Cilium's own pools do not, and the controller manager hands out ranges all the same, often of the same network: by
+//! them a pod would be on whatever node. So they are believed only as long as this node's own pods are in its own.
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
@@ -23,6 +27,10 @@ use serde::Deserialize;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{Access, RETRY, STALE, access::Way, object::is_plain, told};
+
+/// How long before a server that denies the nodes is asked again: where that is meant (`rbac.nodes` of the chart), every
+/// agent of the cluster would ask it.
+const DENIED: Duration = Duration::from_mins(10);
 
 type Node = Object<Spec, Status>;
 
@@ -49,6 +57,8 @@ struct Address {
 
 /// The nodes that are known.
 pub struct Nodes {
+    /// This one's name.
+    own: String,
     shared: Arc<Mutex<Store>>,
     task: JoinHandle<()>,
 }
@@ -60,6 +70,17 @@ struct Store {
     fresh: HashSet<String>,
     listed: bool,
     failed: bool,
+    ranges: Ranges,
+}
+
+/// Are pods where the nodes' ranges say?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ranges {
+    /// It is not known yet which pods this node has.
+    #[default]
+    Unheard,
+    Unproved,
+    Proved,
 }
 
 /// Where a node is.
@@ -77,18 +98,34 @@ struct Range {
 }
 
 impl Nodes {
-    /// Begins to watch. Needs a tokio runtime of several threads.
-    pub fn start(access: Access) -> Result<Self> {
+    /// Begins to watch, on the node of this name. Needs a tokio runtime of several threads.
+    pub fn start(access: Access, own: &str) -> Result<Self> {
         let config = tokio::task::block_in_place(|| Handle::current().block_on(access.load()))?;
         let shared = Arc::new(Mutex::new(Store::default()));
         let task = tokio::spawn(follow(access, config, Arc::clone(&shared)));
-        Ok(Self { shared, task })
+        Ok(Self {
+            own: own.to_owned(),
+            shared,
+            task,
+        })
     }
 
     /// Is it settled what is known: is there a list, or no hope of one soon?
     pub fn is_settled(&self) -> bool {
         let store = store(&self.shared);
-        store.listed || store.failed
+        store.listed && store.ranges != Ranges::Unheard || store.failed
+    }
+
+    /// Takes the addresses that this node's pods have in the pod network. `heard`: is it all of them?
+    pub fn learn(&self, addresses: impl Iterator<Item = IpAddr>, heard: bool) {
+        let mut store = store(&self.shared);
+        if heard {
+            store.ranges = if store.is_proved(&self.own, addresses) {
+                Ranges::Proved
+            } else {
+                Ranges::Unproved
+            };
+        }
     }
 
     /// The node that has the address, or whose pods do.
@@ -135,7 +172,11 @@ async fn watch(access: Access, config: &kube::Config, shared: &Mutex<Store>) -> 
                 good = Instant::now();
             }
             Err(why) => {
+                let is_denied = is_denied(&why);
                 fail(shared, &anyhow!(why));
+                if is_denied {
+                    tokio::time::sleep(DENIED).await;
+                }
                 if good.elapsed() >= STALE && access.leads_elsewhere(&way).await {
                     break;
                 }
@@ -143,6 +184,16 @@ async fn watch(access: Access, config: &kube::Config, shared: &Mutex<Store>) -> 
         }
     }
     Ok(())
+}
+
+/// Is there no right to see nodes?
+fn is_denied(why: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = why
+    else {
+        return false;
+    };
+    status.code == hyper::StatusCode::FORBIDDEN.as_u16()
 }
 
 /// Told once: the source of pods has the same server and goes on telling.
@@ -188,9 +239,31 @@ impl Store {
         Some(name)
     }
 
+    /// Is any of these addresses in the node's ranges, and none outside?
+    fn is_proved(&self, node: &str, addresses: impl Iterator<Item = IpAddr>) -> bool {
+        let Some(places) = self.nodes.get(node) else {
+            return false;
+        };
+        let mut any = false;
+        for address in addresses {
+            let of_family = |range: &&Range| range.address.is_ipv4() == address.is_ipv4();
+            let mut ranges = places.ranges.iter().filter(of_family).peekable();
+            if ranges.peek().is_none() {
+                continue;
+            }
+            if !ranges.any(|range| range.holds(address)) {
+                return false;
+            }
+            any = true;
+        }
+        any
+    }
+
     fn name(&self, address: IpAddr) -> Option<&String> {
         let has = |places: &Places| places.addresses.contains(&address);
-        let holds = |places: &Places| places.ranges.iter().any(|range| range.holds(address));
+        let holds = |places: &Places| {
+            self.ranges == Ranges::Proved && places.ranges.iter().any(|range| range.holds(address))
+        };
         let of = |(name, _)| name;
         let exact = self.nodes.iter().find(|(_, places)| has(places));
         exact
@@ -297,6 +370,8 @@ mod tests {
         )));
         store.take(Event::InitDone);
         assert_eq!(name(&store, "172.30.0.1"), "n1");
+        assert_eq!(name(&store, "10.244.1.7"), "", "not before it is proved");
+        store.ranges = Ranges::Proved;
         assert_eq!(name(&store, "10.244.1.7"), "n1");
         assert_eq!(name(&store, "fd00:1::7"), "n1");
         assert_eq!(name(&store, "10.244.1.9"), "n2", "exactly");
@@ -308,6 +383,25 @@ mod tests {
         store.take(Event::InitApply(node("n1", "172.30.0.1", &[])));
         store.take(Event::InitDone);
         assert_eq!(name(&store, "10.244.2.1"), "");
+    }
+
+    #[test]
+    fn ranges_are_believed_as_long_as_own_pods_are_in_their_own() {
+        let mut store = Store::default();
+        store.take(Event::Init);
+        let own = node("own", "172.30.0.1", &["10.244.1.0/24"]);
+        store.take(Event::InitApply(own));
+        store.take(Event::InitDone);
+        let proved = |node: &str, pods: &[&str]| {
+            store.is_proved(node, pods.iter().map(|address| address.parse().unwrap()))
+        };
+        assert!(proved("own", &["10.244.1.7"]));
+        // Of a family that it has no range of, nothing is said.
+        assert!(proved("own", &["10.244.1.7", "fd00::7"]));
+        for pods in [&[][..], &["fd00::7"], &["10.244.1.7", "10.244.3.9"]] {
+            assert!(!proved("own", pods), "{pods:?}");
+        }
+        assert!(!proved("other", &["10.244.1.7"]));
     }
 
     #[test]
