@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::alertmanager::{Alertmanager, amtool};
 use tests::process::{Ended, run, tracer};
 use tests::prometheus::{Prometheus, promtool};
@@ -280,6 +280,54 @@ fn rules_rest_on_counters_that_tracer_has() {
         .filter(|name| !used.contains(**name) && !texts.contains(**name))
         .collect();
     assert!(idle.is_empty(), "recorded for nobody: {idle:?}");
+}
+
+/// What is a page in a small cluster is every day's in a big one; too many lines for a file.
+#[test]
+fn in_1000_nodes_callers_of_the_dead_are_a_page_when_there_are_more_than_usual() {
+    let series = |series: String, values: &str| json!({"series": series, "values": values});
+    let mut input: Vec<Value> = (0..1000)
+        .map(|n| series(format!("tracer_build_info{{node=\"n{n}\"}}"), "1x95"))
+        .collect();
+    let caller = |namespace: &str, n: u32, values: &str| {
+        let labels = format!(
+            "node=\"n{n}\",namespace=\"{namespace}\",pod=\"p\",destination=\"{namespace}-{}:80\"",
+            n % 50
+        );
+        let metric = "tracer_pod_dead_endpoint_attempts_total";
+        series(format!("{metric}{{{labels}}}"), values)
+    };
+    // 19 with old addresses at any time; later 25 more, which is not much, and then 70, with others.
+    input.extend((0..19).map(|n| caller("shop", n, "0+10x95")));
+    input.extend((0..25).map(|n| caller("bank", n, "_x62 3+10x12 _x20")));
+    input.extend((0..70).map(|n| caller("mesh", n, "_x80 3+10x15")));
+    let page = "ALERTS{alertname=\"TracerDeadEndpointTrafficWidespread\",alertstate=\"firing\"}";
+    let count = |at: &str, of: &str, value: Option<u32>| {
+        let samples: Vec<Value> = value
+            .map(|value| json!({"labels": "{}", "value": value}))
+            .into_iter()
+            .collect();
+        json!({"expr": format!("count({of})"), "eval_time": at, "exp_samples": samples})
+    };
+    let ever = format!("max_over_time({page}[2h])");
+    let test = json!({
+        "rule_files": rule_files(),
+        "evaluation_interval": "1m",
+        "group_eval_order": ["tracer-nodes", "tracer-pods", "tracer-cluster", "tracer-dead-endpoints"],
+        "tests": [{
+            "interval": "1m",
+            "input_series": input,
+            "promql_expr_test": [
+                count("80m", &ever, None),
+                count("87m", page, Some(1)),
+                count("95m", page, Some(1)),
+            ],
+        }],
+    });
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let file = folder.path().join("test.yaml");
+    fs::write(&file, test.to_string()).expect("files can be written");
+    succeed(promtool().args(["test", "rules"]).arg(file));
 }
 
 /// A node's trouble is one page, not one for each of its pods.
