@@ -58,13 +58,16 @@ fn succeed(command: &mut Command) -> Ended {
     ended
 }
 
-/// All rules as Prometheus has read them.
-fn rules() -> Vec<Value> {
+/// All groups of rules as Prometheus has read them.
+fn groups() -> Vec<Value> {
     let files = rule_files();
     let prometheus = Prometheus::start("[]", &[&files[0], &files[1]]);
     let groups = prometheus.api("/api/v1/rules");
-    let groups = groups["groups"].as_array().expect("groups");
-    let all: Vec<Value> = groups
+    groups["groups"].as_array().expect("groups").clone()
+}
+
+fn rules() -> Vec<Value> {
+    let all: Vec<Value> = groups()
         .iter()
         .flat_map(|group| group["rules"].as_array().expect("rules").clone())
         .collect();
@@ -94,6 +97,14 @@ fn promtool_accepts_the_rules_and_their_tests_hold() {
             scope.spawn(move || succeed(promtool().args(["test", "rules"]).arg(file)));
         }
     });
+}
+
+/// A test that is too long for a file.
+fn promtool_holds(test: &Value) {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let file = folder.path().join("test.yaml");
+    fs::write(&file, test.to_string()).expect("files can be written");
+    succeed(promtool().args(["test", "rules"]).arg(file));
 }
 
 #[test]
@@ -282,6 +293,66 @@ fn rules_rest_on_counters_that_tracer_has() {
     assert!(idle.is_empty(), "recorded for nobody: {idle:?}");
 }
 
+/// Above the shards of docs/scale.md there is what they recorded and what its `match[]` takes along.
+#[test]
+fn what_is_federated_is_what_the_other_groups_read() {
+    // kube-state-metrics' own; and texts, which go without the pod with most entries.
+    let elsewhere = ["kube_node_status_condition", "tracer_pod_neighbour_entries"];
+    let manual = read(&workspace("docs/scale.md"));
+    let selectors: Vec<&str> = manual
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("- '{")?.strip_suffix("}'"))
+        .collect();
+    assert_eq!(selectors.len(), 4, "{selectors:?}");
+
+    let mut asked = BTreeSet::new();
+    for group in groups() {
+        if ["tracer-nodes", "tracer-pods"].contains(&text(&group["name"])) {
+            continue;
+        }
+        for rule in group["rules"].as_array().expect("rules") {
+            let told = rule["annotations"].to_string();
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+            let words = text(&rule["query"]).split(|c| !is_name(c));
+            let of_text = told.split(|c| !is_name(c)).filter(|w| w.contains('_'));
+            let metrics = words.chain(of_text).filter(|word| {
+                *word == "up"
+                    || word.contains(":tracer_")
+                    || ["tracer_", "process_", "kube_"]
+                        .iter()
+                        .any(|start| word.starts_with(start))
+            });
+            asked.extend(metrics.map(str::to_owned));
+        }
+    }
+    // What these groups record is there.
+    asked.retain(|name| {
+        !["cluster:", "peer:"]
+            .iter()
+            .any(|own| name.starts_with(own))
+    });
+    for name in elsewhere {
+        assert!(asked.remove(name), "{name} is asked for by no rule");
+    }
+    assert!(asked.len() > 20, "{asked:?}");
+
+    let series = |name: &String| json!({"series": format!("{name}{{job=\"tracer\",name=\"{name}\"}}"), "values": "1"});
+    let taken = selectors
+        .iter()
+        .map(|s| format!("count by (name) ({{{s}}})"));
+    let sample = |name: &String| json!({"labels": format!("{{name=\"{name}\"}}"), "value": 1});
+    let test = json!({"tests": [{
+        "interval": "1m",
+        "input_series": asked.iter().map(series).collect::<Vec<_>>(),
+        "promql_expr_test": [{
+            "expr": taken.collect::<Vec<_>>().join(" or "),
+            "eval_time": "0m",
+            "exp_samples": asked.iter().map(sample).collect::<Vec<_>>(),
+        }],
+    }]});
+    promtool_holds(&test);
+}
+
 /// What is a page in a small cluster is every day's in a big one; too many lines for a file.
 #[test]
 fn in_1000_nodes_callers_of_the_dead_are_a_page_when_there_are_more_than_usual() {
@@ -324,10 +395,7 @@ fn in_1000_nodes_callers_of_the_dead_are_a_page_when_there_are_more_than_usual()
             ],
         }],
     });
-    let folder = tempfile::tempdir().expect("temporary folders can be made");
-    let file = folder.path().join("test.yaml");
-    fs::write(&file, test.to_string()).expect("files can be written");
-    succeed(promtool().args(["test", "rules"]).arg(file));
+    promtool_holds(&test);
 }
 
 /// A node's trouble is one page, not one for each of its pods.
