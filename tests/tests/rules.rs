@@ -424,6 +424,15 @@ fn a_wider_alert_silences_the_narrower() {
         "TracerManyNodesFailTowardsPeer warning cluster cluster=b peer=10.96.0.10",
         "TracerDeadEndpointTrafficWidespread critical cluster cluster=b",
         "TracerDeadEndpointTraffic warning pod cluster=b node=n3 namespace=bank pod=p destination=10.0.0.9:80",
+        // Another one, whose API server is away; one hook is a node's own trouble.
+        "TracerManyAgentsUnwell warning cluster cluster=c fault=TracerPodSourceSilent",
+        "TracerPodSourceSilent warning node cluster=c node=n1 source=kubernetes",
+        "TracerPodSourceSilent warning node cluster=c node=n2 source=kubernetes",
+        "TracerHookNotAttached warning node cluster=c node=n1 hook=dns state=degraded",
+        // And one where no agent is scraped.
+        "TracerAbsent warning cluster cluster=d",
+        "TracerManyAgentsUnwell warning cluster cluster=d fault=TracerNodeNotScraped",
+        "TracerNodeNotScraped warning node cluster=d node=n1",
         // Of somebody else.
         "KubePodCrashLooping warning pod node=n1 namespace=shop pod=cart",
     ];
@@ -457,9 +466,12 @@ fn a_wider_alert_silences_the_narrower() {
         told,
         [
             "KubePodCrashLooping n1",
+            "TracerAbsent d",
             "TracerDNSFailingEverywhere b",
             "TracerDNSFailingForPod n2",
             "TracerDeadEndpointTrafficWidespread b",
+            "TracerHookNotAttached c n1",
+            "TracerManyAgentsUnwell c",
             "TracerNeighbourTableFilling n1 ipv6",
             "TracerNeighbourTableFull n1 ipv4",
             "TracerNodeOutlier n2",
