@@ -5,7 +5,8 @@
 #                               it soon will
 #
 # Only for want of what all pods of the node share: its neighbour tables, its connection tracking. A
-# pod's own network policy or full receive buffer is no reason to drain a node.
+# pod's own network policy or full receive buffer is no reason to cordon a node. Nor is a table that
+# thrashes, which costs time and loses nothing yet: that is a warning.
 #
 # Exit 0: no problem. 1: the problem is there. 2: nobody knows, for the agent does not answer or does
 # not see all. One line on stdout says what.
@@ -39,11 +40,11 @@ if [ -z "$health" ] || [ -z "$sentence" ]; then
 fi
 
 case $problem in
-sick) rules='table-full|table-thrashes|conntrack-full' weight=node ;;
-warning) rules='table-fills|conntrack-full' weight=omen ;;
+sick) rules='table-full:node|conntrack-full:node' ;;
+warning) rules='table-fills:omen|table-thrashes:node|conntrack-full:omen' ;;
 esac
 # The sentence of the first finding of these rules that weighs so.
-found=$(printf '%s\n' "$verdict" | awk -v rules="^($rules)\$" -v weight="$weight" '
+found=$(printf '%s\n' "$verdict" | awk -v rules="^($rules)\$" '
     function value() {
         sub(/^ *"[a-z]*": "/, "")
         sub(/",?$/, "")
@@ -55,7 +56,7 @@ found=$(printf '%s\n' "$verdict" | awk -v rules="^($rules)\$" -v weight="$weight
     /^      "rule": "/ { rule = value() }
     /^      "weight": "/ { weighs = value() }
     /^      "sentence": "/ { sentence = value() }
-    /^    [}],?$/ && rule ~ rules && weighs == weight { print sentence; exit }
+    /^    [}],?$/ && (rule ":" weighs) ~ rules { print sentence; exit }
 ')
 if [ -n "$found" ]; then
     printf '%s\n' "$found"

@@ -76,6 +76,9 @@ fn capabilities_are_the_same_everywhere() {
         .collect();
     assert_eq!(bounding, added);
 
+    // For want of CAP_SYS_RESOURCE.
+    assert!(unit.lines().any(|line| line == "LimitMEMLOCK=infinity"));
+
     // Each takes away what one of these is for (systemd.exec(5)).
     for setting in [
         "ProtectKernelTunables=",
@@ -147,6 +150,41 @@ fn values_do_what_they_say() {
     }
 }
 
+/// Pods that detach are never ready, and the next would wait for them.
+#[test]
+fn all_nodes_detach_at_once() {
+    let strategy =
+        |values: &str| only(&rendered(values), "DaemonSet")["spec"]["updateStrategy"].clone();
+    let at_a_time =
+        |share: &str| json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": share}});
+    assert_eq!(strategy(""), at_a_time("10%"));
+    assert_eq!(strategy("detachAll=true"), at_a_time("100%"));
+    let by_hand = "updateStrategy.type=OnDelete,detachAll=true";
+    assert_eq!(strategy(by_hand), at_a_time("100%"));
+}
+
+#[test]
+fn capabilities_can_be_added() {
+    let more = rendered("extraCapabilities={SYS_RESOURCE}");
+    let more = capabilities(&container(&more)["securityContext"], "add");
+    let mut all = capabilities(&container(&rendered(""))["securityContext"], "add");
+    all.push("SYS_RESOURCE".to_owned());
+    assert_eq!(more, all);
+}
+
+/// In an outage the probe's connection may be what dies first.
+#[test]
+fn no_kubelet_kills_an_agent_that_it_cannot_reach() {
+    let plain = rendered("");
+    assert_eq!(container(&plain)["livenessProbe"], Value::Null);
+    assert_eq!(
+        container(&plain)["readinessProbe"]["httpGet"]["path"],
+        "/readyz"
+    );
+    let daemonset = only(&plain, "DaemonSet");
+    assert_eq!(daemonset["spec"]["minReadySeconds"], 10);
+}
+
 #[test]
 fn monitoring_is_asked_for_where_the_cluster_knows_it() {
     let operator = ["--api-versions", "monitoring.coreos.com/v1"];
@@ -179,6 +217,7 @@ fn a_value_that_is_wrong_is_named() {
         ("listen=0.0.0.0:65536", "/listen"),
         ("criEndpoint=unix:///run/some.sock", "/criEndpoint"),
         ("apiFolder=run", "/apiFolder"),
+        ("extraCapabilities={CAP_BPF}", "/extraCapabilities/0"),
         ("runbookUrl=runbooks", "/runbookUrl"),
         ("podSource=k8s", "'kubernetes', 'cri'"),
         ("stateDir=/var/lib/tracer", "/stateDir"),

@@ -169,7 +169,7 @@ fn what_is_no_clear_verdict_is_unknown() {
             "It is.",
         ),
         (
-            // A pod's own trouble is no reason to drain the node.
+            // A pod's own trouble is no reason to cordon the node.
             verdict_by(
                 "dns-killed-here",
                 "node",
@@ -198,6 +198,19 @@ fn what_is_no_clear_verdict_is_unknown() {
             assert_eq!(
                 check(shell, "sick", &program, "none"),
                 (*code, (*line).to_owned())
+            );
+        }
+    }
+
+    // A table that thrashes costs time and loses nothing yet: a warning, for more is to come.
+    let thrashes = verdict_by("table-thrashes", "node", "sick", "It thrashes.", &[]);
+    let program = fake("thrashes", &thrashes);
+    for shell in SHELLS {
+        for (problem, code) in [("sick", 0), ("warning", 1)] {
+            assert_eq!(
+                check(shell, problem, &program, "none"),
+                (Some(code), "It thrashes.".to_owned()),
+                "{problem}"
             );
         }
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::alertmanager::{Alertmanager, amtool};
 use tests::process::{Ended, run, tracer};
 use tests::prometheus::{Prometheus, promtool};
@@ -58,13 +58,16 @@ fn succeed(command: &mut Command) -> Ended {
     ended
 }
 
-/// All rules as Prometheus has read them.
-fn rules() -> Vec<Value> {
+/// All groups of rules as Prometheus has read them.
+fn groups() -> Vec<Value> {
     let files = rule_files();
     let prometheus = Prometheus::start("[]", &[&files[0], &files[1]]);
     let groups = prometheus.api("/api/v1/rules");
-    let groups = groups["groups"].as_array().expect("groups");
-    let all: Vec<Value> = groups
+    groups["groups"].as_array().expect("groups").clone()
+}
+
+fn rules() -> Vec<Value> {
+    let all: Vec<Value> = groups()
         .iter()
         .flat_map(|group| group["rules"].as_array().expect("rules").clone())
         .collect();
@@ -94,6 +97,14 @@ fn promtool_accepts_the_rules_and_their_tests_hold() {
             scope.spawn(move || succeed(promtool().args(["test", "rules"]).arg(file)));
         }
     });
+}
+
+/// A test that is too long for a file.
+fn promtool_holds(test: &Value) {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let file = folder.path().join("test.yaml");
+    fs::write(&file, test.to_string()).expect("files can be written");
+    succeed(promtool().args(["test", "rules"]).arg(file));
 }
 
 #[test]
@@ -243,6 +254,11 @@ fn commands_of_the_runbooks_exist() {
     );
 }
 
+/// Of a metric's name.
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == ':'
+}
+
 #[test]
 fn rules_rest_on_counters_that_tracer_has() {
     let documented = read(&workspace("docs/metrics.md"));
@@ -255,7 +271,6 @@ fn rules_rest_on_counters_that_tracer_has() {
     let mut used = BTreeSet::new();
     for rule in &all {
         let query = text(&rule["query"]);
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
         for word in query.split(|c| !is_name(c)) {
             if word.contains(':') && word.contains("tracer") {
                 assert!(recorded.contains(word), "{word} is recorded by no rule");
@@ -274,12 +289,116 @@ fn rules_rest_on_counters_that_tracer_has() {
         }
     }
     let files = rule_files();
-    let texts = read(&files[1]);
+    let texts = read(&files[1]) + &read(&workspace("deploy/grafana/dashboard.toml"));
     let idle: Vec<_> = recorded
         .iter()
         .filter(|name| !used.contains(**name) && !texts.contains(**name))
         .collect();
     assert!(idle.is_empty(), "recorded for nobody: {idle:?}");
+}
+
+/// Above the shards of docs/scale.md there is what they recorded and what its `match[]` takes along.
+#[test]
+fn what_is_federated_is_what_the_other_groups_read() {
+    // kube-state-metrics' own; and texts, which go without the pod with most entries.
+    let elsewhere = ["kube_node_status_condition", "tracer_pod_neighbour_entries"];
+    let manual = read(&workspace("docs/scale.md"));
+    let selectors: Vec<&str> = manual
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("- '{")?.strip_suffix("}'"))
+        .collect();
+    assert_eq!(selectors.len(), 4, "{selectors:?}");
+
+    let mut asked = BTreeSet::new();
+    for group in groups() {
+        if ["tracer-nodes", "tracer-pods"].contains(&text(&group["name"])) {
+            continue;
+        }
+        for rule in group["rules"].as_array().expect("rules") {
+            let told = rule["annotations"].to_string();
+            let words = text(&rule["query"]).split(|c| !is_name(c));
+            let of_text = told.split(|c| !is_name(c)).filter(|w| w.contains('_'));
+            let metrics = words.chain(of_text).filter(|word| {
+                *word == "up"
+                    || word.contains(":tracer_")
+                    || ["tracer_", "process_", "kube_"]
+                        .iter()
+                        .any(|start| word.starts_with(start))
+            });
+            asked.extend(metrics.map(str::to_owned));
+        }
+    }
+    // What these groups record is there.
+    asked.retain(|name| {
+        !["cluster:", "peer:"]
+            .iter()
+            .any(|own| name.starts_with(own))
+    });
+    for name in elsewhere {
+        assert!(asked.remove(name), "{name} is asked for by no rule");
+    }
+    assert!(asked.len() > 20, "{asked:?}");
+
+    let series = |name: &String| json!({"series": format!("{name}{{job=\"tracer\",name=\"{name}\"}}"), "values": "1"});
+    let taken = selectors
+        .iter()
+        .map(|s| format!("count by (name) ({{{s}}})"));
+    let sample = |name: &String| json!({"labels": format!("{{name=\"{name}\"}}"), "value": 1});
+    let test = json!({"tests": [{
+        "interval": "1m",
+        "input_series": asked.iter().map(series).collect::<Vec<_>>(),
+        "promql_expr_test": [{
+            "expr": taken.collect::<Vec<_>>().join(" or "),
+            "eval_time": "0m",
+            "exp_samples": asked.iter().map(sample).collect::<Vec<_>>(),
+        }],
+    }]});
+    promtool_holds(&test);
+}
+
+/// What is a page in a small cluster is every day's in a big one; too many lines for a file.
+#[test]
+fn in_1000_nodes_callers_of_the_dead_are_a_page_when_there_are_more_than_usual() {
+    let series = |series: String, values: &str| json!({"series": series, "values": values});
+    let mut input: Vec<Value> = (0..1000)
+        .map(|n| series(format!("tracer_build_info{{node=\"n{n}\"}}"), "1x95"))
+        .collect();
+    let caller = |namespace: &str, n: u32, values: &str| {
+        let labels = format!(
+            "node=\"n{n}\",namespace=\"{namespace}\",pod=\"p\",destination=\"{namespace}-{}:80\"",
+            n % 50
+        );
+        let metric = "tracer_pod_dead_endpoint_attempts_total";
+        series(format!("{metric}{{{labels}}}"), values)
+    };
+    // 19 with old addresses at any time; later 25 more, which is not much, and then 70, with others.
+    input.extend((0..19).map(|n| caller("shop", n, "0+10x95")));
+    input.extend((0..25).map(|n| caller("bank", n, "_x62 3+10x12 _x20")));
+    input.extend((0..70).map(|n| caller("mesh", n, "_x80 3+10x15")));
+    let page = "ALERTS{alertname=\"TracerDeadEndpointTrafficWidespread\",alertstate=\"firing\"}";
+    let count = |at: &str, of: &str, value: Option<u32>| {
+        let samples: Vec<Value> = value
+            .map(|value| json!({"labels": "{}", "value": value}))
+            .into_iter()
+            .collect();
+        json!({"expr": format!("count({of})"), "eval_time": at, "exp_samples": samples})
+    };
+    let ever = format!("max_over_time({page}[2h])");
+    let test = json!({
+        "rule_files": rule_files(),
+        "evaluation_interval": "1m",
+        "group_eval_order": ["tracer-nodes", "tracer-pods", "tracer-cluster", "tracer-dead-endpoints"],
+        "tests": [{
+            "interval": "1m",
+            "input_series": input,
+            "promql_expr_test": [
+                count("80m", &ever, None),
+                count("87m", page, Some(1)),
+                count("95m", page, Some(1)),
+            ],
+        }],
+    });
+    promtool_holds(&test);
 }
 
 /// A node's trouble is one page, not one for each of its pods.
@@ -308,6 +427,15 @@ fn a_wider_alert_silences_the_narrower() {
         "TracerManyNodesFailTowardsPeer warning cluster cluster=b peer=10.96.0.10",
         "TracerDeadEndpointTrafficWidespread critical cluster cluster=b",
         "TracerDeadEndpointTraffic warning pod cluster=b node=n3 namespace=bank pod=p destination=10.0.0.9:80",
+        // Another one, whose API server is away; one hook is a node's own trouble.
+        "TracerManyAgentsUnwell warning cluster cluster=c fault=TracerPodSourceSilent",
+        "TracerPodSourceSilent warning node cluster=c node=n1 source=kubernetes",
+        "TracerPodSourceSilent warning node cluster=c node=n2 source=kubernetes",
+        "TracerHookNotAttached warning node cluster=c node=n1 hook=dns state=degraded",
+        // And one where no agent is scraped.
+        "TracerAbsent warning cluster cluster=d",
+        "TracerManyAgentsUnwell warning cluster cluster=d fault=TracerNodeNotScraped",
+        "TracerNodeNotScraped warning node cluster=d node=n1",
         // Of somebody else.
         "KubePodCrashLooping warning pod node=n1 namespace=shop pod=cart",
     ];
@@ -341,9 +469,12 @@ fn a_wider_alert_silences_the_narrower() {
         told,
         [
             "KubePodCrashLooping n1",
+            "TracerAbsent d",
             "TracerDNSFailingEverywhere b",
             "TracerDNSFailingForPod n2",
             "TracerDeadEndpointTrafficWidespread b",
+            "TracerHookNotAttached c n1",
+            "TracerManyAgentsUnwell c",
             "TracerNeighbourTableFilling n1 ipv6",
             "TracerNeighbourTableFull n1 ipv4",
             "TracerNodeOutlier n2",

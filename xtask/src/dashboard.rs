@@ -13,6 +13,8 @@ const SOURCE: &str = "deploy/grafana/dashboard.toml";
 const MADE: &str = "deploy/helm/tracer/files/dashboard.json";
 /// Schema of Grafana 12's classic dashboards; older ones read it too, newer ones migrate it.
 const SCHEMA: u32 = 41;
+/// Of each line, whatever the range: Prometheus' limit of samples is for all points of a query.
+const POINTS: u32 = 300;
 /// Columns of Grafana's grid.
 const COLUMNS: u32 = 24;
 
@@ -75,6 +77,9 @@ struct Annotation {
 #[serde(deny_unknown_fields)]
 struct Row {
     title: String,
+    /// Closed until somebody opens it: its panels ask nothing before.
+    #[serde(default)]
+    closed: bool,
     panel: Vec<Panel>,
 }
 
@@ -134,31 +139,44 @@ fn datasource() -> Value {
 impl Source {
     fn dashboard(&self) -> Value {
         let mut panels = Vec::new();
-        let mut y = 0;
+        let (mut id, mut y) = (0, 0);
         for row in &self.row {
-            panels.push(json!({
-                "id": panels.len() + 1,
+            id += 1;
+            let mut head = json!({
+                "id": id,
                 "type": "row",
                 "title": row.title,
-                "collapsed": false,
+                "collapsed": row.closed,
                 "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1},
                 "panels": [],
-            }));
+            });
             y += 1;
+            let below = y;
+            let mut inside = Vec::new();
             let (mut x, mut line) = (0, 0);
             for panel in &row.panel {
                 let (width, height) = panel.size();
                 if x + width > COLUMNS {
                     (x, y, line) = (0, y + line, 0);
                 }
+                id += 1;
                 let mut made = self.panel(panel);
-                made["id"] = json!(panels.len() + 1);
+                made["id"] = json!(id);
                 made["gridPos"] = json!({"x": x, "y": y, "w": width, "h": height});
-                panels.push(made);
+                inside.push(made);
                 x += width;
                 line = line.max(height);
             }
             y += line;
+            if row.closed {
+                // They are the row's own, and take no room.
+                head["panels"] = json!(inside);
+                panels.push(head);
+                y = below;
+            } else {
+                panels.push(head);
+                panels.extend(inside);
+            }
         }
         json!({
             "uid": self.uid,
@@ -245,6 +263,7 @@ impl Source {
             "description": panel.description,
             "datasource": datasource(),
             "targets": targets,
+            "maxDataPoints": POINTS,
             "fieldConfig": {"defaults": panel.defaults(), "overrides": panel.overrides()},
         });
         let (kind, options) = match panel.kind {

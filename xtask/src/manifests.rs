@@ -55,6 +55,7 @@ const VARIANTS: &[&str] = &[
     "seLinuxOptions.type=spc_t,appArmorProfile=",
     "podSource=cri",
     "exactNamespaces=true,hostNetwork=false,hostPID=false,stateDir=none",
+    "detachAll=true,extraCapabilities={SYS_RESOURCE}",
     "redactNames=true,resourceQuota.create=true,dashboard.enabled=true",
 ];
 
