@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Finding, Weight, figures, pod_flag, ratio, since, window};
+use super::{Finding, Weight, figures, of_this_node, pod_flag, ratio, since, window};
 use crate::export::snapshot::Episode;
 use crate::why::evidence::{Facts, Failure, most_common};
 use crate::why::words::{count, counted, name, share};
@@ -85,12 +85,13 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             } else {
                 means
             };
+            let part = ratio(episode.recent_failed, episode.recent_attempts);
             Some(Finding {
                 rule: "dns-killed-here",
                 weight: if gave_up {
                     Weight::Elsewhere
                 } else {
-                    Weight::Node
+                    of_this_node(episode.recent_failed, part)
                 },
                 ..finding(
                     facts,

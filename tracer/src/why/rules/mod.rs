@@ -22,6 +22,8 @@ use crate::export::snapshot::Episode;
 pub enum Weight {
     /// It is over.
     Past,
+    /// This node kills it, but so few that nobody is to be woken for them.
+    Few,
     /// Something fails, and nothing on this node is seen to be the cause.
     Elsewhere,
     /// Nothing fails yet.
@@ -54,6 +56,11 @@ pub struct Finding {
     pub unknown: Option<String>,
 }
 
+/// So many failures are no trouble of the node's where they are this small a share as well: a scanner
+/// that meets a network policy, a datagram lost in a burst.
+const FEW: u64 = 5;
+const LITTLE: f64 = 0.01;
+
 type Rule = fn(&Facts) -> Vec<Finding>;
 
 /// All rules, by name; the first of two that weigh the same stands above.
@@ -78,6 +85,16 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found: Vec<Finding> = RULES.iter().flat_map(|(_, rule)| rule(facts)).collect();
     found.sort_by(|a, b| (b.weight.cmp(&a.weight)).then_with(|| b.share.total_cmp(&a.share)));
     found
+}
+
+/// What packets that die on this node weigh. Not for the neighbour table: there the first refusals are
+/// the omen of the many.
+fn of_this_node(failed: u64, share: f64) -> Weight {
+    if failed < FEW && share < LITTLE {
+        Weight::Few
+    } else {
+        Weight::Node
+    }
 }
 
 /// `since 13:29:07 UTC`, or, where it began with the agent, what is known.

@@ -283,6 +283,81 @@ fn lookups_that_a_rule_kills_are_the_nodes() {
     insta::assert_snapshot!(first(&verdict).1);
 }
 
+/// The server is down, and a scanner meets a network policy: nobody is to read of the scanner first.
+#[test]
+fn few_that_die_here_stand_below_many_that_die_elsewhere() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.episodes = vec![
+        episode("dns", "netfilter", 1, 1000),
+        episode("dns", "no_answer", 950, 1000),
+    ];
+    let lost = vec![episode("receive", "socket_buffer_full", 1, 1)];
+    pod(&mut snapshot, "greedy").figures.episodes = lost;
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    let rules: Vec<_> = verdict.findings.iter().map(|f| f.rule).collect();
+    assert_eq!(
+        rules,
+        [
+            "dns-killed-elsewhere",
+            "dns-killed-here",
+            "receive-buffer-full"
+        ]
+    );
+    insta::assert_snapshot!(verdict.sentences.join("\n"));
+}
+
+#[test]
+fn few_that_die_here_make_no_node_sick_and_are_told() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.failure_ratio.insert("dns".into(), 0.0004);
+    for (failed, all, health) in [
+        (4, 10_000, Health::Fine),
+        (5, 10_000, Health::Sick),
+        (4, 400, Health::Sick),
+        (1, 1, Health::Sick),
+    ] {
+        snapshot.total.episodes = vec![episode("dns", "netfilter", failed, all)];
+        let verdict = node(&snapshot, &events);
+        assert_eq!(verdict.health, health, "{failed} of {all}");
+        assert_eq!(first(&verdict).0, "dns-killed-here");
+    }
+    snapshot.total.episodes = vec![episode("dns", "netfilter", 4, 10_000)];
+    insta::assert_snapshot!(node(&snapshot, &events).sentences.join("\n"));
+
+    // Of datagrams nobody knows how many came; but each pod that loses some is one more.
+    snapshot.total.episodes.clear();
+    let lost = |n| vec![episode("receive", "socket_buffer_full", n, n)];
+    pod(&mut snapshot, "greedy").figures.episodes = lost(4);
+    let verdict = node(&snapshot, &events);
+    assert_eq!(
+        (verdict.health, first(&verdict).0),
+        (Health::Fine, "receive-buffer-full")
+    );
+    pod(&mut snapshot, "victim").figures.episodes = lost(1);
+    assert_eq!(node(&snapshot, &events).health, Health::Sick);
+}
+
+/// The first refusals are the omen of the many.
+#[test]
+fn one_refused_neighbour_is_enough() {
+    let (mut snapshot, events) = recorded!("fine");
+    for (signal, cause) in [
+        ("neighbour", "ipv4_table_full"),
+        ("dns", "neighbour_table_full"),
+    ] {
+        snapshot.total.episodes = vec![
+            episode(signal, cause, 1, 10_000),
+            episode("dns", "no_answer", 950, 1000),
+        ];
+        let verdict = node(&snapshot, &events);
+        assert_eq!(
+            (verdict.health, first(&verdict).0),
+            (Health::Sick, "table-full")
+        );
+    }
+}
+
 /// An answer without a socket is its client's doing; but it excuses no other drop.
 #[test]
 fn clients_that_hang_up_do_not_make_a_node_sick() {
