@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::evidence::Facts;
 use super::words::{later, moment};
-use crate::export::snapshot::Episode;
+use crate::export::snapshot::{Episode, Pod};
 
 /// How bad, and whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -122,6 +122,35 @@ fn pod_flag(facts: &Facts) -> String {
     facts.pod.map_or_else(String::new, |pod| {
         format!(" --pod {}", super::words::name(pod))
     })
+}
+
+/// A command that looks at what only the pod's own network namespace shows: its sockets, neighbours
+/// and routes. Where nobody knows the way into it, the command says that it has to be run there.
+fn inside(facts: &Facts, pod: &Pod, command: &str) -> String {
+    // Of a process that has failed lately, so that it is there in all likelihood.
+    let pid = || {
+        ["dns_failure", "connect_failure"]
+            .into_iter()
+            .flat_map(|kind| facts.recent_of(pod, kind))
+            .filter_map(|f| f.pid)
+            .last()
+    };
+    // Names of namespaces are names of files, and this is to be given to a shell.
+    let is_plain = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && (name.chars()).all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    match &*pod.namespace {
+        "(netns)" if is_plain(&pod.pod) => format!("ip netns exec {} {command}", pod.pod),
+        namespace if namespace.starts_with('(') && namespace != "(netns)" => command.to_owned(),
+        _ => match pid() {
+            Some(pid) => format!("nsenter -t {pid} -n {command}"),
+            None => format!(
+                "{command}  # in the network namespace of {}",
+                super::words::name(pod)
+            ),
+        },
+    }
 }
 
 fn figures<const N: usize>(pairs: [(&str, Value); N]) -> Map<String, Value> {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Finding, Weight, figures, of_this_node, ratio, since, window};
+use super::{Finding, Weight, figures, inside, of_this_node, ratio, since, window};
 use crate::export::snapshot::Pod;
 use crate::why::evidence::Facts;
 use crate::why::words::{count, counted, name, share};
@@ -80,7 +80,7 @@ pub(super) fn receive_buffer_full(facts: &Facts) -> Vec<Finding> {
             ("datagrams_lost", json!(episode.recent_failed)),
             ("pods", json!(rest.len() + 1)),
         ]),
-        next: "ss -uamn".into(),
+        next: inside(facts, pod, "ss -uamn"),
         unknown: Some("how many datagrams came in all: the share lost is not known".into()),
     }]
 }

@@ -407,6 +407,76 @@ fn a_full_receive_buffer_names_its_pod() {
     insta::assert_snapshot!(first(&verdict).1);
 }
 
+/// What only the pod's namespace shows is looked for there.
+#[test]
+fn commands_look_into_the_pods_namespace() {
+    let (mut snapshot, _) = recorded!("fine");
+    snapshot.time = "2026-11-22T06:40:00Z".into();
+    let failed = |time: &str, pid: u32| {
+        let line = format!(
+            r#"{{"time":"{time}","kind":"dns_failure","node":"n","pid":{pid},
+            "pod":{{"namespace":"shop","name":"cart"}},"qname":"a.","server":"10.0.0.1:53",
+            "cause":"no_route"}}"#
+        );
+        Failure::parse(&line).unwrap()
+    };
+    let events = [
+        failed("2026-11-22T06:30:00Z", 7),
+        failed("2026-11-22T06:39:30Z", 4711),
+    ];
+    let named = |snapshot: &mut Snapshot, namespace: &str, name: &str| {
+        let pod = &mut snapshot.pods[1];
+        (pod.namespace, pod.pod) = (namespace.into(), name.into());
+    };
+    let lost = vec![episode("receive", "socket_buffer_full", 88, 88)];
+    snapshot.pods[1].figures.episodes = lost;
+    for (namespace, name, events, next) in [
+        ("(netns)", "hub", &events[..0], "ip netns exec hub ss -uamn"),
+        ("(host)", "statsd.service", &events[..0], "ss -uamn"),
+        ("shop", "cart", &events, "nsenter -t 4711 -n ss -uamn"),
+        (
+            "shop",
+            "cart",
+            &events[..1],
+            "ss -uamn  # in the network namespace of shop/cart",
+        ),
+        (
+            "(netns)",
+            "a;b",
+            &events,
+            "ss -uamn  # in the network namespace of (netns)/a;b",
+        ),
+    ] {
+        named(&mut snapshot, namespace, name);
+        assert_eq!(node(&snapshot, events).next, next);
+    }
+
+    // Lookups: of the one pod that has them, or of whose buffer is full.
+    let of = |cause| vec![episode("dns", cause, 9, 10)];
+    named(&mut snapshot, "shop", "cart");
+    for (cause, next) in [
+        ("no_route", "nsenter -t 4711 -n ip route"),
+        ("neighbour_queue_full", "nsenter -t 4711 -n ip neigh show"),
+        ("socket_buffer_full", "ss -uamn"),
+        ("netfilter", "nft list ruleset"),
+    ] {
+        snapshot.total.episodes = of(cause);
+        snapshot.pods[1].figures.episodes = of(cause);
+        assert_eq!(node(&snapshot, &events).next, next);
+    }
+    snapshot.total.episodes = of("socket_buffer_full");
+    snapshot.pods[2].namespace = "(netns)".into();
+    let server = &mut pod(&mut snapshot, "greedy").figures;
+    server.episodes = vec![episode("receive", "socket_buffer_full", 9, 9)];
+    let next = node(&snapshot, &events).next;
+    assert_eq!(next, "ip netns exec greedy ss -uamn");
+    // Of many pods the node's own is as good as any.
+    snapshot.total.episodes = of("no_route");
+    snapshot.pods[1].figures.episodes = of("no_route");
+    snapshot.pods[3].figures.episodes = of("no_route");
+    assert_eq!(node(&snapshot, &events).next, "ip route");
+}
+
 #[test]
 fn a_server_here_that_is_silent_is_named() {
     let (mut snapshot, events) = recorded!("fine");
