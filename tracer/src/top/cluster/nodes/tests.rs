@@ -213,3 +213,32 @@ fn connections_without_an_answer_accuse_who_does_not_answer() {
         .collect();
     assert_eq!(signals, [Signal::Towards, Signal::Retransmit]);
 }
+
+/// A thousand times the traffic is a thousand times the segments sent again: nodes that let the world in are
+/// no match for one that others fail towards.
+#[test]
+fn busy_nodes_stand_below_the_sick_one() {
+    let names: Vec<String> = (1..=50).map(|i| format!("n{i:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut answers = answer(&names);
+    for busy in &mut answers[7][..3] {
+        busy.value = 60_000.0;
+    }
+    let quiet = judged(answers.clone());
+    assert_eq!(odd(&quiet), ["n01", "n02", "n03"]);
+    assert!(quiet.nodes.iter().all(|node| node.score <= ODD));
+
+    answers[8] = ["n04", "n05", "n06", "n07", "n08", "n09"]
+        .map(|from| towards(from, "n20", "unanswered", 3.0))
+        .to_vec();
+    let cluster = judged(answers);
+    assert_eq!(odd(&cluster), ["n20", "n01", "n02", "n03"]);
+    assert!(cluster.nodes[0].score > ODD);
+    // Of a node that fails too they are the last thing told.
+    let mut both = answer(&FOUR);
+    both[7][0].value = 60_000.0;
+    both[6].push(connect_failed("a", 300.0));
+    let cluster = judged(both);
+    let signals = cluster.nodes[0].findings.iter().map(|f| f.signal);
+    assert!(signals.eq([Signal::Connect, Signal::Retransmit]));
+}
