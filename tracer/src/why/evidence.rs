@@ -20,6 +20,8 @@ pub struct Failure {
     pub namespace: String,
     /// The pod.
     pub pod: String,
+    /// Whose call it was, where that is known: of the host's process ids.
+    pub pid: Option<u32>,
     /// What killed it: a cause, a drop reason, a result, a family.
     pub cause: String,
     /// Name asked for, of lookups.
@@ -50,6 +52,7 @@ impl Failure {
             time: text(&event["time"])?,
             namespace: text(&event["pod"]["namespace"])?,
             pod: text(&event["pod"]["name"])?,
+            pid: event["pid"].as_u64().and_then(|pid| pid.try_into().ok()),
             cause: cause.unwrap_or_default(),
             name: text(&event["qname"]).filter(|name| name != REDACTED),
             backend: text(&event["backend"]),
@@ -183,11 +186,12 @@ mod tests {
     #[test]
     fn a_failure_is_read_from_its_line() {
         let line = r#"{"time":"2026-01-01T00:00:01Z","kind":"dns_failure","node":"n",
-            "pod":{"namespace":"shop","name":"cart"},"qname":"a.b.","server":"10.0.0.1:53",
+            "pod":{"namespace":"shop","name":"cart"},"pid":42,"qname":"a.b.","server":"10.0.0.1:53",
             "outcome":"timeout","cause":"no_answer","qtype":"A","waited_seconds":5.0}"#;
         let failure = Failure::parse(line).unwrap();
         assert_eq!((&*failure.pod, &*failure.cause), ("cart", "no_answer"));
         assert_eq!(failure.name.as_deref(), Some("a.b."));
+        assert_eq!(failure.pid, Some(42));
         assert_eq!(failure.towards.as_deref(), Some("10.0.0.1:53"));
         assert!(
             failure

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
-    /// Nothing fails.
+    /// Nothing fails, or next to nothing.
     Fine,
     /// Something fails, and nothing on this node is seen to be the cause.
     FailsElsewhere,
@@ -76,7 +76,7 @@ pub fn judge(snapshot: &Snapshot, failures: &[Failure], pod: Option<&Pod>) -> Ve
         Some(Weight::Node) => Health::Sick,
         Some(Weight::Omen) => Health::Warning,
         Some(Weight::Elsewhere) => Health::FailsElsewhere,
-        Some(Weight::Past) | None => Health::Fine,
+        Some(Weight::Few | Weight::Past) | None => Health::Fine,
     };
     let next = match (&findings[..], pod) {
         ([first, ..], _) => first.next.clone(),
@@ -96,14 +96,20 @@ pub fn judge(snapshot: &Snapshot, failures: &[Failure], pod: Option<&Pod>) -> Ve
 }
 
 fn sentences(facts: &Facts, findings: &[Finding], health: Health) -> Vec<String> {
+    let little = findings.iter().any(|f| f.weight == Weight::Few);
     let [first, rest @ ..] = findings else {
-        return vec![fine(facts)];
+        return vec![fine(facts, little)];
     };
     let mut sentences = Vec::new();
     match health {
-        Health::Fine => sentences.push(fine(facts)),
+        Health::Fine => sentences.push(fine(facts, little)),
         Health::FailsElsewhere => sentences.push(format!(
-            "Nothing is wrong on this node that tracer can see; what fails is: {}",
+            "{} that tracer can see; what fails is: {}",
+            if little {
+                "Next to nothing is wrong on this node"
+            } else {
+                "Nothing is wrong on this node"
+            },
             first.sentence
         )),
         Health::Warning | Health::Sick => sentences.push(first.sentence.clone()),
@@ -120,7 +126,7 @@ fn sentences(facts: &Facts, findings: &[Finding], health: Health) -> Vec<String>
         .collect()
 }
 
-fn fine(facts: &Facts) -> String {
+fn fine(facts: &Facts, little: bool) -> String {
     let figures = facts.figures();
     let window = facts.snapshot.window_seconds;
     let subject = match facts.pod {
@@ -128,6 +134,9 @@ fn fine(facts: &Facts) -> String {
         None => "on this node".into(),
     };
     let lookups = match figures.failure_ratio.get("dns") {
+        Some(ratio) if *ratio > 0.0 && *ratio < 0.001 => {
+            "less than 0.1 % of the lookups failed".into()
+        }
         Some(ratio) if *ratio > 0.0 => format!("{:.1} % of the lookups failed", 100.0 * ratio),
         Some(_) => "no lookup failed".into(),
         None => "there were no lookups".into(),
@@ -155,7 +164,8 @@ fn fine(facts: &Facts) -> String {
         )
     };
     if seen(facts.snapshot) {
-        format!("Nothing is wrong {subject}: {lookups} in the last {window:.0} s{tables}")
+        let nothing = if little { "Next to nothing" } else { "Nothing" };
+        format!("{nothing} is wrong {subject}: {lookups} in the last {window:.0} s{tables}")
     } else {
         // Without the hooks, silence is no proof.
         format!("Tracer sees nothing wrong {subject}, but not all: see what it cannot know")

@@ -31,7 +31,8 @@ pub(super) enum Signal {
     Dns,
     /// Per cent of the TCP connects that failed.
     Connect,
-    /// TCP segments sent again.
+    /// TCP segments sent again: of a busy node more than of an idle one, for no counter says how many were
+    /// sent. So they alone make no node odder than [`ODD`].
     Retransmit,
     /// Failures of other nodes towards it.
     Towards,
@@ -159,6 +160,11 @@ impl Node {
         self.state != State::Up || !self.findings.is_empty()
     }
 
+    /// Odd by more than segments sent again.
+    fn fails(&self) -> bool {
+        (self.findings.iter()).any(|finding| finding.signal != Signal::Retransmit)
+    }
+
     fn figure(&self, signal: Signal) -> Option<f64> {
         match signal {
             Signal::Neighbour => self.refused,
@@ -234,10 +240,11 @@ impl Cluster {
         nodes.sort_by(|a, b| {
             let rank = |node: &Node| match node.state {
                 State::Down => 0,
-                State::Up if node.is_odd() => 1,
+                State::Up if node.fails() => 1,
                 State::NoTarget => 2,
                 State::NoAgent => 3,
-                State::Up => 4,
+                State::Up if node.is_odd() => 4,
+                State::Up => 5,
             };
             rank(a)
                 .cmp(&rank(b))
@@ -391,7 +398,10 @@ fn judge(
         let Some(figure) = node.figure(signal) else {
             continue;
         };
-        let score = spread.score(figure);
+        let score = match signal {
+            Signal::Retransmit => spread.score(figure).min(ODD),
+            _ => spread.score(figure),
+        };
         let enough = node.enough(signal, figure);
         if enough {
             node.score = node.score.max(score);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Finding, Weight, figures, pod_flag, ratio, since, window};
+use super::{Finding, Weight, figures, inside, of_this_node, pod_flag, ratio, since, window};
 use crate::export::snapshot::Episode;
 use crate::why::evidence::{Facts, Failure, most_common};
 use crate::why::words::{count, counted, name, share};
@@ -71,10 +71,10 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             } else {
                 Vec::new()
             };
-            let next = if next.is_empty() {
-                events(facts)
-            } else {
-                next.into()
+            let next = match cause {
+                "dropped" => events(facts),
+                "netfilter" => next.into(),
+                _ => where_it_is(facts, cause, next),
             };
             // An answer that finds no socket: its client has stopped waiting, which is no fault of
             // the node.
@@ -85,12 +85,13 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             } else {
                 means
             };
+            let part = ratio(episode.recent_failed, episode.recent_attempts);
             Some(Finding {
                 rule: "dns-killed-here",
                 weight: if gave_up {
                     Weight::Elsewhere
                 } else {
-                    Weight::Node
+                    of_this_node(episode.recent_failed, part)
                 },
                 ..finding(
                     facts,
@@ -104,6 +105,23 @@ pub(super) fn killed_here(facts: &Facts) -> Vec<Finding> {
             })
         })
         .collect()
+}
+
+/// The command, in the namespace of the pod that it is about, where that is one: of whose buffers are
+/// full, client's or server's; else of who asks.
+fn where_it_is(facts: &Facts, cause: &str, command: &str) -> String {
+    let pod = match facts.pod {
+        _ if cause == "socket_buffer_full" => {
+            let readers = facts.suffering("receive", cause);
+            readers.first().map(|(reader, _)| *reader)
+        }
+        Some(asked) => Some(asked),
+        None => match facts.suffering("dns", cause)[..] {
+            [(only, _)] => Some(only),
+            _ => None,
+        },
+    };
+    pod.map_or_else(|| command.to_owned(), |pod| inside(facts, pod, command))
 }
 
 /// Lookups fail, and nothing on this node is seen to be the cause.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::evidence::Facts;
 use super::words::{later, moment};
-use crate::export::snapshot::Episode;
+use crate::export::snapshot::{Episode, Pod};
 
 /// How bad, and whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -22,6 +22,8 @@ use crate::export::snapshot::Episode;
 pub enum Weight {
     /// It is over.
     Past,
+    /// This node kills it, but so few that nobody is to be woken for them.
+    Few,
     /// Something fails, and nothing on this node is seen to be the cause.
     Elsewhere,
     /// Nothing fails yet.
@@ -54,6 +56,11 @@ pub struct Finding {
     pub unknown: Option<String>,
 }
 
+/// So many failures are no trouble of the node's where they are this small a share as well: a scanner
+/// that meets a network policy, a datagram lost in a burst.
+const FEW: u64 = 5;
+const LITTLE: f64 = 0.01;
+
 type Rule = fn(&Facts) -> Vec<Finding>;
 
 /// All rules, by name; the first of two that weigh the same stands above.
@@ -78,6 +85,16 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found: Vec<Finding> = RULES.iter().flat_map(|(_, rule)| rule(facts)).collect();
     found.sort_by(|a, b| (b.weight.cmp(&a.weight)).then_with(|| b.share.total_cmp(&a.share)));
     found
+}
+
+/// What packets that die on this node weigh. Not for the neighbour table: there the first refusals are
+/// the omen of the many.
+fn of_this_node(failed: u64, share: f64) -> Weight {
+    if failed < FEW && share < LITTLE {
+        Weight::Few
+    } else {
+        Weight::Node
+    }
 }
 
 /// `since 13:29:07 UTC`, or, where it began with the agent, what is known.
@@ -105,6 +122,35 @@ fn pod_flag(facts: &Facts) -> String {
     facts.pod.map_or_else(String::new, |pod| {
         format!(" --pod {}", super::words::name(pod))
     })
+}
+
+/// A command that looks at what only the pod's own network namespace shows: its sockets, neighbours
+/// and routes. Where nobody knows the way into it, the command says that it has to be run there.
+fn inside(facts: &Facts, pod: &Pod, command: &str) -> String {
+    // Of a process that has failed lately, so that it is there in all likelihood.
+    let pid = || {
+        ["dns_failure", "connect_failure"]
+            .into_iter()
+            .flat_map(|kind| facts.recent_of(pod, kind))
+            .filter_map(|f| f.pid)
+            .last()
+    };
+    // Names of namespaces are names of files, and this is to be given to a shell.
+    let is_plain = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && (name.chars()).all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    match &*pod.namespace {
+        "(netns)" if is_plain(&pod.pod) => format!("ip netns exec {} {command}", pod.pod),
+        namespace if namespace.starts_with('(') && namespace != "(netns)" => command.to_owned(),
+        _ => match pid() {
+            Some(pid) => format!("nsenter -t {pid} -n {command}"),
+            None => format!(
+                "{command}  # in the network namespace of {}",
+                super::words::name(pod)
+            ),
+        },
+    }
 }
 
 fn figures<const N: usize>(pairs: [(&str, Value); N]) -> Map<String, Value> {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Finding, Weight, figures, ratio, since, window};
+use super::{Finding, Weight, figures, inside, of_this_node, ratio, since, window};
 use crate::export::snapshot::Pod;
 use crate::why::evidence::Facts;
 use crate::why::words::{count, counted, name, share};
@@ -61,10 +61,12 @@ pub(super) fn receive_buffer_full(facts: &Facts) -> Vec<Finding> {
         0 => String::new(),
         n => format!("; {} more lose some too", counted(n, "pod", "pods")),
     };
+    let lost = episode.recent_failed + rest.iter().map(|(_, e)| e.recent_failed).sum::<u64>();
+    let share = 0.0; // of nobody knows how many
     vec![Finding {
         rule: "receive-buffer-full",
-        weight: Weight::Node,
-        share: 0.0, // of nobody knows how many
+        weight: of_this_node(lost, share),
+        share,
         sentence: format!(
             "{} lost {} in full receive buffers {}, {}: it reads too slowly{others}",
             name(pod),
@@ -78,7 +80,7 @@ pub(super) fn receive_buffer_full(facts: &Facts) -> Vec<Finding> {
             ("datagrams_lost", json!(episode.recent_failed)),
             ("pods", json!(rest.len() + 1)),
         ]),
-        next: "ss -uamn".into(),
+        next: inside(facts, pod, "ss -uamn"),
         unknown: Some("how many datagrams came in all: the share lost is not known".into()),
     }]
 }

@@ -283,6 +283,81 @@ fn lookups_that_a_rule_kills_are_the_nodes() {
     insta::assert_snapshot!(first(&verdict).1);
 }
 
+/// The server is down, and a scanner meets a network policy: nobody is to read of the scanner first.
+#[test]
+fn few_that_die_here_stand_below_many_that_die_elsewhere() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.episodes = vec![
+        episode("dns", "netfilter", 1, 1000),
+        episode("dns", "no_answer", 950, 1000),
+    ];
+    let lost = vec![episode("receive", "socket_buffer_full", 1, 1)];
+    pod(&mut snapshot, "greedy").figures.episodes = lost;
+    let verdict = node(&snapshot, &events);
+    assert_eq!(verdict.health, Health::FailsElsewhere);
+    let rules: Vec<_> = verdict.findings.iter().map(|f| f.rule).collect();
+    assert_eq!(
+        rules,
+        [
+            "dns-killed-elsewhere",
+            "dns-killed-here",
+            "receive-buffer-full"
+        ]
+    );
+    insta::assert_snapshot!(verdict.sentences.join("\n"));
+}
+
+#[test]
+fn few_that_die_here_make_no_node_sick_and_are_told() {
+    let (mut snapshot, events) = recorded!("fine");
+    snapshot.total.failure_ratio.insert("dns".into(), 0.0004);
+    for (failed, all, health) in [
+        (4, 10_000, Health::Fine),
+        (5, 10_000, Health::Sick),
+        (4, 400, Health::Sick),
+        (1, 1, Health::Sick),
+    ] {
+        snapshot.total.episodes = vec![episode("dns", "netfilter", failed, all)];
+        let verdict = node(&snapshot, &events);
+        assert_eq!(verdict.health, health, "{failed} of {all}");
+        assert_eq!(first(&verdict).0, "dns-killed-here");
+    }
+    snapshot.total.episodes = vec![episode("dns", "netfilter", 4, 10_000)];
+    insta::assert_snapshot!(node(&snapshot, &events).sentences.join("\n"));
+
+    // Of datagrams nobody knows how many came; but each pod that loses some is one more.
+    snapshot.total.episodes.clear();
+    let lost = |n| vec![episode("receive", "socket_buffer_full", n, n)];
+    pod(&mut snapshot, "greedy").figures.episodes = lost(4);
+    let verdict = node(&snapshot, &events);
+    assert_eq!(
+        (verdict.health, first(&verdict).0),
+        (Health::Fine, "receive-buffer-full")
+    );
+    pod(&mut snapshot, "victim").figures.episodes = lost(1);
+    assert_eq!(node(&snapshot, &events).health, Health::Sick);
+}
+
+/// The first refusals are the omen of the many.
+#[test]
+fn one_refused_neighbour_is_enough() {
+    let (mut snapshot, events) = recorded!("fine");
+    for (signal, cause) in [
+        ("neighbour", "ipv4_table_full"),
+        ("dns", "neighbour_table_full"),
+    ] {
+        snapshot.total.episodes = vec![
+            episode(signal, cause, 1, 10_000),
+            episode("dns", "no_answer", 950, 1000),
+        ];
+        let verdict = node(&snapshot, &events);
+        assert_eq!(
+            (verdict.health, first(&verdict).0),
+            (Health::Sick, "table-full")
+        );
+    }
+}
+
 /// An answer without a socket is its client's doing; but it excuses no other drop.
 #[test]
 fn clients_that_hang_up_do_not_make_a_node_sick() {
@@ -330,6 +405,76 @@ fn a_full_receive_buffer_names_its_pod() {
         (Health::Sick, "receive-buffer-full")
     );
     insta::assert_snapshot!(first(&verdict).1);
+}
+
+/// What only the pod's namespace shows is looked for there.
+#[test]
+fn commands_look_into_the_pods_namespace() {
+    let (mut snapshot, _) = recorded!("fine");
+    snapshot.time = "2026-11-22T06:40:00Z".into();
+    let failed = |time: &str, pid: u32| {
+        let line = format!(
+            r#"{{"time":"{time}","kind":"dns_failure","node":"n","pid":{pid},
+            "pod":{{"namespace":"shop","name":"cart"}},"qname":"a.","server":"10.0.0.1:53",
+            "cause":"no_route"}}"#
+        );
+        Failure::parse(&line).unwrap()
+    };
+    let events = [
+        failed("2026-11-22T06:30:00Z", 7),
+        failed("2026-11-22T06:39:30Z", 4711),
+    ];
+    let named = |snapshot: &mut Snapshot, namespace: &str, name: &str| {
+        let pod = &mut snapshot.pods[1];
+        (pod.namespace, pod.pod) = (namespace.into(), name.into());
+    };
+    let lost = vec![episode("receive", "socket_buffer_full", 88, 88)];
+    snapshot.pods[1].figures.episodes = lost;
+    for (namespace, name, events, next) in [
+        ("(netns)", "hub", &events[..0], "ip netns exec hub ss -uamn"),
+        ("(host)", "statsd.service", &events[..0], "ss -uamn"),
+        ("shop", "cart", &events, "nsenter -t 4711 -n ss -uamn"),
+        (
+            "shop",
+            "cart",
+            &events[..1],
+            "ss -uamn  # in the network namespace of shop/cart",
+        ),
+        (
+            "(netns)",
+            "a;b",
+            &events,
+            "ss -uamn  # in the network namespace of (netns)/a;b",
+        ),
+    ] {
+        named(&mut snapshot, namespace, name);
+        assert_eq!(node(&snapshot, events).next, next);
+    }
+
+    // Lookups: of the one pod that has them, or of whose buffer is full.
+    let of = |cause| vec![episode("dns", cause, 9, 10)];
+    named(&mut snapshot, "shop", "cart");
+    for (cause, next) in [
+        ("no_route", "nsenter -t 4711 -n ip route"),
+        ("neighbour_queue_full", "nsenter -t 4711 -n ip neigh show"),
+        ("socket_buffer_full", "ss -uamn"),
+        ("netfilter", "nft list ruleset"),
+    ] {
+        snapshot.total.episodes = of(cause);
+        snapshot.pods[1].figures.episodes = of(cause);
+        assert_eq!(node(&snapshot, &events).next, next);
+    }
+    snapshot.total.episodes = of("socket_buffer_full");
+    snapshot.pods[2].namespace = "(netns)".into();
+    let server = &mut pod(&mut snapshot, "greedy").figures;
+    server.episodes = vec![episode("receive", "socket_buffer_full", 9, 9)];
+    let next = node(&snapshot, &events).next;
+    assert_eq!(next, "ip netns exec greedy ss -uamn");
+    // Of many pods the node's own is as good as any.
+    snapshot.total.episodes = of("no_route");
+    snapshot.pods[1].figures.episodes = of("no_route");
+    snapshot.pods[3].figures.episodes = of("no_route");
+    assert_eq!(node(&snapshot, &events).next, "ip route");
 }
 
 #[test]

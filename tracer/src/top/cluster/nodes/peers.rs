@@ -17,8 +17,7 @@ const OWN_CAUSES: [&str; 7] = [
     "server",
 ];
 
-/// Segments a second that a node must send a peer again before it counts: some are on every network,
-/// most of them towards whom everybody talks to.
+/// Segments a second that a node must send a peer again before they excuse it: some are on every network.
 const MIN_RESENT: f64 = 0.5;
 
 /// Failures of a node towards another.
@@ -82,7 +81,10 @@ pub(super) fn tell_peers(nodes: &mut Nodes, samples: &[Sample]) {
 pub(super) fn tell_towards(nodes: &mut Nodes, pairs: &[Pair]) {
     let mut by_witness: BTreeMap<(&str, &str), f64> = BTreeMap::new();
     for pair in pairs {
-        *by_witness.entry((pair.to, pair.from)).or_default() += pair.failures;
+        // Most segments are sent again towards whom everybody talks to, which is no fault of his.
+        if pair.kind != "retransmit" {
+            *by_witness.entry((pair.to, pair.from)).or_default() += pair.failures;
+        }
         if let Some(node) = nodes.get_mut(pair.to) {
             *node.towards.by_kind.entry(pair.kind.into()).or_default() += pair.failures;
         }

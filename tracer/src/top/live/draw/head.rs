@@ -19,7 +19,11 @@ const SIGNALS: [(&str, &str); 3] = [
     ("connect", "connects"),
 ];
 
-/// All lines of the head.
+/// Below so many lines of the screen, each of the head's has to earn its place.
+const LOW: u16 = 16;
+
+/// All lines of the head: as many as leave a third of the screen to what is below. Who is sick and what of
+/// tracer is in trouble stay; of the others the least important go.
 pub(super) fn lines<'a>(state: &State, theme: Theme, area: Rect) -> Vec<Line<'a>> {
     let width = usize::from(area.width);
     let Some(shown) = &state.shown else {
@@ -42,19 +46,51 @@ pub(super) fn lines<'a>(state: &State, theme: Theme, area: Rect) -> Vec<Line<'a>
             fresh.style(Tone::Warn),
         ));
     }
-    let most = if area.height >= 30 { 4 } else { 3 };
+    let most = match area.height {
+        ..LOW => 1,
+        LOW..30 => 3,
+        _ => 4,
+    };
     lines.extend(verdict(state, theme, width, most));
-    for table in &snapshot.tables {
-        lines.push(neighbours(table, &snapshot.history, theme, width));
+    let below = 1 + usize::from(area.height / 3).max(3);
+    let room = usize::from(area.height).saturating_sub(below + lines.len());
+    let trouble = fitted(trouble(state, snapshot), room, theme);
+    // Each with its place on the screen, the most important first: the fullest table, the shares, the
+    // other tables, who traces.
+    let mut rest: Vec<(usize, Line)> = Vec::new();
+    let mut tables: Vec<(usize, &Table)> = snapshot.tables.iter().enumerate().collect();
+    tables.sort_by(|(_, a), (_, b)| filled(b).total_cmp(&filled(a)));
+    for (place, table) in tables {
+        rest.push((place, neighbours(table, &snapshot.history, theme, width)));
     }
-    lines.push(ratios(snapshot, theme, width));
-    let mut trouble = trouble(state, snapshot, theme);
-    if area.height < 30 && state.view != View::Pods {
-        // Who looks closer has seen who traces; what is wrong with it stays.
-        trouble.remove(0);
+    let place = rest.len();
+    rest.insert(place.min(1), (place, ratios(snapshot, theme, width)));
+    // Who looks closer has seen who traces; what is wrong with it stays.
+    if area.height >= 30 || (area.height >= LOW && state.view == View::Pods) {
+        rest.push((place + 1, tracing(snapshot, theme)));
     }
+    rest.truncate(room.saturating_sub(trouble.len()));
+    rest.sort_by_key(|(place, _)| *place);
+    lines.extend(rest.into_iter().map(|(_, line)| line));
     lines.extend(trouble);
     lines
+}
+
+/// So many lines of trouble, the last one with the number of those that find no room.
+fn fitted<'a>(mut trouble: Vec<String>, room: usize, theme: Theme) -> Vec<Line<'a>> {
+    if trouble.len() > room {
+        let kept = room.saturating_sub(1);
+        let more = format!("{} more on a taller screen", trouble.len() - kept);
+        trouble.truncate(kept);
+        trouble.push(more);
+    }
+    let line = |text: String| {
+        Line::styled(
+            format!(" {} {}", theme.sign("▲", "!"), printable(&text)),
+            theme.style(Tone::Warn),
+        )
+    };
+    trouble.into_iter().map(line).collect()
 }
 
 fn title<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Line<'a> {
@@ -166,16 +202,24 @@ pub(super) fn wrap(text: &str, width: usize, most: usize, theme: Theme) -> Vec<S
     lines
 }
 
+/// Entries ÷ limit.
+fn filled(table: &Table) -> f64 {
+    share_of_limit(table, table.entries.unwrap_or(0))
+}
+
+fn share_of_limit(table: &Table, n: u64) -> f64 {
+    let limit = table.limits[2];
+    if limit > 0 {
+        n as f64 / limit as f64
+    } else {
+        0.0
+    }
+}
+
 fn neighbours<'a>(table: &Table, history: &History, theme: Theme, width: usize) -> Line<'a> {
     let [low, middle, limit] = table.limits;
-    let share_of = |n: u64| {
-        if limit > 0 {
-            n as f64 / limit as f64
-        } else {
-            0.0
-        }
-    };
-    let filled = share_of(table.entries.unwrap_or(0));
+    let share_of = |n: u64| share_of_limit(table, n);
+    let filled = filled(table);
     let tone = match &*table.pressure {
         "critical" => Tone::Bad,
         "rising" => Tone::Warn,
@@ -276,7 +320,7 @@ fn ratios<'a>(snapshot: &Snapshot, theme: Theme, width: usize) -> Line<'a> {
 }
 
 /// What stands between the figures and the truth: one line each, and none where all is well.
-fn trouble<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Vec<Line<'a>> {
+fn trouble(state: &State, snapshot: &Snapshot) -> Vec<String> {
     let mut lines = Vec::new();
     for hook in snapshot.hooks.iter().filter(|h| h.state != "attached") {
         let colon = if hook.reason.is_empty() { "" } else { ": " };
@@ -315,6 +359,11 @@ fn trouble<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Vec<Line<'a>
     if pending > 0 {
         lines.push(format!("{} waiting for a pod's name", count(pending)));
     }
+    lines
+}
+
+/// Who traces, and over what the shares are.
+fn tracing<'a>(snapshot: &Snapshot, theme: Theme) -> Line<'a> {
     let healthy: Vec<&str> = snapshot
         .sources
         .iter()
@@ -327,13 +376,12 @@ fn trouble<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Vec<Line<'a>
         .filter(|h| h.state == "attached")
         .map(|h| h.name.as_str())
         .collect();
-    let mut out = Vec::new();
     let names = if healthy.is_empty() {
         "nobody".into()
     } else {
         healthy.join(", ")
     };
-    out.push(Line::from(vec![
+    Line::from(vec![
         Span::styled(" tracer", theme.style(Tone::Title)),
         Span::styled(
             format!(
@@ -343,12 +391,5 @@ fn trouble<'a>(state: &State, snapshot: &Snapshot, theme: Theme) -> Vec<Line<'a>
             ),
             theme.style(Tone::Faint),
         ),
-    ]));
-    out.extend(lines.into_iter().map(|line| {
-        Line::styled(
-            format!(" {} {}", theme.sign("▲", "!"), printable(&line)),
-            theme.style(Tone::Warn),
-        )
-    }));
-    out
+    ])
 }

@@ -31,15 +31,16 @@ const fn spec(column: Column, title: &'static str, width: usize, from: u16) -> S
     }
 }
 
-/// Beside the pod's name, which takes what is left. What matters most shows on any screen.
+/// Beside the pod's name, which takes what is left: 16 cells at least, for a row without a name tells
+/// nobody anything. What matters most shows on any screen too.
 const COLUMNS: [Spec; 14] = [
     spec(Column::Failed, "FAIL%", 5, 0),
     spec(Column::Lookups, "LOOK/s", 6, 0),
-    spec(Column::Timeouts, "TMO/s", 6, 0),
+    spec(Column::Timeouts, "TMO/s", 6, 60),
     spec(Column::P50, "P50", 6, 100),
-    spec(Column::P99, "P99", 6, 70),
-    spec(Column::Cause, "MAIN CAUSE", 12, 0),
-    spec(Column::Entries, "NEIGH", 6, 60),
+    spec(Column::P99, "P99", 6, 74),
+    spec(Column::Cause, "MAIN CAUSE", 12, 52),
+    spec(Column::Entries, "NEIGH", 6, 66),
     spec(Column::Overflows, "OVFL/s", 6, 0),
     spec(Column::Drops, "DROP/s", 6, 110),
     spec(Column::ConnectFailed, "CONN%", 5, 120),
@@ -62,13 +63,8 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         return;
     };
     let rows = state.visible_rows();
-    let columns: Vec<&Spec> = COLUMNS.iter().filter(|c| c.from <= area.width).collect();
     let trend = if area.width >= ROOM_FOR_TREND { 21 } else { 0 };
-    let taken: usize = columns.iter().map(|c| c.width + 1).sum();
-    // Names of pods have 63 letters at most, most of them far fewer.
-    let name = usize::from(area.width)
-        .saturating_sub(MARK + taken + trend)
-        .min(72);
+    let (columns, name) = columns(area.width, trend);
     let mut lines = vec![
         rule(title(state, shown, &rows, theme), area.width, theme),
         head(&columns, name, trend, state, theme),
@@ -92,6 +88,15 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         lines.push(line);
     }
     put(frame, area, lines);
+}
+
+/// The columns that have room, and what is left for the name.
+fn columns(screen: u16, trend: usize) -> (Vec<&'static Spec>, usize) {
+    let columns: Vec<&Spec> = COLUMNS.iter().filter(|c| c.from <= screen).collect();
+    let taken: usize = columns.iter().map(|c| c.width + 1).sum();
+    let left = usize::from(screen).saturating_sub(MARK + taken + trend);
+    // Names of pods have 63 letters at most, most of them far fewer.
+    (columns, left.min(72))
 }
 
 fn nobody(state: &State, shown: &Shown) -> &'static str {
@@ -280,5 +285,19 @@ pub(super) fn short_cause(cause: &str) -> String {
         "socket_buffer_full" => "buffer full".into(),
         "port_unreachable" => "no listener".into(),
         other => printable(&other.replace('_', " ")).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_has_room_on_any_screen() {
+        for screen in super::super::SMALLEST.0..300 {
+            let trend = if screen >= ROOM_FOR_TREND { 21 } else { 0 };
+            let (_, name) = columns(screen, trend);
+            assert!(name >= 16, "{name} of {screen} cells");
+        }
     }
 }

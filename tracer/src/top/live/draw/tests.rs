@@ -120,6 +120,46 @@ fn incident_at_every_size() {
     }
 }
 
+/// The corner of a screen beside an editor: who is hit and what cannot be seen stay.
+#[test]
+fn small_screens_show_who_is_hit_and_what_is_in_trouble() {
+    let mut state = incident();
+    let mut after = snapshot(recorded!("overflow", "json"));
+    let dns = after.hooks.iter_mut().find(|h| h.name == "dns").unwrap();
+    dns.state = "unavailable".into();
+    dns.reason = "no cgroup2".into();
+    figures(&mut state, after.clone());
+    for (width, height) in [(40, 10), (50, 12)] {
+        let screen = screen(&state, width, height);
+        assert!(screen.contains("(netns)/greedy"), "{screen}");
+        assert!(
+            screen.contains("hook dns unavailable: no cgroup2"),
+            "{screen}"
+        );
+        insta::assert_snapshot!(format!("small-{width}x{height}"), screen);
+    }
+
+    // Nobody answers, and all hooks are in trouble: the head is full of it, and the pods stay.
+    for hook in &mut after.hooks {
+        hook.state = "unavailable".into();
+    }
+    let hooks = after.hooks.len();
+    figures(&mut state, after);
+    state.update(Update::Silent("no agent answers at unix:/x".into()));
+    insta::assert_snapshot!("small-silent-40x10", screen(&state, 40, 10));
+    for height in 10..50 {
+        let screen = screen(&state, 80, height);
+        let told = screen.matches('▲').count();
+        assert!(screen.contains("(netns)/greedy"), "{screen}");
+        assert!(
+            told == hooks || screen.contains("more on a taller screen"),
+            "{screen}"
+        );
+        // What matters less shows only where all of it is told.
+        assert!(told == hooks || !screen.contains(" failed "), "{screen}");
+    }
+}
+
 #[test]
 fn detail_at_every_size() {
     let mut state = incident();
