@@ -18,6 +18,9 @@ use crate::{
 /// Keys of a map of 8,192 from which on it is short of room.
 const CROWDED: usize = 6_000;
 
+/// The same of `ATTEMPTS`, which has 16,384.
+const CROWDED_ATTEMPTS: usize = 8_192;
+
 /// Keys that may leave the kernel's maps.
 #[derive(Debug, Default)]
 pub struct Leaving {
@@ -38,12 +41,26 @@ pub struct Leaving {
 }
 
 impl Aggregate {
+    /// Are there so many attempts that others may find no room? A destination that fails and answers in turn makes a key
+    /// each time.
+    pub fn is_crowded_by_attempts(&self) -> bool {
+        self.picture.reading.attempts.len() >= CROWDED_ATTEMPTS
+    }
+
+    /// Those alone that may leave whoever's they are.
+    pub fn retire_attempts(&mut self) -> Leaving {
+        Leaving {
+            dead: self.dead.over(&self.picture.reading, kernel::monotonic()),
+            ..Leaving::default()
+        }
+    }
+
     /// Which keys may leave the kernel's maps: those of pods that are gone, of namespaces that pods had who
     /// have others now, and of cgroups and namespaces of nobody that have been idle for long. Units of the host
     /// end as pods do, once there is none of that name; figures of what is neither stay.
     pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
         if !resolver.has_heard_all() {
-            return Leaving::default();
+            return self.retire_attempts();
         }
         let reading = &self.picture.reading;
         let gone = &mut self.gone;
@@ -72,7 +89,8 @@ impl Aggregate {
         let forwarded = crowded(reading.forwarded.len());
         let (dns, receivers) = (
             crowded(reading.dns.len()),
-            crowded(reading.receive_drops.len()),
+            // With an owner go its ports, of which one may have lost datagrams on thousands.
+            crowded(reading.receive_drops.len()) || crowded(reading.receive_ports.len()),
         );
         let (drops, tcp) = (crowded(reading.drops.len()), crowded(reading.tcp.len()));
         // What a walk does not find keeps what an earlier one had counted; the last may be under way.
@@ -222,7 +240,7 @@ mod tests {
     use crate::{
         aggregate::tests::Changing,
         kernel::maps::Reading,
-        pods::{Ask, Known},
+        pods::{Ask, Known, Source},
     };
 
     /// A pod of a StatefulSet, in this namespace.
@@ -254,6 +272,93 @@ mod tests {
         };
         reading.walks[0].generation = walks;
         reading
+    }
+
+    #[test]
+    fn attempts_before_an_answer_leave_whoever_is_not_known_yet() {
+        let destination = tcp::Destination {
+            address: [1, 0, 0, 0],
+            net_cookie: 0,
+            family: AF_INET,
+            port: 80,
+            _pad: 0,
+        };
+        let attempt = |answered| {
+            let key = tcp::AttemptsKey {
+                client: tcp::Key::default(),
+                destination,
+                answered,
+            };
+            let first = tcp::AttemptsValue {
+                failed: 1,
+                first_ns: 1,
+            };
+            (key, first)
+        };
+        let many = CROWDED_ATTEMPTS as u64;
+        let now_ns = u64::try_from(kernel::monotonic().as_nanos()).unwrap();
+        let value = tcp::DestinationValue {
+            answered: many,
+            last_failed_ns: now_ns,
+            ..tcp::DestinationValue::default()
+        };
+        let reading = Reading {
+            attempts: (0..many).map(attempt).collect(),
+            destinations: vec![(destination, value)],
+            ..Reading::default()
+        };
+        let resolver = Resolver::with(vec![Box::new(Unheard)]);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        aggregate.update(reading, &resolver, start, 0);
+        assert!(aggregate.is_crowded_by_attempts());
+        let leaving = aggregate.retire(&resolver, start);
+        assert_eq!(leaving.dead.attempts.len(), CROWDED_ATTEMPTS);
+    }
+
+    /// It has not answered yet.
+    struct Unheard;
+
+    impl Source for Unheard {
+        fn name(&self) -> &'static str {
+            "unheard"
+        }
+
+        fn pods(&mut self, _addresses: bool) -> anyhow::Result<Vec<Known>> {
+            anyhow::bail!("not yet")
+        }
+    }
+
+    #[test]
+    fn ports_leave_where_one_pod_has_them_all() {
+        let owner = ReceiverKey {
+            net_cookie: 5,
+            cgroup_id: 9,
+            ..ReceiverKey::default()
+        };
+        let lost = drops::ReceiverValue {
+            dropped: 1,
+            ..drops::ReceiverValue::default()
+        };
+        let port = |port| (ReceiverKey { port, ..owner }, lost);
+        let reading = Reading {
+            receive_drops: vec![(owner, lost)],
+            receive_ports: (1..=CROWDED as u16).map(port).collect(),
+            ..Reading::default()
+        };
+        let pods = Arc::new(Mutex::new(vec![web(5)]));
+        let mut resolver = Resolver::with(vec![Box::new(Changing(pods))]);
+        resolver.refresh(Ask::Regularly);
+        let mut aggregate = Aggregate::new(ledger::GRACE, 10);
+        let start = Instant::now();
+        aggregate.update(reading.clone(), &resolver, start, 0);
+        assert!(aggregate.retire(&resolver, start).receivers.is_empty());
+        let idle = start + ledger::CROWDED_GRACE;
+        aggregate.update(reading, &resolver, idle, 120);
+        assert_eq!(
+            aggregate.retire(&resolver, idle).receivers.len(),
+            CROWDED + 1
+        );
     }
 
     #[test]

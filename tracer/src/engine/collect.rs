@@ -199,6 +199,8 @@ impl Engine {
                 maps.forget_peer(&key);
             }
             collected.retired = Some(now);
+        } else if aggregate.is_crowded_by_attempts() {
+            forget(aggregate.retire_attempts(), &mut maps);
         }
         collected.fillings = maps.fillings(&picture.reading, picture.dns_pending());
         collected.misses = lock(&self.loaded).misses();
