@@ -39,6 +39,19 @@ fn the_rendered_files_are_what_the_chart_makes_and_kubernetes_takes_them() {
     assert!(ended.status.success(), "{ended:#?}");
 }
 
+/// Every agent of a large cluster watching every node is too much for its API server.
+#[test]
+fn nodes_are_seen_unless_it_is_not_wanted() {
+    for (values, expected) in [
+        ("", json!(["pods", "nodes"])),
+        ("rbac.nodes=false", json!(["pods"])),
+    ] {
+        let objects = rendered(values);
+        let role = only(&objects, "ClusterRole");
+        assert_eq!(role["rules"][0]["resources"], expected, "{values}");
+    }
+}
+
 /// The chart with and without what can be chosen, the unit, and what `doctor` tells; the manual and
 /// the rendered manifest are in `capabilities.rs`.
 #[test]
