@@ -424,7 +424,7 @@ impl Resolver {
         // A pod whose name may be on its way is nothing else meanwhile, in whose namespace ever.
         let awaited = self.has_pods()
             && match cgroup {
-                Some(path) => cgroup::pod_uids(path).next().is_some(),
+                Some(path) => cgroup::is_pods(path),
                 None => identity.cgroup_id.is_some(),
             };
         if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
