@@ -158,6 +158,13 @@ fn a_watch_goes_on_after_every_fault() {
             .all(|head| head.contains("fieldSelector=spec.nodeName%3Dlab")),
         "{pods:?}"
     );
+    // Such a list comes from the server's cache, not from etcd.
+    assert!(
+        pods.iter()
+            .filter(|head| !head.contains("watch=true"))
+            .all(|head| head.contains("&resourceVersion=0&")),
+        "{pods:?}"
+    );
 
     let mut count = 1;
     let mut one_more = |what: &str| {

@@ -279,10 +279,12 @@ async fn watch(
     let client = client(config.clone(), shared)?;
     let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
     // From the server's cache, which has an index by node: a list from etcd would read all pods of
-    // the cluster.
-    let selection = watcher::Config::default()
+    // the cluster. In one page, for the client asks for no version where it asks for pages; a node has
+    // few pods.
+    let mut selection = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
+    selection.page_size = None;
     let events = watcher(api, selection).default_backoff();
     pin_mut!(events);
     while let Some(event) = events.next().await {
