@@ -220,7 +220,8 @@ fn own_namespace(pid: u32) -> Option<Namespace> {
     if inode_of(parent) == Some(inode) {
         return None;
     }
-    let cookie = local::ask(&path(pid)).and_then(|inside| inside.cookie);
+    let inside = local::ask(&path(pid)).ok();
+    let cookie = inside.and_then(|inside| inside.cookie);
     Some(Namespace { inode, cookie })
 }
 

@@ -186,7 +186,7 @@ fn namespace(path: &Path) -> Option<(u32, Option<u64>)> {
     // Where no mount holds the namespace's inode it lives as long as somebody has it open.
     let _open = fs::File::open(path).ok()?;
     let before = local::namespace_inode(path)?;
-    let inside = local::ask(path);
+    let inside = local::ask(path).ok();
     // Still the same one: it was not a successor that answered.
     if local::namespace_inode(path) != Some(before) {
         return None;
