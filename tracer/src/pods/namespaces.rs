@@ -139,20 +139,23 @@ impl Namespaces {
     }
 
     fn look(&mut self, known: &[&mut Known], mount: &Path, now: Instant) {
-        let due: Vec<&[String]> = known
+        let mut due: Vec<(Option<Instant>, &[String])> = known
             .iter()
-            .map(|pod| pod.cgroup_uids.as_slice())
-            .filter(|uids| {
-                let entry = uids.first().and_then(|uid| self.pods.get(uid));
-                entry.is_some_and(|entry| entry.is_due(now))
+            .filter_map(|pod| {
+                let entry = self.pods.get(pod.cgroup_uids.first()?)?;
+                let tried = entry.is_due(now).then_some(entry.tried)?;
+                Some((tried, pod.cgroup_uids.as_slice()))
             })
-            .take(BATCH)
             .collect();
+        // Who was never tried, then who waits longest: else those first in the source's order, whose cgroups may not
+        // come for long, would keep all others waiting.
+        due.sort_by_key(|(tried, _)| *tried);
+        due.truncate(BATCH);
         if due.is_empty() {
             return;
         }
         let cgroups = self.cgroups(mount);
-        for uids in due {
+        for (_, uids) in due {
             let Some(entry) = self.pods.get_mut(&uids[0]) else {
                 continue;
             };
@@ -285,6 +288,25 @@ mod tests {
         complete(&mut namespaces, &mut pod, mount.path(), later);
         assert_eq!(pod.cgroup.as_deref(), Some("/kubepods/besteffort/podb-1"));
         assert!(!namespaces.is_due(later + Duration::from_mins(1)));
+    }
+
+    /// Those of a node whose runtime is stuck, say.
+    #[test]
+    fn pods_whose_cgroups_do_not_come_keep_no_other_waiting() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/podlast")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/podlast"].into_iter());
+        let stuck = (0..3 * BATCH).map(|n| known(&format!("stuck-{n}"), false));
+        let mut pods: Vec<Known> = stuck.chain([known("last", false)]).collect();
+        let start = Instant::now();
+        for look in 0..4 {
+            // By the next look, all that have been tried are due again.
+            let now = start + look * STEPS[0].1;
+            namespaces.complete(&mut pods.iter_mut().collect(), mount.path(), now);
+        }
+        let last = pods.last().unwrap();
+        assert_eq!(last.cgroup.as_deref(), Some("/kubepods/podlast"));
     }
 
     #[test]
