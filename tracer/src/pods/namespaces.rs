@@ -45,8 +45,10 @@ struct Entry {
     /// When that was found.
     found: Option<Instant>,
     namespace: Option<Namespace>,
-    /// With new addresses it has a new namespace: its sandbox was made anew.
+    /// With other addresses it has another namespace: its sandbox was made anew.
     addresses: Vec<IpAddr>,
+    /// Has it ever had any? Its first ones tell nothing of the kind.
+    had_addresses: bool,
     /// As [`Known::own_namespace`]; without, the cgroup will do.
     own_namespace: bool,
 }
@@ -113,14 +115,19 @@ impl Namespaces {
                 found: None,
                 namespace: None,
                 addresses: Vec::new(),
+                had_addresses: false,
                 own_namespace: pod.own_namespace,
             });
             if entry.addresses != pod.addresses {
-                if !entry.addresses.is_empty() && !pod.addresses.is_empty() {
+                if entry.had_addresses {
                     entry.namespace = None;
-                    entry.first = now;
-                    entry.tried = None;
+                    // One that has lost them may be over: then there is nothing to be found soon.
+                    if !pod.addresses.is_empty() {
+                        entry.first = now;
+                        entry.tried = None;
+                    }
                 }
+                entry.had_addresses = true;
                 entry.addresses.clone_from(&pod.addresses);
             }
         }
@@ -267,7 +274,7 @@ mod tests {
 
     fn complete(namespaces: &mut Namespaces, pod: &mut Known, mount: &Path, now: Instant) {
         // As a source gives it out.
-        (pod.cgroup, pod.netns) = (None, None);
+        (pod.cgroup, pod.netns, pod.net_cookie) = (None, None, None);
         namespaces.complete(&mut vec![pod], mount, now);
     }
 
@@ -288,6 +295,44 @@ mod tests {
         complete(&mut namespaces, &mut pod, mount.path(), later);
         assert_eq!(pod.cgroup.as_deref(), Some("/kubepods/besteffort/podb-1"));
         assert!(!namespaces.is_due(later + Duration::from_mins(1)));
+    }
+
+    #[test]
+    fn a_sandbox_that_was_made_anew_has_another_namespace() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/poda")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/poda"].into_iter());
+        let mut pod = known("a", true);
+        let start = Instant::now();
+        let [old, new] = [1, 2].map(|last| vec![IpAddr::from([10, 0, 0, last])]);
+        // Its namespace may be known before its address, which is that namespace's then.
+        complete(&mut namespaces, &mut pod, mount.path(), start);
+        let found = |namespaces: &mut Namespaces| {
+            let entry = namespaces.pods.get_mut("a").unwrap();
+            entry.namespace = Some(Namespace {
+                inode: 50,
+                cookie: Some(5),
+            });
+        };
+        found(&mut namespaces);
+        let mut hour = start + Duration::from_hours(1);
+        pod.addresses.clone_from(&old);
+        complete(&mut namespaces, &mut pod, mount.path(), hour);
+        assert_eq!((pod.netns, pod.net_cookie), (Some(50), Some(5)));
+        // All that a watch may see of it, or not.
+        for steps in [vec![vec![], new.clone()], vec![old.clone()], vec![vec![]]] {
+            found(&mut namespaces);
+            hour += Duration::from_hours(1);
+            for addresses in steps {
+                pod.addresses = addresses;
+                complete(&mut namespaces, &mut pod, mount.path(), hour);
+                assert_eq!(pod.netns, None, "{:?}", pod.addresses);
+                // It is looked for at once, and often where there is anything to be found.
+                let soon = hour + STEPS[0].1;
+                assert_eq!(namespaces.is_due(soon), !pod.addresses.is_empty());
+            }
+        }
     }
 
     /// Those of a node whose runtime is stuck, say.
