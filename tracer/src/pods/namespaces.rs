@@ -107,7 +107,10 @@ impl Namespaces {
         known.retain(|pod| pod.cgroup.is_none() && !pod.cgroup_uids.is_empty());
         for pod in known.iter() {
             let uid = &pod.cgroup_uids[0];
-            there.insert(uid.clone());
+            // Who comes first knows best: of a pod's sandboxes the one that has not ended.
+            if !there.insert(uid.clone()) {
+                continue;
+            }
             let entry = self.pods.entry(uid.clone()).or_insert_with(|| Entry {
                 first: now,
                 tried: None,
@@ -118,6 +121,8 @@ impl Namespaces {
                 had_addresses: false,
                 own_namespace: pod.own_namespace,
             });
+            // A runtime tells it with the details, which come later than the name.
+            entry.own_namespace = pod.own_namespace;
             if entry.addresses != pod.addresses {
                 if entry.had_addresses {
                     entry.namespace = None;
@@ -295,6 +300,33 @@ mod tests {
         complete(&mut namespaces, &mut pod, mount.path(), later);
         assert_eq!(pod.cgroup.as_deref(), Some("/kubepods/besteffort/podb-1"));
         assert!(!namespaces.is_due(later + Duration::from_mins(1)));
+    }
+
+    /// As a runtime tells of a pod that says no more of its sandboxes than their addresses.
+    #[test]
+    fn a_namespace_is_looked_for_once_it_is_known_to_be_the_pods_own() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/poda")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/poda"].into_iter());
+        let start = Instant::now();
+        let listed = known("a", false);
+        complete(&mut namespaces, &mut listed.clone(), mount.path(), start);
+        let later = start + Duration::from_secs(1);
+        assert!(!namespaces.is_due(later), "its cgroup is found");
+        let mut detailed = Known {
+            addresses: vec![[10, 0, 0, 2].into()],
+            ..known("a", true)
+        };
+        // The one before it has ended, and is told of for a while.
+        let mut ended = listed;
+        for n in 1..=3 {
+            let now = start + n * STEPS[0].1;
+            assert_eq!(namespaces.is_due(now), n > 1, "{n}");
+            (detailed.cgroup, ended.cgroup) = (None, None);
+            namespaces.complete(&mut vec![&mut detailed, &mut ended], mount.path(), now);
+        }
+        assert_eq!(namespaces.pods["a"].addresses, detailed.addresses);
     }
 
     #[test]
