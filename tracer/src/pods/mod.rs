@@ -467,8 +467,9 @@ impl Resolver {
     }
 
     /// Was that namespace a pod's until lately, which is gone or has another now? A pod that is made anew
-    /// under its old name has. `owner`: whose it is known to have been.
-    pub fn has_left(&self, net_cookie: u64, owner: Option<&Owner>) -> bool {
+    /// under its old name has. `owner`: whose it is known to have been, and its inode
+    /// where that is known.
+    pub fn has_left(&self, net_cookie: u64, owner: Option<(&Owner, Option<u32>)>) -> bool {
         self.join.has_left(net_cookie, owner)
     }
 
