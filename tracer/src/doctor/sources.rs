@@ -58,7 +58,7 @@ pub async fn try_all(node: &str, runtime: Option<&CriEndpoint>) -> Vec<SourceRep
     let kubernetes = SourceReport { name, ok, detail };
     let (ok, detail) = match cri::examine(runtime).await {
         Ok(found) => (Some(true), found),
-        Err(why) if cri::is_there(runtime) => (Some(false), format!("{why:#}")),
+        Err(why) if cri::is_fault(&why, runtime) => (Some(false), format!("{why:#}")),
         Err(why) => (None, format!("{why:#}")),
     };
     let name = "cri".to_owned();
