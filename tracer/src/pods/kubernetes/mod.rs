@@ -249,7 +249,16 @@ pub async fn examine(access: Access, node: &str) -> Result<String> {
         .await
         .with_context(|| format!("no answer within {EXAMINE:?}"))?
         .map_err(|why| anyhow!(told(&why.into())))?;
-    Ok(format!("{} pods on node {node}", pods.items.len()))
+    Ok(match pods.items.len() {
+        0 => format!("no pods: {}", is_named_so(node)),
+        count => format!("{count} pods on node {node}"),
+    })
+}
+
+/// What is asked where a node has no pods. It may be new; but a name that no node has has none either, and then all
+/// that fails here is nobody's.
+pub fn is_named_so(node: &str) -> String {
+    format!("is {node} the name that `kubectl get nodes` shows? --node or NODE_NAME sets it")
 }
 
 /// Follows the watch for good.
@@ -289,7 +298,17 @@ async fn watch(
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => shared.store().take(event),
+            Ok(event) => {
+                let has_none = {
+                    let mut store = shared.store();
+                    let listed = store.listed;
+                    store.take(event);
+                    !listed && store.listed && store.pods.is_empty()
+                };
+                if has_none {
+                    tracing::warn!("pod source kubernetes: no pods: {}", is_named_so(node));
+                }
+            }
             Err(why) => {
                 shared.fail(&anyhow!(why));
                 let heard = shared.store().heard.unwrap_or(begun).max(begun);
