@@ -140,6 +140,7 @@ struct State {
     withheld: BTreeSet<String>,
     /// It speaks gRPC, and no CRI.
     has_no_cri: bool,
+    requests: usize,
 }
 
 /// The runtime; it ends on drop.
@@ -257,6 +258,11 @@ impl StandinCri {
         lock(&self.state).faults.extend(faults);
     }
 
+    /// How often it was asked for anything.
+    pub fn requests(&self) -> usize {
+        lock(&self.state).requests
+    }
+
     /// Faults that nobody has met with yet.
     pub fn faults(&self) -> usize {
         lock(&self.state).faults.len()
@@ -272,6 +278,7 @@ async fn answer(
     asked.advance(PREFIX.min(asked.len()));
     let (fault, message) = {
         let mut state = lock(&state);
+        state.requests += 1;
         let message = match method.as_deref() {
             _ if state.has_no_cri => Err(UNIMPLEMENTED),
             Some("Version") => Ok(Version {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tests::cgroup::Container;
 use tests::dns::{A, Client, Lookup};
+use tests::doctor::Doctor;
 use tests::neigh::{FIRST_SILENT, burst};
 use tests::standin_apiserver::{Fault, StandinApiserver, TOKEN, kubeconfig};
 use tests::wait::ensure;
@@ -194,6 +195,13 @@ fn a_watch_goes_on_after_every_fault() {
             .all(|head| head.contains("fieldSelector=spec.nodeName%3Dlab")),
         "{pods:?}"
     );
+    // Such a list comes from the server's cache, not from etcd.
+    assert!(
+        pods.iter()
+            .filter(|head| !head.contains("watch=true"))
+            .all(|head| head.contains("&resourceVersion=0&")),
+        "{pods:?}"
+    );
 
     let mut count = 1;
     let mut one_more = |what: &str| {
@@ -294,6 +302,44 @@ fn a_server_that_forbids_is_told_to_the_user() {
         )
     });
     agent.stop_cleanly();
+}
+
+/// Which it has under another name too.
+#[test]
+fn a_node_without_pods_is_told_of_once() {
+    let hint = |node| format!("no pods: is {node} the name that `kubectl get nodes` shows?");
+    let Watched {
+        server,
+        agent,
+        _folder: folder,
+    } = watched(StandinApiserver::start(), &["--pods", "kubernetes"]);
+    // A list anew is no news.
+    server.take_requests();
+    server.forget();
+    server.end_watches("");
+    let is_list = |head: &String| head.contains("/pods?") && !head.contains("watch=true");
+    eventually(AFTER_PAUSES, || {
+        let requests = server.take_requests();
+        ensure(requests.iter().any(is_list), || "no list anew".to_owned())
+    });
+    server.apply_pod("cart", "uid-1", "10.9.0.1");
+    await_pods(&agent, 1, SOON);
+    let said = agent.stderr();
+    assert_eq!(said.matches(&hint("lab")).count(), 1, "{said}");
+    agent.stop_cleanly();
+
+    let doctor = |node: &str| {
+        let config = format!("KUBECONFIG={}", folder.path().join("kubeconfig").display());
+        let name = format!("NODE_NAME={node}");
+        let doctor = Doctor::ask(&["env", &config, &name], &[]);
+        let source = doctor.named("sources", "kubernetes").clone();
+        assert_eq!(source["ok"], true, "{source}");
+        source["detail"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(doctor("lab"), "1 pods on node lab");
+    server.delete_pod("uid-1");
+    let told = doctor("strange");
+    assert!(told.contains(&hint("strange")), "{told}");
 }
 
 #[test]

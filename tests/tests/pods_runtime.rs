@@ -1,6 +1,7 @@
 //! Source `cri`, against a stand-in for the container runtime: what a real one does is tested in
 //! `pods_cri.rs`.
 
+use std::os::unix::fs::symlink;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,38 @@ fn a_socket_whose_owner_speaks_no_cri_is_passed_by() {
     let mut agent = Agent::launch(&wrapper, &["--pods", "cri"]);
     agent.wait_ready();
     await_pods(&agent, 1);
+    agent.stop_cleanly();
+}
+
+/// A host of Docker: the only socket is containerd's, whose CRI is switched off.
+#[test]
+fn nobody_waits_for_sockets_where_nobody_speaks_cri() {
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("temporary folders can be made"));
+    let [docker, runtime] = [&folders[0], &folders[1]].map(|f| StandinCri::start(f.path()));
+    docker.switch_off();
+    runtime.add("first", "uid-1", &["10.9.0.1"]);
+    let run = folders[2].path();
+    let containerd = run.join("containerd");
+    std::fs::create_dir(&containerd).expect("folders can be made");
+    let link = |runtime: &StandinCri, path| symlink(runtime.socket(), path).expect("links too");
+    link(&docker, containerd.join("containerd.sock"));
+    let script = format!("mount --bind {} /run && exec \"$@\"", run.display());
+    let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let mut agent = Agent::launch(&wrapper, &["--pods", "auto"]);
+    agent.wait_ready();
+    let said = source(&agent);
+    assert_eq!((&said["idle"], &said["pods"]), (&true.into(), &0.into()));
+    let reason = said["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("containerd.sock"), "{said}");
+    // It is not asked again and again, and waits for nobody.
+    let asked = docker.requests();
+    sleep(Duration::from_secs(2));
+    assert_eq!(docker.requests(), asked);
+    assert_eq!(agent.http("GET", "/readyz").status, 200);
+    // But a runtime that comes is found at once.
+    link(&runtime, run.join("cri-dockerd.sock"));
+    await_pods(&agent, 1);
+    assert_eq!(source(&agent)["idle"], false);
     agent.stop_cleanly();
 }
 

@@ -1,7 +1,11 @@
 //! Which keys leave the kernel's maps, and which figures end: those of what is gone, and where room is short
 //! those of what is idle.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use tracer_common::{
     dns,
@@ -106,12 +110,18 @@ impl Aggregate {
             .filter(|(key, value)| is_live(key, value))
             .map(|(key, _)| key.net_cookie)
             .collect();
+        let inodes: HashMap<u64, u32> = (reading.neigh.iter())
+            .map(|(key, value)| (key.net_cookie, value.netns))
+            .chain((reading.drops.iter()).map(|(key, value)| (key.net_cookie, value.netns)))
+            .collect();
+        let inode = |cookie| inodes.get(&cookie).copied().filter(|inode| *inode != 0);
         let mut leaving = Leaving {
             neigh: self.neigh.retire(
                 now,
                 ledger::GRACE,
                 |&cookie, owner| {
-                    let is_idle = || is_unknown(owner) || resolver.has_left(cookie, Some(owner));
+                    let whose = Some((owner, inode(cookie)));
+                    let is_idle = || is_unknown(owner) || resolver.has_left(cookie, whose);
                     cookie != 0 && (ended(owner) || !in_use.contains(&cookie) && is_idle())
                 },
                 ended,
@@ -153,7 +163,8 @@ impl Aggregate {
                 idle(drops),
                 |key, owner| {
                     // Else it is a socket's, or the one that the packet crossed from an address of the owner's.
-                    let in_it = (key.family == 0 && key.cgroup_id == 0).then_some(owner);
+                    let in_it = (key.family == 0 && key.cgroup_id == 0)
+                        .then(|| (owner, inode(key.net_cookie)));
                     !is_rest(key)
                         && (drops
                             || ended(owner)
@@ -257,17 +268,21 @@ mod tests {
             net_cookie,
             ..neigh::Key::rest(AF_INET)
         };
-        let value = |generation: u32| neigh::Value {
+        let value = |netns, generation: u32| neigh::Value {
             counts: neigh::Counts {
                 created: 3,
                 ..neigh::Counts::default()
             },
             live: 1,
             live_generation: generation,
+            netns,
             ..neigh::Value::default()
         };
         let mut reading = Reading {
-            neigh: vec![(key(5), value(walks.min(2))), (key(6), value(walks))],
+            neigh: vec![
+                (key(5), value(50, walks.min(2))),
+                (key(6), value(60, walks)),
+            ],
             ..Reading::default()
         };
         reading.walks[0].generation = walks;
@@ -363,6 +378,20 @@ mod tests {
 
     #[test]
     fn a_pod_made_anew_under_its_name_keeps_its_sum_and_not_its_keys() {
+        made_anew(web);
+    }
+
+    /// Where no cookie can be had: without CAP_SYS_ADMIN.
+    #[test]
+    fn a_pod_made_anew_of_which_only_the_inode_is_known_keeps_its_sum_and_not_its_keys() {
+        made_anew(|net_cookie| Known {
+            net_cookie: None,
+            netns: Some(10 * net_cookie as u32),
+            ..web(net_cookie)
+        });
+    }
+
+    fn made_anew(web: impl Fn(u64) -> Known) {
         let pods = Arc::new(Mutex::new(vec![web(5)]));
         let mut resolver = Resolver::with(vec![Box::new(Changing(pods.clone()))]);
         resolver.refresh(Ask::Regularly);

@@ -27,6 +27,10 @@ pub struct SourceReport {
 pub fn of_agent(agent: &Snapshot) -> Vec<SourceReport> {
     let report = |source: &snapshot::Source| {
         let knows = match source.age_seconds {
+            Some(age) if source.pods == 0 && source.name == "kubernetes" => {
+                let hint = kubernetes::is_named_so(&agent.node);
+                format!("no pods, {age:.1} s ago: {hint}")
+            }
             Some(age) => format!("{} pods, {age:.1} s ago", source.pods),
             None => "has not answered yet".to_owned(),
         };
@@ -58,7 +62,7 @@ pub async fn try_all(node: &str, runtime: Option<&CriEndpoint>) -> Vec<SourceRep
     let kubernetes = SourceReport { name, ok, detail };
     let (ok, detail) = match cri::examine(runtime).await {
         Ok(found) => (Some(true), found),
-        Err(why) if cri::is_there(runtime) => (Some(false), format!("{why:#}")),
+        Err(why) if cri::is_fault(&why, runtime) => (Some(false), format!("{why:#}")),
         Err(why) => (None, format!("{why:#}")),
     };
     let name = "cri".to_owned();
@@ -71,4 +75,36 @@ pub async fn try_all(node: &str, runtime: Option<&CriEndpoint>) -> Vec<SourceRep
             detail: local::examine(),
         },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_pods_may_have_another_name() {
+        let detail = |name: &str, pods| {
+            let source = snapshot::Source {
+                name: name.to_owned(),
+                pods,
+                age_seconds: Some(0.5),
+                ..snapshot::Source::default()
+            };
+            let agent = Snapshot {
+                node: "ip-10-0-0-1".to_owned(),
+                sources: vec![source],
+                ..Snapshot::default()
+            };
+            let report = of_agent(&agent).remove(0);
+            assert_eq!(report.ok, Some(true));
+            report.detail
+        };
+        let none = detail("kubernetes", 0);
+        assert!(
+            none.starts_with("no pods, 0.5 s ago: is ip-10-0-0-1 the name"),
+            "{none}"
+        );
+        assert_eq!(detail("kubernetes", 7), "7 pods, 0.5 s ago");
+        assert_eq!(detail("cri", 0), "0 pods, 0.5 s ago");
+    }
 }

@@ -111,6 +111,17 @@ pub fn pod_uids(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
     })
 }
 
+/// Does a path hold what looks like the uid that an API server or a kubelet makes? Services of the host have names that
+/// begin with `pod` too: `podman.service`, Talos' `/podruntime`.
+pub fn is_pods(path: &str) -> bool {
+    pod_uids(path).any(|uid| is_uuid(&uid.replace('_', "-")) || is_hash(&uid))
+}
+
+/// A static pod's stands in for its uid: 32 hexadecimal digits.
+fn is_hash(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// What a host process's cgroup is called: its systemd unit, else the last part of the path. What is made under a name
 /// of its own each time is folded (`session-7.scope`, `docker-4f1c….scope`, `sshd@5-….service`), for a label must not
 /// grow with logins.
@@ -246,6 +257,33 @@ mod tests {
             ("run-once.service", "run-once.service"),
         ] {
             assert_eq!(unit(&format!("/system.slice/{name}")), folded);
+        }
+    }
+
+    #[test]
+    fn a_service_whose_name_begins_with_pod_is_no_pod() {
+        let uid = "1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4e5f";
+        let slice = uid.replace('-', "_");
+        for path in [
+            format!("/kubepods/besteffort/pod{uid}"),
+            format!("/kubepods/besteffort/pod{uid}/0123abcd"),
+            format!("/kubepods.slice/kubepods-pod{slice}.slice/cri-containerd-01ab.scope"),
+            format!("/kubepods/burstable/pod{slice}/01ab"),
+            "/kubepods/burstable/pod4f6e0c9d8b7a69584736251403f2e1d0/01ab".to_owned(),
+        ] {
+            assert!(is_pods(&path), "{path}");
+        }
+        for path in [
+            "/",
+            "/podruntime/kubelet",
+            "/podruntime/runtime",
+            "/system.slice/podman.service",
+            "/system.slice/system-podman.slice/podman.service",
+            "/machine.slice/machine-pods.slice/libpod-01ab.scope",
+            "/kubepods/besteffort",
+            "/kubepods/pod",
+        ] {
+            assert!(!is_pods(path), "{path}");
         }
     }
 

@@ -129,7 +129,7 @@ fn known(pod: Pod, mount: Option<&Path>) -> Known {
             fs::metadata(path)
                 .ok()
                 .and_then(|m| u32::try_from(m.ino()).ok()),
-            local::ask(path).and_then(|inside| inside.cookie),
+            local::ask(path).ok().and_then(|inside| inside.cookie),
         ),
     };
     let cgroup = pod.cgroup.as_ref().map(|path| {

@@ -58,6 +58,8 @@ pub(super) struct Join {
     /// Who has a namespace now whose cookie is known.
     housed: HashSet<Arc<Owner>>,
     inodes: HashMap<u32, Arc<Owner>>,
+    /// The same by owner.
+    homes: HashMap<Arc<Owner>, Vec<u32>>,
     cgroups: Claims<String>,
     uids: Claims<String>,
     /// The latest owner last.
@@ -103,9 +105,11 @@ impl Join {
         );
         // An inode decides only where no cookie could be had: it is reused within a second.
         self.inodes.clear();
+        self.homes.clear();
         for k in known.clone().filter(|k| cookie(k).is_none()) {
             if let Some(netns) = k.netns {
                 self.inodes.entry(netns).or_insert_with(|| k.owner.clone());
+                self.homes.entry(k.owner.clone()).or_default().push(netns);
             }
         }
         self.updated = Some(now);
@@ -202,13 +206,17 @@ impl Join {
             .or_else(|| self.inodes.get(&inode))
     }
 
-    /// Was that namespace somebody's until lately, and is nobody's now? Of a time before this agent only what it
-    /// is told of is known: that the namespace was `owner`'s.
-    pub(super) fn has_left(&self, cookie: u64, owner: Option<&Owner>) -> bool {
+    /// Was that namespace somebody's until lately, and is nobody's now? Of a time before this agent, and where no
+    /// cookie can be had, only what it is told of is known: that the namespace was `owner`'s, and its inode.
+    pub(super) fn has_left(&self, cookie: u64, owner: Option<(&Owner, Option<u32>)>) -> bool {
         match self.cookies.get(&cookie) {
             Some((_, at)) => Some(*at) != self.updated,
             // A pod has one namespace: not this one, then.
-            None => owner.is_some_and(|owner| self.housed.contains(owner)),
+            None => owner.is_some_and(|(owner, inode)| {
+                let homes = self.homes.get(owner).zip(inode);
+                self.housed.contains(owner)
+                    || homes.is_some_and(|(homes, inode)| !homes.contains(&inode))
+            }),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     net::IpAddr,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -42,7 +42,8 @@ pub(super) struct Inside {
 /// The source, with what the namespaces said.
 #[derive(Default)]
 pub struct Local {
-    inside: HashMap<Inode, Inside>,
+    /// `None`: nothing of it, for this process may not enter it.
+    inside: HashMap<Inode, Option<Inside>>,
     folder_changed: Option<SystemTime>,
     noticed: Option<Instant>,
 }
@@ -77,21 +78,12 @@ impl Source for Local {
                 }
             }
         }
-        self.inside
-            .retain(|inode, _| found.iter().any(|(_, _, i)| i == inode));
-        for (_, path, inode) in &found {
-            if (addresses || !self.inside.contains_key(inode))
-                && let Some(inside) = ask(path)
-                // Still the same one: it was not a successor that answered.
-                && namespace_inode(path) == Some(*inode)
-            {
-                self.inside.insert(*inode, inside);
-            }
-        }
+        self.learn(&found, addresses, ask);
         Ok(found
             .into_iter()
             .map(|(name, _, inode)| {
-                let inside = self.inside.get(&inode).cloned().unwrap_or_default();
+                let inside = self.inside.get(&inode).cloned().flatten();
+                let inside = inside.unwrap_or_default();
                 Known {
                     net_cookie: inside.cookie,
                     netns: u32::try_from(inode.0).ok(),
@@ -101,6 +93,39 @@ impl Source for Local {
                 }
             })
             .collect())
+    }
+}
+
+impl Local {
+    /// Asks those namespaces that it has not heard of yet; all where `addresses` are wanted.
+    fn learn(
+        &mut self,
+        found: &[(String, PathBuf, Inode)],
+        addresses: bool,
+        ask: impl Fn(&Path) -> io::Result<Inside>,
+    ) {
+        self.inside
+            .retain(|inode, _| found.iter().any(|(_, _, i)| i == inode));
+        for (_, path, inode) in found {
+            let wanted = match self.inside.get(inode) {
+                None => true,
+                Some(Some(_)) => addresses,
+                // Whoever may not enter it now may not later: each try would take a thread, in vain.
+                Some(None) => false,
+            };
+            if !wanted {
+                continue;
+            }
+            let inside = match ask(path) {
+                Ok(inside) => Some(inside),
+                Err(why) if why.kind() == io::ErrorKind::PermissionDenied => None,
+                Err(_) => continue,
+            };
+            // Still the same one: it was not a successor that answered.
+            if namespace_inode(path) == Some(*inode) {
+                self.inside.insert(*inode, inside);
+            }
+        }
     }
 }
 
@@ -131,18 +156,19 @@ pub(super) fn namespace_inode(path: &Path) -> Option<Inode> {
     Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-/// Asks the namespace at `path` for its cookie and addresses, from inside. Needs CAP_SYS_ADMIN;
-/// `None` without. On a thread of its own, for a thread cannot leave a namespace entered by name.
-pub(super) fn ask(path: &Path) -> Option<Inside> {
+/// Asks the namespace at `path` for its cookie and addresses, from inside. Needs CAP_SYS_ADMIN, and
+/// is [`io::ErrorKind::PermissionDenied`] without. On a thread of its own, for a thread cannot leave a
+/// namespace entered by name.
+pub(super) fn ask(path: &Path) -> io::Result<Inside> {
     let path: PathBuf = path.to_owned();
     // Where no thread can be had now, the namespace is asked again.
-    let thread = std::thread::Builder::new().spawn(move || -> Option<Inside> {
-        let namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        if fstatfs(&namespace).ok()?.f_type as u64 != NSFS_MAGIC {
-            return None;
+    let thread = std::thread::Builder::new().spawn(move || -> io::Result<Inside> {
+        let namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        if fstatfs(&namespace)?.f_type as u64 != NSFS_MAGIC {
+            return Err(io::ErrorKind::NotFound.into());
         }
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
-        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
         let addresses = getifaddrs().map_or_else(
             |_| Vec::new(),
             |interfaces| {
@@ -152,12 +178,13 @@ pub(super) fn ask(path: &Path) -> Option<Inside> {
                     .collect()
             },
         );
-        Some(Inside {
+        Ok(Inside {
             cookie: sys::netns_cookie(&socket).ok(),
             addresses,
         })
-    });
-    thread.ok()?.join().ok().flatten()
+    })?;
+    let panicked = |_| io::Error::other("it panicked");
+    thread.join().map_err(panicked)?
 }
 
 fn routable(address: &SockaddrStorage) -> Option<IpAddr> {
@@ -170,7 +197,53 @@ fn routable(address: &SockaddrStorage) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
     use super::*;
+
+    const OWN: &str = "/proc/thread-self/ns/net";
+
+    #[test]
+    fn without_the_right_to_enter_it_a_namespace_is_asked_once() {
+        let path = PathBuf::from(OWN);
+        let inode = namespace_inode(&path).unwrap();
+        let found = [("cart".to_owned(), path, inode)];
+        let mut local = Local::default();
+        let asked = Cell::new(0);
+        let mut learn = |addresses, answer: Result<Inside, io::ErrorKind>| {
+            local.learn(&found, addresses, |_| {
+                asked.set(asked.get() + 1);
+                answer.clone().map_err(io::Error::from)
+            });
+            asked.get()
+        };
+        // Any other failure may pass, as that of a thread that could not be had.
+        assert_eq!(learn(false, Err(io::ErrorKind::WouldBlock)), 1);
+        assert_eq!(learn(false, Err(io::ErrorKind::PermissionDenied)), 2);
+        assert_eq!(learn(false, Ok(Inside::default())), 2);
+        assert_eq!(learn(true, Ok(Inside::default())), 2);
+        // Its name may be another's by now.
+        local.learn(&[], false, |_| Ok(Inside::default()));
+        assert!(local.inside.is_empty());
+        local.learn(&found, false, |_| Ok(Inside::default()));
+        assert!(local.inside[&inode].is_some());
+    }
+
+    #[test]
+    fn who_may_not_enter_a_namespace_is_told_so() {
+        let answer = std::thread::spawn(|| {
+            let mut own = capabilities(None).unwrap();
+            own.effective.remove(CapabilitySet::SYS_ADMIN);
+            set_capabilities(None, own).unwrap();
+            ask(Path::new(OWN))
+        });
+        let why = answer.join().unwrap().unwrap_err();
+        assert_eq!(why.kind(), io::ErrorKind::PermissionDenied);
+        let none = ask(Path::new("/proc/version")).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn names_that_runtimes_give_are_told_from_peoples() {

@@ -434,7 +434,7 @@ impl Resolver {
         // A pod whose name may be on its way is nothing else meanwhile, in whose namespace ever.
         let awaited = self.has_pods()
             && match cgroup {
-                Some(path) => cgroup::pod_uids(path).next().is_some(),
+                Some(path) => cgroup::is_pods(path),
                 None => identity.cgroup_id.is_some(),
             };
         if let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
@@ -485,8 +485,9 @@ impl Resolver {
     }
 
     /// Was that namespace a pod's until lately, which is gone or has another now? A pod that is made anew
-    /// under its old name has. `owner`: whose it is known to have been.
-    pub fn has_left(&self, net_cookie: u64, owner: Option<&Owner>) -> bool {
+    /// under its old name has. `owner`: whose it is known to have been, and its inode
+    /// where that is known.
+    pub fn has_left(&self, net_cookie: u64, owner: Option<(&Owner, Option<u32>)>) -> bool {
         self.join.has_left(net_cookie, owner)
     }
 

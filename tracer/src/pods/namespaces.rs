@@ -45,8 +45,10 @@ struct Entry {
     /// When that was found.
     found: Option<Instant>,
     namespace: Option<Namespace>,
-    /// With new addresses it has a new namespace: its sandbox was made anew.
+    /// With other addresses it has another namespace: its sandbox was made anew.
     addresses: Vec<IpAddr>,
+    /// Has it ever had any? Its first ones tell nothing of the kind.
+    had_addresses: bool,
     /// As [`Known::own_namespace`]; without, the cgroup will do.
     own_namespace: bool,
 }
@@ -105,7 +107,10 @@ impl Namespaces {
         known.retain(|pod| pod.cgroup.is_none() && !pod.cgroup_uids.is_empty());
         for pod in known.iter() {
             let uid = &pod.cgroup_uids[0];
-            there.insert(uid.clone());
+            // Who comes first knows best: of a pod's sandboxes the one that has not ended.
+            if !there.insert(uid.clone()) {
+                continue;
+            }
             let entry = self.pods.entry(uid.clone()).or_insert_with(|| Entry {
                 first: now,
                 tried: None,
@@ -113,14 +118,21 @@ impl Namespaces {
                 found: None,
                 namespace: None,
                 addresses: Vec::new(),
+                had_addresses: false,
                 own_namespace: pod.own_namespace,
             });
+            // A runtime tells it with the details, which come later than the name.
+            entry.own_namespace = pod.own_namespace;
             if entry.addresses != pod.addresses {
-                if !entry.addresses.is_empty() && !pod.addresses.is_empty() {
+                if entry.had_addresses {
                     entry.namespace = None;
-                    entry.first = now;
-                    entry.tried = None;
+                    // One that has lost them may be over: then there is nothing to be found soon.
+                    if !pod.addresses.is_empty() {
+                        entry.first = now;
+                        entry.tried = None;
+                    }
                 }
+                entry.had_addresses = true;
                 entry.addresses.clone_from(&pod.addresses);
             }
         }
@@ -139,20 +151,23 @@ impl Namespaces {
     }
 
     fn look(&mut self, known: &[&mut Known], mount: &Path, now: Instant) {
-        let due: Vec<&[String]> = known
+        let mut due: Vec<(Option<Instant>, &[String])> = known
             .iter()
-            .map(|pod| pod.cgroup_uids.as_slice())
-            .filter(|uids| {
-                let entry = uids.first().and_then(|uid| self.pods.get(uid));
-                entry.is_some_and(|entry| entry.is_due(now))
+            .filter_map(|pod| {
+                let entry = self.pods.get(pod.cgroup_uids.first()?)?;
+                let tried = entry.is_due(now).then_some(entry.tried)?;
+                Some((tried, pod.cgroup_uids.as_slice()))
             })
-            .take(BATCH)
             .collect();
+        // Who was never tried, then who waits longest: else those first in the source's order, whose cgroups may not
+        // come for long, would keep all others waiting.
+        due.sort_by_key(|(tried, _)| *tried);
+        due.truncate(BATCH);
         if due.is_empty() {
             return;
         }
         let cgroups = self.cgroups(mount);
-        for uids in due {
+        for (_, uids) in due {
             let Some(entry) = self.pods.get_mut(&uids[0]) else {
                 continue;
             };
@@ -220,7 +235,8 @@ fn own_namespace(pid: u32) -> Option<Namespace> {
     if inode_of(parent) == Some(inode) {
         return None;
     }
-    let cookie = local::ask(&path(pid)).and_then(|inside| inside.cookie);
+    let inside = local::ask(&path(pid)).ok();
+    let cookie = inside.and_then(|inside| inside.cookie);
     Some(Namespace { inode, cookie })
 }
 
@@ -263,7 +279,7 @@ mod tests {
 
     fn complete(namespaces: &mut Namespaces, pod: &mut Known, mount: &Path, now: Instant) {
         // As a source gives it out.
-        (pod.cgroup, pod.netns) = (None, None);
+        (pod.cgroup, pod.netns, pod.net_cookie) = (None, None, None);
         namespaces.complete(&mut vec![pod], mount, now);
     }
 
@@ -284,6 +300,90 @@ mod tests {
         complete(&mut namespaces, &mut pod, mount.path(), later);
         assert_eq!(pod.cgroup.as_deref(), Some("/kubepods/besteffort/podb-1"));
         assert!(!namespaces.is_due(later + Duration::from_mins(1)));
+    }
+
+    /// As a runtime tells of a pod that says no more of its sandboxes than their addresses.
+    #[test]
+    fn a_namespace_is_looked_for_once_it_is_known_to_be_the_pods_own() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/poda")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/poda"].into_iter());
+        let start = Instant::now();
+        let listed = known("a", false);
+        complete(&mut namespaces, &mut listed.clone(), mount.path(), start);
+        let later = start + Duration::from_secs(1);
+        assert!(!namespaces.is_due(later), "its cgroup is found");
+        let mut detailed = Known {
+            addresses: vec![[10, 0, 0, 2].into()],
+            ..known("a", true)
+        };
+        // The one before it has ended, and is told of for a while.
+        let mut ended = listed;
+        for n in 1..=3 {
+            let now = start + n * STEPS[0].1;
+            assert_eq!(namespaces.is_due(now), n > 1, "{n}");
+            (detailed.cgroup, ended.cgroup) = (None, None);
+            namespaces.complete(&mut vec![&mut detailed, &mut ended], mount.path(), now);
+        }
+        assert_eq!(namespaces.pods["a"].addresses, detailed.addresses);
+    }
+
+    #[test]
+    fn a_sandbox_that_was_made_anew_has_another_namespace() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/poda")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/poda"].into_iter());
+        let mut pod = known("a", true);
+        let start = Instant::now();
+        let [old, new] = [1, 2].map(|last| vec![IpAddr::from([10, 0, 0, last])]);
+        // Its namespace may be known before its address, which is that namespace's then.
+        complete(&mut namespaces, &mut pod, mount.path(), start);
+        let found = |namespaces: &mut Namespaces| {
+            let entry = namespaces.pods.get_mut("a").unwrap();
+            entry.namespace = Some(Namespace {
+                inode: 50,
+                cookie: Some(5),
+            });
+        };
+        found(&mut namespaces);
+        let mut hour = start + Duration::from_hours(1);
+        pod.addresses.clone_from(&old);
+        complete(&mut namespaces, &mut pod, mount.path(), hour);
+        assert_eq!((pod.netns, pod.net_cookie), (Some(50), Some(5)));
+        // All that a watch may see of it, or not.
+        for steps in [vec![vec![], new.clone()], vec![old.clone()], vec![vec![]]] {
+            found(&mut namespaces);
+            hour += Duration::from_hours(1);
+            for addresses in steps {
+                pod.addresses = addresses;
+                complete(&mut namespaces, &mut pod, mount.path(), hour);
+                assert_eq!(pod.netns, None, "{:?}", pod.addresses);
+                // It is looked for at once, and often where there is anything to be found.
+                let soon = hour + STEPS[0].1;
+                assert_eq!(namespaces.is_due(soon), !pod.addresses.is_empty());
+            }
+        }
+    }
+
+    /// Those of a node whose runtime is stuck, say.
+    #[test]
+    fn pods_whose_cgroups_do_not_come_keep_no_other_waiting() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir_all(mount.path().join("kubepods/podlast")).unwrap();
+        let mut namespaces = Namespaces::default();
+        namespaces.learn(["/kubepods/podlast"].into_iter());
+        let stuck = (0..3 * BATCH).map(|n| known(&format!("stuck-{n}"), false));
+        let mut pods: Vec<Known> = stuck.chain([known("last", false)]).collect();
+        let start = Instant::now();
+        for look in 0..4 {
+            // By the next look, all that have been tried are due again.
+            let now = start + look * STEPS[0].1;
+            namespaces.complete(&mut pods.iter_mut().collect(), mount.path(), now);
+        }
+        let last = pods.last().unwrap();
+        assert_eq!(last.cgroup.as_deref(), Some("/kubepods/podlast"));
     }
 
     #[test]

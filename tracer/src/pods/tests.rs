@@ -150,7 +150,8 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
         r.cgroups = Cgroups::of(&[
             (7, "/kubepods/podA/c1"),
             (8, "/system.slice/sshd.service"),
-            (9, "/kubepods/podB/c1"),
+            (9, "/kubepods/pod1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4e5f/c1"),
+            (10, "/podruntime/kubelet"),
         ]);
         let (namespace, host) = if idle {
             ("shop/cni-1", "(host)/c1")
@@ -180,6 +181,7 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
         assert_eq!(name(&r, Some(9), 1, 100), host);
         assert_eq!(name(&r, Some(7), 1, 100), "shop/by-uid");
         assert_eq!(name(&r, Some(8), 1, 100), "(host)/sshd.service");
+        assert_eq!(name(&r, Some(10), 1, 100), "(host)/kubelet");
     }
 }
 

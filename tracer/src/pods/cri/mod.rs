@@ -14,6 +14,8 @@ mod sandbox;
 use std::{
     collections::HashMap,
     convert::Infallible,
+    error::Error,
+    fmt, fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -35,6 +37,8 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_millis(200);
 const CHANGED_INTERVAL: Duration = Duration::from_millis(50);
 /// Pauses between attempts to reach a runtime that does not answer.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+/// How long before sockets where nobody speaks CRI are asked again, unless they are others by then.
+const NO_CRI_PAUSE: Duration = Duration::from_mins(1);
 
 /// Sandboxes whose details are asked for at once.
 const AT_ONCE: usize = 16;
@@ -94,11 +98,23 @@ impl Endpoint {
         Ok(there)
     }
 
+    /// What can be seen of the sockets without asking. A runtime that is started anew makes its own anew.
+    fn look(&self) -> Vec<Option<SystemTime>> {
+        let made = |socket| fs::metadata(socket).and_then(|m| m.modified()).ok();
+        self.sockets.iter().map(made).collect()
+    }
+
+    /// Is there nothing to ask, and nobody who asks for it? So it is without any socket, and where all are of somebody
+    /// who speaks no CRI, as on a host of Docker.
+    fn is_idle(&self, why: &anyhow::Error) -> bool {
+        !self.wanted && (self.find().is_err() || why.is::<NoCri>())
+    }
+
     /// The first that is there and speaks CRI, with its socket, name and version: one may be of a containerd whose CRI
     /// is switched off, beside the one of cri-dockerd, or be left by a runtime that is gone. The `last` that answered
     /// is waited for: no other has its pods.
     async fn reach(&self, last: Option<&Path>) -> Result<(Runtime, &Path, String)> {
-        let mut first = None;
+        let mut failures = Vec::new();
         let mut there = self.find()?;
         if let Some(known) = there.iter().position(|socket| Some(*socket) == last) {
             there = vec![there[known]];
@@ -106,18 +122,40 @@ impl Endpoint {
         for socket in there {
             let answer = async {
                 let mut runtime = Runtime::connect(socket).await?;
-                let version = runtime.version().await;
-                let version = version.map_err(|why| api::sentence(&why).context(at(socket)))?;
+                let version = runtime.version().await.map_err(|why| {
+                    let sentence = api::sentence(&why).context(at(socket));
+                    match why.code() {
+                        tonic::Code::Unimplemented => {
+                            anyhow::Error::new(NoCri(format!("{sentence:#}")))
+                        }
+                        _ => sentence,
+                    }
+                })?;
                 anyhow::Ok((runtime, socket, version))
             };
             match answer.await {
                 Ok(reached) => return Ok(reached),
-                Err(why) => _ = first.get_or_insert(why),
+                Err(why) => failures.push(why),
             }
         }
+        // Who does not answer may be the one.
+        failures.sort_by_key(anyhow::Error::is::<NoCri>);
+        let first = failures.into_iter().next();
         Err(first.unwrap_or_else(|| anyhow!("no container runtime's socket is left")))
     }
 }
+
+/// Somebody answers at the socket, and speaks no CRI.
+#[derive(Debug)]
+struct NoCri(String);
+
+impl fmt::Display for NoCri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for NoCri {}
 
 fn at(socket: &Path) -> String {
     format!("container runtime at {}", socket.display())
@@ -228,21 +266,33 @@ impl Source for Cri {
 async fn run(endpoint: Endpoint, shared: Arc<Shared>) {
     let mut pause = BACKOFF[0];
     let mut last = None;
+    // The sockets where nobody spoke CRI.
+    let mut passed_by = None;
     loop {
         let before = shared.state().answered;
+        let seen = endpoint.look();
+        if passed_by.as_ref() != Some(&seen) && endpoint.find().is_ok() {
+            shared.state().idle = false;
+        }
         let Err(why) = try_follow(&endpoint, &shared, &mut last).await;
-        pause = {
+        let idle = {
             let mut state = shared.state();
             state.reason = format!("{why:#}");
             // One that was there is missed; one that never was is not.
-            state.idle = !endpoint.wanted && state.answered.is_none() && endpoint.find().is_err();
-            if state.idle || state.answered != before {
+            state.idle = state.answered.is_none() && endpoint.is_idle(&why);
+            pause = if state.idle || state.answered != before {
                 BACKOFF[0]
             } else {
                 (2 * pause).min(BACKOFF[1])
-            }
+            };
+            state.idle
         };
         time::sleep(pause).await;
+        passed_by = (idle && why.is::<NoCri>()).then_some(seen);
+        let until = time::Instant::now() + NO_CRI_PAUSE;
+        while passed_by == Some(endpoint.look()) && time::Instant::now() < until {
+            time::sleep(BACKOFF[0]).await;
+        }
     }
 }
 
@@ -251,9 +301,8 @@ async fn try_follow(
     shared: &Shared,
     last: &mut Option<PathBuf>,
 ) -> Result<Infallible> {
-    endpoint.find()?;
-    shared.state().idle = false;
     let (runtime, socket, _) = endpoint.reach(last.as_deref()).await?;
+    shared.state().idle = false;
     *last = Some(socket.to_owned());
     follow(runtime, socket, shared).await
 }
@@ -342,10 +391,9 @@ async fn complete(
     (sandbox, Ok(is_complete))
 }
 
-/// Is there a socket to ask at, or has the user named one?
-pub fn is_there(given: Option<&CriEndpoint>) -> bool {
-    let endpoint = Endpoint::if_there(given);
-    endpoint.wanted || endpoint.find().is_ok()
+/// Is that why the source does not answer a fault, or is there nothing to ask on this node?
+pub fn is_fault(why: &anyhow::Error, given: Option<&CriEndpoint>) -> bool {
+    !Endpoint::if_there(given).is_idle(why)
 }
 
 /// What `doctor` says where no agent answers: which runtime it is, and how many pods it has.

@@ -176,6 +176,8 @@ impl Sandbox {
                 break;
             }
         }
+        // cri-dockerd does not tell: then the processes in the pod's cgroup do.
+        self.known.own_namespace = self.known.netns.is_none();
         self.complete = self.known.netns.is_some() && !self.known.addresses.is_empty();
         self
     }
@@ -186,7 +188,7 @@ fn namespace(path: &Path) -> Option<(u32, Option<u64>)> {
     // Where no mount holds the namespace's inode it lives as long as somebody has it open.
     let _open = fs::File::open(path).ok()?;
     let before = local::namespace_inode(path)?;
-    let inside = local::ask(path);
+    let inside = local::ask(path).ok();
     // Still the same one: it was not a successor that answered.
     if local::namespace_inode(path) != Some(before) {
         return None;
@@ -245,7 +247,7 @@ fn name(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
+    use std::{collections::HashMap, os::unix::fs::MetadataExt as _};
 
     use super::*;
     use crate::pods::cri::api::{
@@ -323,6 +325,23 @@ mod tests {
         );
         assert!(sandbox.known.addresses.is_empty());
         assert!(sandbox.known.cgroup.is_some());
+    }
+
+    #[test]
+    fn a_namespace_that_the_runtime_does_not_tell_is_looked_for() {
+        let told = |details: PodSandboxStatusResponse| {
+            let known = Sandbox::of(&item(READY), at(2)).with(details).known;
+            (known.own_namespace, known.netns.is_some())
+        };
+        let own = "/proc/thread-self/ns/net";
+        assert_eq!(told(details(0, own)), (false, true));
+        // cri-dockerd has no words of its own.
+        let silent = |network| PodSandboxStatusResponse {
+            info: HashMap::new(),
+            ..details(network, own)
+        };
+        assert_eq!(told(silent(0)), (true, false));
+        assert_eq!(told(silent(NODE)), (false, false), "it has the host's");
     }
 
     #[test]

@@ -45,6 +45,9 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Where nothing good was heard for so long, the kubeconfig may be another by now, or a certificate that it names: they
 /// are renewed in place, and the client reads them once.
 const STALE: Duration = Duration::from_secs(10);
+/// For how long a pod that is over is still told of: what it did last may be read late. Then it is gone, however long
+/// its object stays, or Jobs that are done would keep their series and take the room of others.
+const OVER: Duration = Duration::from_mins(1);
 /// How long `doctor` waits for an answer.
 const EXAMINE: Duration = Duration::from_secs(5);
 /// What a server may say of a failure, in characters.
@@ -125,7 +128,7 @@ impl Source for Kubernetes {
         let store = self.shared.store();
         if store.listed {
             self.told = store.version;
-            return Ok(store.known());
+            return Ok(store.known(Instant::now()));
         }
         match store.complaint() {
             Some(why) => bail!("{why}"),
@@ -179,10 +182,22 @@ impl Store {
     }
 
     /// The younger first: who comes first has what two claim.
-    fn known(&self) -> Vec<Known> {
-        let mut pods: Vec<&Kept> = self.pods.values().collect();
+    fn known(&self, now: Instant) -> Vec<Known> {
+        let still_counts = |kept: &&Kept| {
+            let age = kept.over.map(|at| now.saturating_duration_since(at));
+            age.is_none_or(|age| age < OVER)
+        };
+        let mut pods: Vec<&Kept> = self.pods.values().filter(still_counts).collect();
         pods.sort_unstable_by_key(|kept| (kept.ending, -kept.created));
         pods.into_iter().map(|kept| kept.known.clone()).collect()
+    }
+
+    /// With what only was known of it before.
+    fn continued(&self, uid: &str, kept: Kept) -> Kept {
+        match self.pods.get(uid) {
+            Some(old) => kept.after(old),
+            None => kept,
+        }
     }
 
     fn take(&mut self, event: Event<Pod>) {
@@ -190,6 +205,7 @@ impl Store {
             Event::Init => self.listing = Some(HashMap::new()),
             Event::InitApply(pod) => {
                 if let (Some(uid), Some(kept)) = (object::uid(&pod), object::keep(&pod)) {
+                    let kept = self.continued(uid, kept);
                     let listing = self.listing.get_or_insert_default();
                     listing.insert(uid.to_owned(), kept);
                 }
@@ -203,6 +219,7 @@ impl Store {
                 let (Some(uid), Some(kept)) = (object::uid(&pod), object::keep(&pod)) else {
                     return;
                 };
+                let kept = self.continued(uid, kept);
                 let same = |old: &Kept| old.says_the_same(&kept);
                 if !self.pods.get(uid).is_some_and(same) {
                     self.version += 1;
@@ -232,7 +249,16 @@ pub async fn examine(access: Access, node: &str) -> Result<String> {
         .await
         .with_context(|| format!("no answer within {EXAMINE:?}"))?
         .map_err(|why| anyhow!(told(&why.into())))?;
-    Ok(format!("{} pods on node {node}", pods.items.len()))
+    Ok(match pods.items.len() {
+        0 => format!("no pods: {}", is_named_so(node)),
+        count => format!("{count} pods on node {node}"),
+    })
+}
+
+/// What is asked where a node has no pods. It may be new; but a name that no node has has none either, and then all
+/// that fails here is nobody's.
+pub fn is_named_so(node: &str) -> String {
+    format!("is {node} the name that `kubectl get nodes` shows? --node or NODE_NAME sets it")
 }
 
 /// Follows the watch for good.
@@ -262,15 +288,27 @@ async fn watch(
     let client = client(config.clone(), shared)?;
     let api: Api<Pod> = Api::all_with(client, &ApiResource::erase::<PodResource>(&()));
     // From the server's cache, which has an index by node: a list from etcd would read all pods of
-    // the cluster.
-    let selection = watcher::Config::default()
+    // the cluster. In one page, for the client asks for no version where it asks for pages; a node has
+    // few pods.
+    let mut selection = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
+    selection.page_size = None;
     let events = watcher(api, selection).default_backoff();
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => shared.store().take(event),
+            Ok(event) => {
+                let has_none = {
+                    let mut store = shared.store();
+                    let listed = store.listed;
+                    store.take(event);
+                    !listed && store.listed && store.pods.is_empty()
+                };
+                if has_none {
+                    tracing::warn!("pod source kubernetes: no pods: {}", is_named_so(node));
+                }
+            }
             Err(why) => {
                 shared.fail(&anyhow!(why));
                 let heard = shared.store().heard.unwrap_or(begun).max(begun);

@@ -1,6 +1,6 @@
 //! What tracer reads of a pod object, and what it makes of it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use kube::core::Object;
 use serde::Deserialize;
@@ -45,6 +45,8 @@ pub(super) struct Kept {
     pub known: Known,
     /// Still wanted?
     pub ending: bool,
+    /// Since when it is known to be over: its object may stay for days.
+    pub over: Option<Instant>,
     /// Seconds since 1970.
     pub created: i64,
 }
@@ -58,6 +60,15 @@ impl Kept {
             && mine.cgroup_uids == theirs.cgroup_uids
             && mine.addresses == theirs.addresses
             && self.ending == other.ending
+            && self.over.is_some() == other.over.is_some()
+    }
+
+    /// As the object says now, over since it was first seen to be.
+    pub fn after(mut self, old: &Self) -> Self {
+        if self.over.is_some() {
+            self.over = old.over.or(self.over);
+        }
+        self
     }
 }
 
@@ -96,11 +107,21 @@ pub(super) fn keep(pod: &Pod) -> Option<Kept> {
             }))
         },
         ending: metadata.deletion_timestamp.is_some(),
+        over: is_over(pod).then(Instant::now),
         created: metadata
             .creation_timestamp
             .as_ref()
             .map_or(0, |at| at.0.as_second()),
     })
+}
+
+/// Has all of it ended for good?
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// None of a pod in the host's network, whose addresses are the node's, and none of a pod that is
@@ -109,8 +130,7 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let Some(status) = &pod.status else {
         return Vec::new();
     };
-    let is_over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    if is_over || pod.spec.host_network == Some(true) {
+    if is_over(pod) || pod.spec.host_network == Some(true) {
         return Vec::new();
     }
     let all = status.pod_ips.iter().flatten().map(|of| of.ip.as_deref());
@@ -207,13 +227,8 @@ mod tests {
     fn a_pod_that_is_over_gives_up_its_address() {
         for phase in ["Succeeded", "Failed"] {
             let status = json!({"phase": phase, "podIPs": [{"ip": "10.0.0.2"}]});
-            assert!(
-                pod(&json!({}), &json!({}), &status)
-                    .unwrap()
-                    .known
-                    .addresses
-                    .is_empty()
-            );
+            let kept = pod(&json!({}), &json!({}), &status).unwrap();
+            assert!(kept.known.addresses.is_empty() && kept.over.is_some());
         }
     }
 
