@@ -1,6 +1,8 @@
 //! The kernel's counters of the neighbour tables beside tracer's, at one moment.
 
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -21,6 +23,9 @@ pub const POD_EVICTIONS: &str = "tracer_pod_neighbour_evictions_total";
 /// Live entries by pod.
 pub const POD_ENTRIES: &str = "tracer_pod_neighbour_entries";
 
+/// So old the figures of a scrape may be at most, and a little more.
+const OLDEST: Duration = Duration::from_millis(1200);
+
 /// Labels of what belongs to the host and to no process.
 pub const HOST: [(&str, &str); 2] = [("namespace", "(host)"), ("pod", "(kernel)")];
 
@@ -35,19 +40,27 @@ pub struct Point {
 }
 
 impl Point {
-    /// An agent that has counted nothing yet, and the kernel's counters when it began.
+    /// An agent, and what it and the kernel have counted when it begins: mostly nothing, and what there was.
     pub fn begin(arguments: &[&str]) -> (Agent, Self) {
         let hidden = Hidden::watch();
+        let kernel = Family::ALL.map(statistics);
+        let agent = Agent::start(arguments);
+        let changes = |of: [Statistics; 2]| of.map(|s| (s.entries, s.allocs, s.table_fulls));
+        let stands_still = |since| changes(since) == changes(Family::ALL.map(statistics));
+        let mut begun = Self {
+            kernel,
+            metrics: Metrics::default(),
+            hidden,
+        };
+        if stands_still(kernel) {
+            return (agent, begun);
+        }
+        // An emulated machine takes ten seconds for the start. What was made meanwhile is on neither side then.
         for _ in 0..5 {
-            let kernel = Family::ALL.map(statistics);
-            let agent = Agent::start(arguments);
-            let changes = |of: [Statistics; 2]| of.map(|s| (s.entries, s.allocs, s.table_fulls));
-            if changes(kernel) == changes(Family::ALL.map(statistics)) {
-                let begun = Self {
-                    kernel,
-                    metrics: Metrics::default(),
-                    hidden,
-                };
+            begun.kernel = Family::ALL.map(statistics);
+            sleep(OLDEST);
+            begun.metrics = agent.metrics();
+            if stands_still(begun.kernel) {
                 return (agent, begun);
             }
         }

@@ -6,7 +6,9 @@ pub mod kernel;
 pub mod scene;
 pub mod server;
 pub mod truth;
+pub mod ways;
 
 pub use client::{Attempt, Ended, Means, Tally, run, run_here};
 pub use scene::Scene;
 pub use server::{Manner, Server};
+pub use ways::every_way;

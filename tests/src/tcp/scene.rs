@@ -72,6 +72,11 @@ impl Scene {
 
     /// With a node that [`prepare`] has made.
     pub fn begin(node: Node, arguments: &[&str]) -> Self {
+        Self::around(node, || Agent::start(arguments))
+    }
+
+    /// The same, with an agent that is started so.
+    pub fn around(node: Node, start: impl FnOnce() -> Agent) -> Self {
         let open = Family::ALL.map(|family| SocketAddr::new(node.far.address(family), OPEN));
         let server = Server::start(&node.far.netns, &open, Manner::Close);
         let rules = Rules::named(
@@ -88,7 +93,7 @@ impl Scene {
             ("sock/inet_sock_set_state", "oldstate==2"),
             ("sock/inet_sk_error_report", "0"),
         ]);
-        let agent = Agent::start(arguments);
+        let agent = start();
         let events = agent.events();
         Self {
             agent,
@@ -179,6 +184,11 @@ impl Scene {
                 self.fault(&format!("not {one:?} from {source}: {}", event.json));
             }
         }
+    }
+
+    /// How much tracer did wrong so far.
+    pub fn faults(&self) -> u64 {
+        self.faults
     }
 
     /// Notes what tracer did wrong; [`Scene::settle`] tells all of it.

@@ -13,16 +13,10 @@ use super::layer::Layers;
 use crate::{setup::cross, sh};
 
 /// What proves the main job on a kernel: files, or single tests of one as `FILE::TEST`. A machine
-/// without hardware virtualisation needs some twenty seconds for an agent's start alone, so each of
-/// them covers a hook by the fewest agents.
+/// without hardware virtualisation needs some ten seconds for an agent's start alone, so one agent has all hooks.
 const CORE: &[&str] = &[
     "programs::verified_instructions_are_near_what_is_recorded",
-    "connects::every_result_of_a_routed_pod_is_what_the_client_saw",
-    "dns::outcomes_are_what_the_clients_saw",
-    "dns_causes::lookups_lost_to_a_full_ipv4_table_say_so",
-    "drops::datagrams_of_a_routed_pod_to_nobody_are_its_drops",
-    "gc::a_forced_collection_has_victims_and_a_culprit",
-    "neigh::ipv4_overflows_of_two_pods_are_counted_exactly",
+    "every_hook::what_each_pod_of_a_failing_node_is_charged_with_is_its_own",
 ];
 
 /// What needs programs or services that have nothing to do with the kernel, and so runs on the host
