@@ -446,6 +446,73 @@ fn an_answer_that_cannot_reach_who_asked_is_the_askers() {
     }
 }
 
+/// Who asks is on the wire and no pod of this node: that the answer dies is the trouble of the pod that answers.
+#[test]
+fn an_answer_to_who_is_on_the_wire_is_its_senders() {
+    // IPv6 would want an address of the device, by which the source would know it.
+    let family = Family::V4;
+    let (mut node, [server, filler]) = Node::new(Wiring::Routed, ["server", "filler"]);
+    let (router, far) = (Arc::clone(&node.router), node.far.clone());
+    far.netns
+        .ip(&format!("route add default via {}", far.hub(family)));
+    let _rules = Rules::load(
+        &router,
+        " chain follow { type filter hook forward priority 0; ct state new counter; }",
+    );
+    for (netns, device, neighbour, of, its) in [
+        (
+            &server.netns,
+            DEVICE,
+            server.hub(family),
+            &router,
+            &*server.link(),
+        ),
+        (
+            &router,
+            &server.link(),
+            server.address(family),
+            &server.netns,
+            DEVICE,
+        ),
+        (&far.netns, DEVICE, far.hub(family), &router, &far.link()),
+    ] {
+        know(netns, device, neighbour, &mac(of, its));
+    }
+    let stranger = far.neighbour(family, 60);
+    far.netns
+        .ip(&format!("route add local {stranger}/32 dev lo"));
+    let [asking, answering] =
+        [(&far, stranger), (&server, server.address(family))].map(|(pod, address)| {
+            pod.netns
+                .run(|| UdpSocket::bind((address, 7)).expect("it is its own"))
+        });
+    let wait = Some(Duration::from_secs(5));
+    answering
+        .set_read_timeout(wait)
+        .expect("timeouts can be set");
+    let answer = || {
+        let to = (server.address(family), 7);
+        asking.send_to(b"?", to).expect("the way is known");
+        let (_, from) = answering.recv_from(&mut [0; 9]).expect("it arrives");
+        answering.send_to(b"!", from).expect("it can be sent");
+    };
+    let (agent, before) = Point::begin(&[]);
+    let limits = Thresholds::set(node.lab.lock(), LIMITS);
+    fill(&filler, family);
+    let answers = 40;
+    for _ in 0..answers {
+        answer();
+    }
+    drop(limits);
+    asking.set_nonblocking(true).expect("it can be");
+    assert!(
+        asking.recv_from(&mut [0; 9]).is_err(),
+        "the lab failed: an answer came"
+    );
+    await_charged(&agent, &before, server.labels(), family, answers);
+    agent.stop_cleanly();
+}
+
 /// A pod that forwards (containers in it, virtual machines): who is behind it is nobody that the cluster knows, and may
 /// have another pod's address.
 #[test]

@@ -23,7 +23,7 @@ use tracer_common::{
 
 use crate::{
     layout::*,
-    maps::{CONNTRACK_REFUSALS, THIS_CPU},
+    maps::{CONNTRACK_REFUSALS, POD_ADDRESSES, THIS_CPU},
     util::{net_cookie, read},
 };
 
@@ -95,7 +95,7 @@ pub fn answering(packet: u64, family: u16) -> Option<(Server, Server)> {
 
 /// Who is hit where a packet cannot get to this neighbour, where conntrack knows it: network byte order, IPv4 in the
 /// first word. The address that it was sent from, before it was translated; of an answer whose last step is to who
-/// asked, who asked. An ICMP error about a connection (`IP_CT_RELATED`) is from elsewhere.
+/// asked, a pod of this node, who asked. An ICMP error about a connection (`IP_CT_RELATED`) is from elsewhere.
 #[inline(always)]
 pub fn sender(packet: u64, neighbour: &[u32; 4], source: &mut [u32; 4]) -> bool {
     if OFF_SK_BUFF_NFCT.load() == ABSENT || OFF_NF_CONN_STATUS.load() == ABSENT {
@@ -108,7 +108,8 @@ pub fn sender(packet: u64, neighbour: &[u32; 4], source: &mut [u32; 4]) -> bool 
         ESTABLISHED | NEW => read(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load()),
         REPLY => {
             let asker = read::<[u32; 4]>(connection, OFF_NF_CONN_ORIGINAL_SOURCE.load());
-            if asker.is_some_and(|asker| is_same(&asker, neighbour)) {
+            let is_pods = |asker: &[u32; 4]| POD_ADDRESSES.get_ptr(asker).is_some();
+            if asker.is_some_and(|asker| is_same(&asker, neighbour) && is_pods(&asker)) {
                 asker
             } else {
                 read(connection, OFF_NF_CONN_REPLY_SOURCE.load())

@@ -41,6 +41,8 @@ const IPPROTO_IPIP: u8 = 4;
 /// IPv6 in whatever is around it.
 const IPPROTO_IPV6: u8 = 41;
 const IPPROTO_GRE: u8 = 47;
+/// Port of IPsec in UDP (RFC 3948).
+const IPSEC_NAT_TRAVERSAL: u16 = 4500;
 const ND_SOLICITATION: u8 = 135;
 /// Types of neighbour discovery (RFC 4861): from a router's solicitation to a redirect.
 const ND_FIRST: u8 = 133;
@@ -382,6 +384,12 @@ fn tunnelled(skb: u64, head: u64, network: u64) -> Option<u64> {
         protocol,
         IPPROTO_UDP | IPPROTO_IPIP | IPPROTO_IPV6 | IPPROTO_GRE
     ) {
+        return None;
+    }
+    // What IPsec wraps is marked alike, and cannot be read.
+    if protocol == IPPROTO_UDP
+        && u16::from_be(read::<u16>(network + least, 2)?) == IPSEC_NAT_TRAVERSAL
+    {
         return None;
     }
     // 0 where nothing is inside; where it has been taken out, it is the packet's own.

@@ -136,6 +136,11 @@ pub static REFUSED_QUERY: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static QUESTION: PerCpuArray<crate::dns::Words> = PerCpuArray::with_max_entries(3, 0);
 
+/// Addresses that this node's pods have, network byte order; IPv4 in the first word. Kept by user space.
+#[map]
+pub static POD_ADDRESSES: HashMap<[u32; 4], u32> =
+    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
 /// Not 0: the program is at work that sees packets die.
 #[map]
 pub static DROPS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);

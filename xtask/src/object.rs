@@ -78,6 +78,7 @@ const MAPS: &[&str] = &[
     "SERVED_NEAR",
     "REFUSED_QUERY",
     "QUESTION",
+    "POD_ADDRESSES",
     "DROPS_WATCHED",
     "SENDS_WATCHED",
     "SENT",

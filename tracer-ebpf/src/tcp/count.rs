@@ -131,7 +131,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
 }
 
 /// Has a proxy in the pod taken the connection (a mesh's sidecar, by a redirect to the loopback device)? Then nothing is
-/// known of who was asked. No other device carries segments of that size. On the host a Service's backend may be on the
+/// known of who was asked. No other device carries segments of that size, but one with the largest MTU. On the host a Service's backend may be on the
 /// host itself, which is the one that was asked.
 #[inline(always)]
 fn is_proxied(sk: u64, ends: &Ends, net_cookie: u64) -> bool {

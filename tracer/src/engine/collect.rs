@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     aggregate::{Picture, retire::Leaving},
-    hooks::FAMILY_NAMES,
+    hooks::{self, FAMILY_NAMES},
     kernel::{self, load::Loaded, maps::Maps, neighbour_tables},
     pods::{Ask, Moved},
 };
@@ -158,6 +158,7 @@ impl Engine {
         self.watch_pressure(collected, second);
         let reading = maps.read()?;
         resolver.refresh(Ask::Regularly);
+        maps.tell_pod_addresses(resolver.addresses().map(hooks::words));
         {
             let mut peers = lock(&self.peers);
             peers.learn(&resolver);

@@ -109,6 +109,16 @@ pub fn address(family: u16, words: [u32; 4]) -> IpAddr {
     }
 }
 
+/// The other way round.
+pub fn words(address: IpAddr) -> [u32; 4] {
+    let mut words = [0; 4];
+    match address {
+        IpAddr::V4(address) => words.as_mut_bytes()[..4].copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => words.as_mut_bytes().copy_from_slice(&address.octets()),
+    }
+    words
+}
+
 /// Label value of a family.
 pub const fn family_name(family: u16) -> &'static str {
     if family == AF_INET { "ipv4" } else { "ipv6" }

@@ -1,5 +1,7 @@
 //! The maps in user space's hands: what `tracer-ebpf/src/maps.rs` declares, by the same names.
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
@@ -60,6 +62,9 @@ pub struct Maps {
     neigh_node: PerCpuArray<MapData, neigh::Counts>,
     tables: Array<MapData, neigh::Table>,
     forwarded: HashMap<MapData, neigh::ForwardedKey, neigh::Value>,
+    pod_addresses: HashMap<MapData, [u32; 4], u32>,
+    /// What is in it; `None`: what an agent before has left.
+    told: Option<HashSet<[u32; 4]>>,
     refused: PerCpuArray<MapData, neigh::Refused>,
     peak: PerCpuArray<MapData, neigh::Peak>,
     walk: Array<MapData, neigh::Walk>,
@@ -144,6 +149,8 @@ impl Maps {
             neigh_node: take(ebpf, "NEIGH_NODE")?,
             tables: take(ebpf, "TABLES")?,
             forwarded: take(ebpf, "NEIGH_FORWARDED")?,
+            pod_addresses: take(ebpf, "POD_ADDRESSES")?,
+            told: None,
             refused: take(ebpf, "REFUSED")?,
             peak: take(ebpf, "NEIGH_PEAK")?,
             walk: take(ebpf, "WALK")?,
@@ -375,6 +382,27 @@ impl Maps {
         if let Err(error) = self.tcp.remove(key) {
             tracing::debug!("client {key:?} is not in TCP: {error}");
         }
+    }
+
+    /// Tells the programs which addresses this node's pods have: an answer to one of them is the asker's. One that finds
+    /// no room is a stranger's.
+    pub fn tell_pod_addresses(&mut self, addresses: impl Iterator<Item = [u32; 4]>) {
+        let addresses: HashSet<[u32; 4]> = addresses.collect();
+        let told = self
+            .told
+            .take()
+            .unwrap_or_else(|| self.pod_addresses.keys().filter_map(Result::ok).collect());
+        for gone in told.difference(&addresses) {
+            if let Err(error) = self.pod_addresses.remove(gone) {
+                tracing::debug!("{gone:?} is not in POD_ADDRESSES: {error}");
+            }
+        }
+        for new in addresses.difference(&told) {
+            if let Err(error) = self.pod_addresses.insert(new, 1, 0) {
+                tracing::debug!("{new:?} finds no room in POD_ADDRESSES: {error}");
+            }
+        }
+        self.told = Some(addresses);
     }
 
     /// Removes a peer that has been well for long.

@@ -454,6 +454,12 @@ impl Resolver {
         None
     }
 
+    /// All addresses that are known to be somebody's on this node.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let known = self.sources.iter().flat_map(|c| &c.known);
+        known.flat_map(|known| known.addresses.iter().copied())
+    }
+
     /// What pods of this node have for addresses in the pod network.
     pub fn pod_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let consulted = self.sources.iter().filter(|c| c.source.names_pods());

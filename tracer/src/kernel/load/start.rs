@@ -56,7 +56,11 @@ impl Loaded {
         };
         for name in plan.load.clone() {
             let (loaded, name) = match (self.load_program(name), stand_in(name)) {
-                (Err(_), Some(other)) => (self.load_program(other), other),
+                (Err(why), Some(other)) => {
+                    tracing::debug!("{other} takes the place of {name}: {why:#}");
+                    self.unload(name);
+                    (self.load_program(other), other)
+                }
                 (loaded, _) => (loaded, name),
             };
             match loaded {

@@ -119,7 +119,7 @@ impl Nodes {
     /// Takes the addresses that this node's pods have in the pod network. `heard`: is it all of them?
     pub fn learn(&self, addresses: impl Iterator<Item = IpAddr>, heard: bool) {
         let mut store = store(&self.shared);
-        if heard {
+        if heard && store.listed {
             store.ranges = if store.is_proved(&self.own, addresses) {
                 Ranges::Proved
             } else {
