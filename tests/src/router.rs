@@ -88,10 +88,15 @@ impl Node {
     /// Ground truth: how many of these have no entry on the wire. Right within three seconds of the
     /// first packet, for until then none can be evicted.
     pub fn refused(&self, family: Family, destinations: &[IpAddr]) -> u64 {
-        let made = entries(&self.router, family);
-        let has = |address| made.iter().any(|entry| entry.address == address);
-        destinations.iter().filter(|to| !has(**to)).count() as u64
+        without_entry(&self.router, family, destinations)
     }
+}
+
+/// How many of these a namespace has no entry of.
+pub fn without_entry(netns: &Netns, family: Family, destinations: &[IpAddr]) -> u64 {
+    let made = entries(netns, family);
+    let has = |address| made.iter().any(|entry| entry.address == address);
+    destinations.iter().filter(|to| !has(**to)).count() as u64
 }
 
 /// Puts the router's ends of the pods' links, and its addresses, on a bridge.
