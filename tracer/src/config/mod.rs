@@ -122,7 +122,7 @@ impl Config {
             silent_ports: ports(
                 "silent-port",
                 [&args.silent_port, &file.silent_port],
-                &[6443, 2379],
+                &DEFAULT_SILENT_PORTS,
             )?,
             silent_after: args
                 .silent_after
@@ -149,6 +149,8 @@ impl Config {
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9773);
 const DEFAULT_DNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Ports where requests over TCP must be answered: the API server's and etcd's.
+pub const DEFAULT_SILENT_PORTS: [u16; 2] = [6443, 2379];
 const DEFAULT_SILENT_AFTER: Duration = Duration::from_secs(10);
 const DEFAULT_WINDOW: Duration = Duration::from_mins(1);
 const DEFAULT_EVENT_RATE: u64 = 1_000;

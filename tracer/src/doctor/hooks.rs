@@ -6,14 +6,17 @@ use serde::Serialize;
 use tracer_common::Hook;
 
 use super::system::{self, Lockdown};
-use crate::kernel::{
-    self,
-    btf::Btf,
-    capabilities,
-    load::{self, HookStatus, Loaded, Parameters, State},
-    maps::Maps,
-    offsets::Offsets,
-    reasons::Reasons,
+use crate::{
+    config::DEFAULT_SILENT_PORTS,
+    kernel::{
+        self,
+        btf::Btf,
+        capabilities,
+        load::{self, HookStatus, Loaded, Parameters, State},
+        maps::Maps,
+        offsets::Offsets,
+        reasons::Reasons,
+    },
 };
 
 /// One hook.
@@ -90,7 +93,8 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
         event_rate: 1,
         dns_ports: vec![53],
         dns_timeout: Duration::from_secs(5),
-        silent_ports: Vec::new(),
+        // As an agent has them: without, the verifier would leave out what looks at such connections.
+        silent_ports: DEFAULT_SILENT_PORTS.to_vec(),
         silent_after: Duration::from_secs(10),
     };
     let reasons = Reasons::resolve(btf).unwrap_or_default(); // the hook drops says why
