@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::metrics::Metrics;
 use crate::neigh::{Family, Statistics, statistics};
 use crate::unseen::{Traced, Unseen};
-use crate::wait::ensure;
+use crate::wait::{ensure, eventually};
 
 /// Creations asked for on the node.
 pub const NODE_CREATES: &str = "tracer_node_neighbour_creates_total";
@@ -28,6 +28,24 @@ const OLDEST: Duration = Duration::from_millis(1200);
 
 /// Labels of what belongs to the host and to no process.
 pub const HOST: [(&str, &str); 2] = [("namespace", "(host)"), ("pod", "(kernel)")];
+
+/// Waits until as many creations have been refused to a pod since `before`, but for those that the kernel showed to no
+/// program.
+pub fn await_refused(
+    agent: &Agent,
+    before: &Point,
+    labels: [(&str, &str); 2],
+    family: Family,
+    expected: u64,
+) {
+    eventually(Duration::from_secs(5), || {
+        let after = Point::take(agent, before)?;
+        let full = [("result", "table_full")];
+        let refused = after.pod_growth(before, POD_CREATES, labels, family, &full);
+        within(refused, expected, || before.hidden().refusals(family))
+            .map_err(|why| format!("{labels:?} {family:?}: refused {why}"))
+    });
+}
 
 /// The kernel's counters and tracer's, at one moment between two creations.
 #[derive(Clone, Debug)]

@@ -197,11 +197,14 @@ fn what_a_tunnel_carries_is_looked_into() {
         let labels = [namespace, pod, ("cause", "netfilter")];
         let grown = scene.agent.metrics().growth(&before, name, &labels);
         ensure(grown == 12, || format!("{grown} of 12"))?;
-        // The drops are the client's too, though the packet around was from node to node.
+        // The drops are the client's too, though the packet around was from node to node. The node itself may have
+        // something to say into the tunnel (neighbour discovery), once or twice.
         let labels = [namespace, pod, ("reason", "netfilter_drop")];
         let drops = "tracer_pod_drops_total";
         let grown = scene.agent.metrics().growth(&before, drops, &labels);
-        ensure(grown == dropped, || format!("{grown} of {dropped} drops"))
+        ensure((12..=dropped).contains(&grown), || {
+            format!("{grown} of {dropped} drops")
+        })
     });
     drop(inside);
 }
