@@ -2,7 +2,12 @@
 //! kernels: what grows shows in review, before it comes near the kernel's limit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+
+use crate::kubernetes::repository;
 
 /// Instructions by program.
 pub type Instructions = BTreeMap<String, u32>;
@@ -14,6 +19,9 @@ pub const LIMIT: u32 = 1_000_000;
 const PERCENT: u32 = 20;
 /// And so many instructions in any case, half a per cent of the limit: another LLVM made `walk` 3,892 of 2,324.
 const AT_LEAST: u32 = 5_000;
+
+/// What is recorded of each series of kernels.
+const RECORDED: &str = "tests/verified.toml";
 
 /// `6.12` of `6.12.107+deb12-cloud-amd64`; other architectures are named: `6.12 aarch64`.
 pub fn series(release: &str, arch: &str) -> String {
@@ -75,6 +83,55 @@ pub fn differences(recorded: &Instructions, found: &Instructions) -> Vec<String>
             },
         )
         .collect()
+}
+
+/// Panics where a program is further from what is recorded of the running kernel than it may be. `UPDATE=1` renews the
+/// record instead.
+pub fn check(found: &Instructions) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("it can be read");
+    let series = series(release.trim(), env::consts::ARCH);
+    let path = repository(RECORDED);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let recorded = parse(&text).unwrap_or_else(|e| panic!("{RECORDED}: {e}"));
+    if found.is_empty() {
+        assert!(
+            !recorded.contains_key(&series),
+            "{RECORDED} has {series}, and nothing was told"
+        );
+        say(&format!(
+            "{release}: the kernel does not tell, as all before 5.16: nothing checked\n"
+        ));
+        return;
+    }
+    for (program, instructions) in found {
+        assert!(*instructions < LIMIT / 2, "{program}: {instructions}");
+    }
+    let section = write(&BTreeMap::new(), &series, found);
+    if env::var_os("UPDATE").is_some() {
+        let renewed = write(&recorded, &series, found);
+        fs::write(&path, renewed).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        say(&format!("{RECORDED} has now:\n{section}"));
+        return;
+    }
+    let Some(recorded) = recorded.get(&series) else {
+        say(&format!(
+            "{RECORDED} has nothing of {series}: only the limit was checked. It would be:\n{section}"
+        ));
+        return;
+    };
+    let differences = differences(recorded, found);
+    assert!(
+        differences.is_empty(),
+        "on {series}, not what {RECORDED} has:\n{}\nIf it must be so, renew it (UPDATE=1):\n{section}",
+        differences.join("\n")
+    );
+}
+
+/// Past the harness, which keeps what a test that passes says.
+fn say(text: &str) {
+    std::io::stderr()
+        .write_all(text.as_bytes())
+        .expect("stderr can be written");
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! All hooks under one agent, on a node whose pods fail in every way: what each pod is charged with is what its own
-//! clients and the kernel saw, and nobody else's. It is what `cargo xtask vm` runs on each kernel, where an agent's
+//! clients and the kernel saw, and nobody else's; and each program as large as it is recorded to be. It is what `cargo xtask vm` runs on each kernel, where an agent's
 //! start takes an emulated machine ten seconds.
 
 use std::collections::BTreeSet;
@@ -15,6 +15,7 @@ use tests::point::{NODE_EVICTIONS, POD_CREATES, POD_ENTRIES, POD_EVICTIONS, with
 use tests::router::{Node, Wiring};
 use tests::tcp::scene::prepare;
 use tests::tcp::{Scene, every_way, truth as tcp};
+use tests::verified;
 use tests::wait::ensure;
 use tests::{Agent, Family, Point, Thresholds, eventually};
 
@@ -68,11 +69,20 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     let _server = Server::start(&node.far.netns, &servers);
     let mut before = None;
     let mut scene = Scene::around(node, || {
-        let (agent, point) = Point::begin(&["--dns-timeout", "1s"]);
+        let (agent, point) = Point::begin(&["--dns-timeout", "1s", "--log-level", "debug"]);
         before = Some(point);
         agent
     });
     let before = before.expect("the agent was started");
+
+    // What the verifier took, by the agent's own word: where the kernel tells, since 5.16.
+    let said = scene.agent.stderr();
+    let verified = said.lines().filter_map(|line| {
+        let (program, rest) = line.split_once("verified ")?.1.split_once(": ")?;
+        let instructions = rest.strip_suffix(" instructions")?.parse().ok()?;
+        Some((program.to_owned(), instructions))
+    });
+    verified::check(&verified.collect());
 
     // Lookups that end in every way, of a server behind the node.
     let mut seen = CLIENT.run(&asker, lookups(&SCRIPTS, &servers));

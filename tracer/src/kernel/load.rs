@@ -304,6 +304,9 @@ impl Loaded {
             programs.watch_periodic_work(attach, &why);
         }
         programs.watch_sends(offsets);
+        for (program, instructions) in programs.hooks.iter().flat_map(|status| &status.verified) {
+            tracing::debug!("verified {program}: {instructions} instructions");
+        }
         // With nothing to count, those that count go on.
         if attach && programs.counts() {
             programs.activate(build)?;

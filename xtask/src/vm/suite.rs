@@ -14,10 +14,7 @@ use crate::{setup::cross, sh};
 
 /// What proves the main job on a kernel: files, or single tests of one as `FILE::TEST`. A machine
 /// without hardware virtualisation needs some ten seconds for an agent's start alone, so one agent has all hooks.
-const CORE: &[&str] = &[
-    "programs::verified_instructions_are_near_what_is_recorded",
-    "every_hook::what_each_pod_of_a_failing_node_is_charged_with_is_its_own",
-];
+const CORE: &[&str] = &["every_hook::what_each_pod_of_a_failing_node_is_charged_with_is_its_own"];
 
 /// What needs programs or services that have nothing to do with the kernel, and so runs on the host
 /// only, unless its file is named: Prometheus, containerd, the chart, the image.
