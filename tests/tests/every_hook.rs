@@ -16,7 +16,7 @@ use tests::router::{Node, Wiring};
 use tests::tcp::scene::prepare;
 use tests::tcp::{Scene, every_way, truth as tcp};
 use tests::verified;
-use tests::wait::ensure;
+use tests::wait::{ensure, is_emulated};
 use tests::{Agent, Family, Point, Thresholds, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -145,7 +145,9 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         ];
         dns::compare(&after.metrics, &asker, &seen, &causes)?;
         dns::check_node(&after.metrics)?;
-        tcp::compare_seen(&after.metrics, caller.labels(), &attempts, scene.unseen())?;
+        // Where two processors run in turn, an application may take an error in the midst of its noting (tcp.md).
+        let off = scene.unseen() + u64::from(is_emulated());
+        tcp::compare_seen(&after.metrics, caller.labels(), &attempts, off)?;
         tcp::check_node(&after.metrics)?;
         let labels = [&shouter.labels()[..], &[("reason", "neigh_failed")]].concat();
         let drops = after.metrics.count("tracer_pod_drops_total", &labels);

@@ -110,7 +110,7 @@ const UNPACKED: &[Tool] = &[
 /// What `cargo xtask test` takes.
 #[derive(Args)]
 pub struct Options {
-    /// Leave out the core tests in virtual machines with other kernels, which take six minutes where there is no
+    /// Leave out the core test in virtual machines with other kernels, which takes a minute where there is no
     /// hardware virtualisation; fail where only these could run the end-to-end tests
     #[arg(long)]
     no_vm: bool,
