@@ -176,7 +176,9 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
             .events
             .wait(SOON, |event| event.is(kind, pod.netns.name()));
     }
-    assert_eq!(scene.faults(), 0, "they are told above");
+    // As above: such an attempt's event says `timeout` too.
+    let may = u64::from(is_emulated());
+    assert!(scene.faults() <= may, "they are told above");
     scene.agent.stop_cleanly();
 }
 
