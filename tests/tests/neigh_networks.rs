@@ -21,6 +21,53 @@ fn fill(filler: &Pod, family: Family) {
     burst(filler, family, FIRST_SILENT, 200);
 }
 
+/// Switches conntrack on.
+const FOLLOW: &str = " chain follow { type filter hook forward priority 0; ct state new counter; }";
+
+/// Who asks, and who answers.
+struct Talk {
+    asking: UdpSocket,
+    answering: UdpSocket,
+    to: IpAddr,
+}
+
+impl Talk {
+    /// From address to address, each in its namespace.
+    fn between(asker: (&Netns, IpAddr), server: (&Netns, IpAddr)) -> Self {
+        let [asking, answering] = [asker, server].map(|(netns, address)| {
+            let socket = netns.run(|| UdpSocket::bind((address, 7)).expect("it is its own"));
+            let wait = Some(Duration::from_secs(5));
+            socket.set_read_timeout(wait).expect("timeouts can be set");
+            socket
+        });
+        Self {
+            asking,
+            answering,
+            to: server.1,
+        }
+    }
+
+    /// One question and one answer, which may not get there.
+    fn answer(&self) {
+        let to = (self.to, 7);
+        self.asking.send_to(b"?", to).expect("the way is known");
+        let (_, from) = self.answering.recv_from(&mut [0; 9]).expect("it arrives");
+        self.answering.send_to(b"!", from).expect("it can be sent");
+    }
+
+    fn hear(&self) {
+        let heard = self.asking.recv_from(&mut [0; 9]);
+        heard.expect("the lab failed: no answer");
+    }
+
+    /// Panics if an answer has come.
+    fn expect_silence(&self) {
+        self.asking.set_nonblocking(true).expect("it can be");
+        let heard = self.asking.recv_from(&mut [0; 9]);
+        assert!(heard.is_err(), "the lab failed: an answer came");
+    }
+}
+
 /// The node has thrown out its entry of a pod: what comes in for it dies there, and is the pod's, whoever sent it.
 #[test]
 fn an_answer_that_cannot_reach_who_asked_is_the_askers() {
@@ -37,11 +84,7 @@ fn an_answer_that_cannot_reach_who_asked_is_the_askers() {
         far.netns
             .ip(&format!("route add default via {}", far.hub(family)));
         router.ip(&format!("route add {range} via {}", far.address(family)));
-        // Switches conntrack on.
-        let _rules = Rules::load(
-            &router,
-            " chain follow { type filter hook forward priority 0; ct state new counter; }",
-        );
+        let _rules = Rules::load(&router, FOLLOW);
         for (netns, device, neighbour, of, its) in [
             (
                 &client.netns,
@@ -61,29 +104,10 @@ fn an_answer_that_cannot_reach_who_asked_is_the_askers() {
         ] {
             know(netns, device, neighbour, &mac(of, its));
         }
-        let [asking, answering] = [
-            (&client.netns, client.address(family)),
-            (&far.netns, server),
-        ]
-        .map(|(netns, address)| {
-            netns.run(|| UdpSocket::bind((address, 7)).expect("it is its own"))
-        });
-        let wait = Some(Duration::from_secs(5));
-        answering
-            .set_read_timeout(wait)
-            .expect("timeouts can be set");
-        asking.set_read_timeout(wait).expect("timeouts can be set");
-        let answer = || {
-            asking.send_to(b"?", (server, 7)).expect("the way is known");
-            let (_, from) = answering.recv_from(&mut [0; 9]).expect("it arrives");
-            answering
-                .send_to(b"!", from)
-                .expect("the way back is known");
-        };
-        answer();
-        asking
-            .recv_from(&mut [0; 9])
-            .expect("the lab failed: no answer");
+        let asker = (&*client.netns, client.address(family));
+        let talk = Talk::between(asker, (&*far.netns, server));
+        talk.answer();
+        talk.hear();
 
         let (agent, before) = Point::begin(&[]);
         let mut events = agent.events();
@@ -98,14 +122,10 @@ fn an_answer_that_cannot_reach_who_asked_is_the_askers() {
         fill(&filler, family);
         let answers = 40;
         for _ in 0..answers {
-            answer();
+            talk.answer();
         }
         drop(limits);
-        asking.set_nonblocking(true).expect("it can be");
-        assert!(
-            asking.recv_from(&mut [0; 9]).is_err(),
-            "the lab failed: an answer came"
-        );
+        talk.expect_silence();
         await_refused(&agent, &before, client.labels(), family, answers);
         let event = events.wait(Duration::from_secs(2), |event| {
             event.is("neighbour_overflow", client.netns.name())
@@ -129,10 +149,7 @@ fn an_answer_to_who_is_on_the_wire_is_its_senders() {
     let (router, far) = (Arc::clone(&node.router), node.far.clone());
     far.netns
         .ip(&format!("route add default via {}", far.hub(family)));
-    let _rules = Rules::load(
-        &router,
-        " chain follow { type filter hook forward priority 0; ct state new counter; }",
-    );
+    let _rules = Rules::load(&router, FOLLOW);
     for (netns, device, neighbour, of, its) in [
         (
             &server.netns,
@@ -155,34 +172,17 @@ fn an_answer_to_who_is_on_the_wire_is_its_senders() {
     let stranger = far.neighbour(family, 60);
     far.netns
         .ip(&format!("route add local {stranger}/32 dev lo"));
-    let [asking, answering] =
-        [(&far, stranger), (&server, server.address(family))].map(|(pod, address)| {
-            pod.netns
-                .run(|| UdpSocket::bind((address, 7)).expect("it is its own"))
-        });
-    let wait = Some(Duration::from_secs(5));
-    answering
-        .set_read_timeout(wait)
-        .expect("timeouts can be set");
-    let answer = || {
-        let to = (server.address(family), 7);
-        asking.send_to(b"?", to).expect("the way is known");
-        let (_, from) = answering.recv_from(&mut [0; 9]).expect("it arrives");
-        answering.send_to(b"!", from).expect("it can be sent");
-    };
+    let server_at = (&*server.netns, server.address(family));
+    let talk = Talk::between((&*far.netns, stranger), server_at);
     let (agent, before) = Point::begin(&[]);
     let limits = Thresholds::set(node.lab.lock(), LIMITS);
     fill(&filler, family);
     let answers = 40;
     for _ in 0..answers {
-        answer();
+        talk.answer();
     }
     drop(limits);
-    asking.set_nonblocking(true).expect("it can be");
-    assert!(
-        asking.recv_from(&mut [0; 9]).is_err(),
-        "the lab failed: an answer came"
-    );
+    talk.expect_silence();
     await_refused(&agent, &before, server.labels(), family, answers);
     agent.stop_cleanly();
 }

@@ -14,7 +14,7 @@ use tracer_common::{
     tcp::{Behind, BehindKey},
 };
 
-use super::{ETH_P_IP, ETH_P_IPV6};
+use super::{ETH_P_IP, ETH_P_IPV6, IPPROTO_UDP};
 use crate::{
     conntrack,
     dns::cgroup_id,
@@ -26,7 +26,6 @@ use crate::{
 };
 
 const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;

@@ -5,7 +5,7 @@ use tracer_common::{
     dns::{Endpoint, Lookup, LookupKey, ServedKey, Server},
 };
 
-use super::{ETH_P_IP, ETH_P_IPV6, device_net_cookie};
+use super::{ETH_P_IP, ETH_P_IPV6, IPPROTO_UDP, device_net_cookie};
 use crate::{
     conntrack,
     dns::{self, FROM_PACKET, Refused, near::SERVING},
@@ -14,7 +14,6 @@ use crate::{
     util::{net_cookie, read},
 };
 
-const IPPROTO_UDP: u8 = 17;
 const UDP_HEADER: u32 = 8;
 const DNS_HEADER: u32 = 12;
 /// `mac_header` of a packet that no device has had (include/linux/skbuff.h, skb_mac_header_was_set).

@@ -415,11 +415,11 @@ impl Resolver {
     /// namespace, the cgroup's unit. A device: its namespace; the host's belong to the kernel.
     pub fn resolve(&self, identity: &Identity, when: When) -> Option<Arc<Owner>> {
         if let Some(source) = &identity.source {
-            let forwards = |owner: &&Arc<Owner>| {
-                identity.is_forwarded && identity.net_cookie != 0 && owner.is_pod()
-            };
-            let namespace = self.join.namespace(identity.net_cookie, identity.netns);
-            if let Some(owner) = namespace.filter(forwards) {
+            if identity.is_forwarded
+                && identity.net_cookie != 0
+                && let Some(owner) = self.join.namespace(identity.net_cookie, identity.netns)
+                && owner.is_pod()
+            {
                 return Some(owner.clone());
             }
             return self.join.address(source, when).cloned();

@@ -18,7 +18,6 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
-
 use tracer_common::Hook;
 
 use super::{Loaded, OBJECT};
