@@ -174,8 +174,19 @@ fn without_root_all_is_said_that_can_be() {
         {
             assert_eq!(capability["held"], false, "{capability}");
         }
+        let able = Doctor::ask(&[], &[]);
         for hook in doctor.json["hooks"].as_array().expect("it is a list") {
             assert_eq!(hook["state"], "unavailable", "{hook}");
+            // Rights take nothing from what the kernel has; but whether it takes fexit only shows when it is tried.
+            let would = able.named("hooks", text(hook, "name"));
+            let mechanism = text(hook, "mechanism").split_once(", fexit");
+            match mechanism.filter(|(_, fexit)| fexit.ends_with(" where the kernel takes it")) {
+                Some((cgroup, _)) => assert!(text(would, "mechanism").starts_with(cgroup)),
+                None => assert_eq!(
+                    [&hook["mechanism"], &hook["not_seen"]],
+                    [&would["mechanism"], &would["not_seen"]]
+                ),
+            }
             let reason = text(hook, "reason");
             assert!(reason.contains("CAP_BPF and CAP_PERFMON missing"), "{hook}");
         }
@@ -355,6 +366,24 @@ fn under_a_filter_that_forbids_bpf() {
         let quickly = after(QUICKLY);
         let doctor = Doctor::ask(&words(&quickly), &[]);
         assert_eq!(doctor.json["seccomp_filter"], false);
+    });
+}
+
+/// Kernels before 5.11 count maps against it; who may not raise it is told so, and nobody else is blamed.
+#[test]
+fn a_limit_of_locked_memory_is_named_where_the_kernel_has_it() {
+    leaving_nothing(|_| {
+        let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
+        let name = b"\0bpf_map_memory\0";
+        let is_charged = types.windows(name.len()).any(|word| word == name);
+        let limited = ["prlimit", "--memlock=65536:65536", "setpriv"];
+        let rights = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
+        let doctor = Doctor::ask(&[&limited[..], &rights].concat(), &[]);
+        assert_eq!(doctor.will_do(), !is_charged, "{:#}", doctor.json);
+        let (_, reason) = doctor.hook("neigh");
+        let named = [reason, &doctor.next()].map(|text| text.contains("RLIMIT_MEMLOCK"));
+        assert_eq!(named, [is_charged; 2], "{reason}, {}", doctor.next());
+        assert!(!reason.contains("lockdown"), "{reason}");
     });
 }
 

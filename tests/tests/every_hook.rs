@@ -82,7 +82,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         let instructions = rest.strip_suffix(" instructions")?.parse().ok()?;
         Some((program.to_owned(), instructions))
     });
-    verified::check(&verified.collect());
+    verified::check("", &verified.collect());
 
     // Lookups that end in every way, of a server behind the node.
     let mut seen = CLIENT.run(&asker, lookups(&SCRIPTS, &servers));
@@ -92,6 +92,22 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         (5 * 4, 2 * 4),
         "the lab failed: {seen:?}"
     );
+
+    // Sends that fail before there is a packet, where the agent says that it sees them.
+    let sees = scene.agent.hook("dns")["mechanism"]
+        .as_str()
+        .expect("it is text")
+        .contains("fexit");
+    let nowhere = Family::ALL.map(|family| scene.nobody(family, 20).ip());
+    for to in nowhere {
+        asker.netns.ip(&format!("route add unreachable {to}"));
+    }
+    let unsent = nowhere.map(|to| Lookup::new("ok-unsent.test", A, to));
+    let unsent = CLIENT.run(&asker, unsent.to_vec());
+    assert_eq!(unsent.outcome("timeout"), 2, "the lab failed: {unsent:?}");
+    if sees {
+        seen.add(&unsent);
+    }
 
     // Attempts that end in every way, and datagrams to nobody behind the node.
     let nobody: Vec<SocketAddr> = (10..15)
@@ -142,6 +158,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
             ("server", 5 * 4),
             ("no_answer", unanswered),
             ("neighbour_table_full", 12),
+            ("no_route", if sees { 2 } else { 0 }),
         ];
         dns::compare(&after.metrics, &asker, &seen, &causes)?;
         dns::check_node(&after.metrics)?;

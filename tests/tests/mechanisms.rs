@@ -1,7 +1,8 @@
 //! Mechanisms that are chosen at run time: each is used where the kernel has it, the doctor says which,
 //! and either way the figures are the same.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use tests::dns::packet::{QUERY, query};
@@ -14,6 +15,8 @@ use tests::netns::Pod;
 use tests::nft::Rules;
 use tests::point::POD_ENTRIES;
 use tests::router::Wiring;
+use tests::tcp::scene::prepare;
+use tests::tcp::{self, Manner, every_way};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
@@ -252,6 +255,53 @@ fn old_and_new_mechanisms_count_the_same() {
     new.stop_cleanly();
 }
 
+/// Requests whose ends only time tells are found by the walk in one go and by rounds; and attempts are the same.
+#[test]
+fn connections_are_counted_the_same_by_rounds() {
+    const PORT: u16 = 7946;
+    const EACH: usize = 4;
+    let (node, [caller, patient]) = prepare(Wiring::Routed, ["caller", "patient"]);
+    let silent = ["--silent-port", "7946", "--silent-after", "1s"];
+    let new = Agent::start(&silent);
+    let mut scene = tcp::Scene::around(node, || agent_without(OLD, &silent));
+    let to = Family::ALL.map(|family| scene.port(family, PORT));
+    let server = tcp::Server::start(&scene.node.far.netns, &to, Manner::Hold);
+    let mut streams: Vec<TcpStream> = patient.netns.run(|| {
+        let connect = |to: &SocketAddr| TcpStream::connect(to).expect("it listens");
+        to.iter()
+            .flat_map(|to| (0..2 * EACH).map(move |_| connect(to)))
+            .collect()
+    });
+    eventually(Duration::from_secs(5), || {
+        let held = server.accepted();
+        ensure(held == streams.len() as u64, || format!("{held} accepted"))
+    });
+    // It takes longer than the second behind a handshake, in which what is sent is let pass.
+    let attempts = every_way(&mut scene, &caller);
+    for stream in &mut streams {
+        stream.write_all(&[1; 100]).expect("it is open");
+    }
+    // Every other one is answered.
+    let mut ends = server.take();
+    ends.sort_by_key(|end| end.peer_addr().expect("it has a peer"));
+    for end in ends.iter_mut().step_by(2) {
+        end.write_all(b"pong").expect("it is open");
+    }
+    let name = "tracer_pod_silent_connections_total";
+    eventually(Duration::from_secs(10), || {
+        for agent in [&new, &scene.agent] {
+            let metrics = agent.metrics();
+            let silent = metrics.count(name, &patient.labels());
+            ensure(silent == 2 * EACH as u64, || format!("{silent} silent"))?;
+            tcp::truth::compare_seen(&metrics, caller.labels(), &attempts, scene.unseen())?;
+        }
+        Ok::<(), String>(())
+    });
+    drop((streams, ends));
+    new.stop_cleanly();
+    scene.settle(&[(&caller, &attempts)]);
+}
+
 fn live(metrics: &Metrics, labels: &[(&str, &str)], family: Family) -> usize {
     let family = ("family", family.label());
     metrics.count(POD_ENTRIES, &[labels, &[family]].concat()) as usize
@@ -267,13 +317,9 @@ fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
         .collect();
     let _server = Server::start(&lab.hub, &servers);
     let agent = agent_without("TRACER_WITHOUT=drop_reasons", &[]);
-    let drops = &agent.snapshot()["hooks"];
-    let drops = drops.as_array().expect("hooks").iter();
-    let drops = drops.clone().find(|hook| hook["name"] == "drops");
-    let drops = drops.expect("the hook is told");
-    assert_eq!(drops["state"], "degraded", "{drops}");
-    let reason = drops["reason"].as_str().expect("it is text");
-    assert!(reason.contains("no drop reasons"), "{drops}");
+    let (state, reason) = hook(&agent, "drops");
+    assert_eq!(state, "degraded", "{reason}");
+    assert!(reason.contains("no drop reasons"), "{reason}");
 
     let mut tally = CLIENT.run(&pod, vec![Lookup::new("ok-first.test", A, servers[0])]);
     assert_eq!(tally.outcome("noerror"), 1, "{tally:?}");
@@ -307,15 +353,8 @@ fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
 
 /// A hook's state and reason by an agent's own word.
 fn hook(agent: &Agent, name: &str) -> (String, String) {
-    let snapshot = agent.snapshot();
-    let hooks = snapshot["hooks"]
-        .as_array()
-        .expect("the snapshot has hooks");
-    let hook = hooks.iter().find(|hook| hook["name"] == name);
-    let text = |field: &str| {
-        let hook = hook.expect("the hook is there");
-        hook[field].as_str().expect("it is text").to_owned()
-    };
+    let hook = agent.hook(name);
+    let text = |field: &str| hook[field].as_str().expect("it is text").to_owned();
     (text("state"), text("reason"))
 }
 

@@ -208,19 +208,18 @@ const ROUND_STEPS: u32 = 64;
 /// gone when the next begins. The kernel doubles a table that has more entries than buckets.
 const BUCKET_STEPS: u32 = 24;
 
-/// The same walk where the kernel has no bpf_loop: user space runs it until both walks are complete.
-/// Its first argument is not 0 where a walk begins. Gives 1 when both are complete.
+/// The same walk where the kernel has no bpf_loop: user space runs it until `WALK` says that both are complete.
+/// Its first argument is not 0 where a walk begins.
 #[raw_tracepoint(tracepoint = "neigh_create")]
 pub fn walk_round(ctx: RawTracePointContext) -> i32 {
     let fresh = ctx.arg::<u64>(0) != 0;
-    // A table that cannot be reached has no walk.
-    let ipv4 = walk_some(0, AF_INET, fresh).unwrap_or(1);
-    let ipv6 = walk_some(1, AF_INET6, fresh).unwrap_or(1);
-    (ipv4 != 0 && ipv6 != 0) as i32
+    let _ = walk_some(0, AF_INET, fresh); // a table that cannot be reached has no walk
+    let _ = walk_some(1, AF_INET6, fresh);
+    0
 }
 
 #[inline(always)]
-fn walk_some(index: u32, family: u16, fresh: bool) -> Option<u32> {
+fn walk_some(index: u32, family: u16, fresh: bool) -> Option<()> {
     let (new, walk) = begin(index, family)?;
     if fresh || walk.buckets != new.buckets {
         // A table that has grown since the last round has moved its entries.
@@ -236,5 +235,5 @@ fn walk_some(index: u32, family: u16, fresh: bool) -> Option<u32> {
         left -= 1;
     }
     walk.entry = 0;
-    Some(walk.complete)
+    Some(())
 }

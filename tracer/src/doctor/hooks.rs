@@ -9,11 +9,12 @@ use super::system::{self, Lockdown};
 use crate::{
     config::DEFAULT_SILENT_PORTS,
     kernel::{
-        self,
         btf::Btf,
         capabilities,
         load::{self, HookStatus, Loaded, Parameters, State},
         maps::Maps,
+        mechanisms::mechanism,
+        memlock,
         offsets::Offsets,
         reasons::Reasons,
     },
@@ -29,7 +30,7 @@ pub struct HookReport {
     /// What the agent's `tracer_hook_state` would be here.
     pub state: &'static str,
     /// What it attaches to.
-    pub mechanism: &'static str,
+    pub mechanism: String,
     /// Why it does not run, or only in part; empty if it does.
     pub reason: String,
     /// What it does not see on this kernel, although it runs as it should, and why.
@@ -45,7 +46,7 @@ pub fn examine(
 ) -> (Vec<HookReport>, [Option<u32>; 2]) {
     let mut entries = [None, None];
     let statuses = match btf {
-        Err(why) => cannot(|_| why.clone()),
+        Err(why) => cannot(None, |_| why.clone()),
         Ok(btf) => try_all(btf, &mut entries),
     };
     let reports = statuses
@@ -76,7 +77,7 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
     let missing = capabilities::missing();
     // Whatever the process may do, what the kernel lacks is said.
     let without = |lack: &str| {
-        cannot(|hook| match offsets.why_not(hook) {
+        cannot(Some(&offsets), |hook| match offsets.why_not(hook) {
             Some(why) => format!("{why}; {lack}"),
             None => format!("{lack} (the kernel has what the hook reads)"),
         })
@@ -120,6 +121,10 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
 
 /// The kernel refused although the capabilities are there: who did it?
 fn explain(error: &anyhow::Error) -> String {
+    let why = format!("{error:#}");
+    if why.contains(memlock::NAME) {
+        return why;
+    }
     let refused = error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|e| {
             [libc::EPERM, libc::EACCES, libc::ENOSYS]
@@ -137,19 +142,26 @@ fn explain(error: &anyhow::Error) -> String {
              lockdown forbids bpf(2)"
         }
     };
-    format!("{error:#}{who}")
+    format!("{why}{who}")
 }
 
-fn cannot(why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
+/// Nothing was tried: what the hooks would attach to is known by the kernel's BTF, if at all.
+fn cannot(offsets: Option<&Offsets>, why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
     Hook::ALL
         .into_iter()
-        .map(|hook| HookStatus {
-            hook,
-            state: State::Unavailable,
-            mechanism: kernel::load::mechanism(hook),
-            reason: why(hook),
-            not_seen: String::new(),
-            verified: Vec::new(),
+        .map(|hook| {
+            let (mechanism, not_seen) = match offsets {
+                Some(offsets) => load::expected(hook, offsets),
+                None => (mechanism(hook, |_| true), String::new()),
+            };
+            HookStatus {
+                hook,
+                state: State::Unavailable,
+                mechanism,
+                reason: why(hook),
+                not_seen,
+                verified: Vec::new(),
+            }
         })
         .collect()
 }

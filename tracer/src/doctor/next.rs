@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Report;
-use crate::kernel::{capabilities, cgroup, state::BPFFS};
+use crate::kernel::{capabilities, cgroup, memlock, state::BPFFS};
 
 /// One thing to do.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -60,6 +60,19 @@ pub fn steps(report: &Report, agent: bool) -> Vec<Step> {
         } else {
             step(&lack, Some("sudo tracer doctor"));
         }
+    } else if report
+        .hooks
+        .iter()
+        .any(|hook| hook.reason.contains(memlock::NAME))
+    {
+        step(
+            &format!(
+                "raise {}: LimitMEMLOCK=infinity in the unit of the agent or of the container runtime; or add \
+                 CAP_SYS_RESOURCE, with which the agent raises it",
+                memlock::NAME
+            ),
+            None,
+        );
     } else if report.seccomp_filter && report.hooks.iter().all(|hook| !hook.ok) && report.btf.ok {
         step(
             "let the seccomp profile allow bpf(2); in Kubernetes: seccompProfile.type Unconfined",

@@ -154,7 +154,7 @@ impl HookReport {
             _ if self.ok => PART,
             _ => NO,
         };
-        row(f, mark, self.name, self.mechanism)?;
+        row(f, mark, self.name, &self.mechanism)?;
         match self.reason.as_str() {
             "" => Ok(()),
             reason => more(f, reason),

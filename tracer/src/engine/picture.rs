@@ -96,7 +96,7 @@ impl Engine {
                 snapshot::Hook {
                     name: status.hook.name().to_owned(),
                     state: status.state.name().to_owned(),
-                    mechanism: status.mechanism.to_owned(),
+                    mechanism: status.mechanism,
                     reason: status.reason,
                     events: ring.sent,
                     lost: ring.lost,

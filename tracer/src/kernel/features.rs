@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{btf::Btf, without::is_without};
+use super::{btf::Btf, memlock, without::is_without};
 
 /// What a program cannot be loaded or attached without.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub struct Features {
     /// A namespace has its cookie from its making: since 5.12. Before, it was given one when it
     /// was first asked for (`atomic64_t`), so most have none.
     pub net_cookie: bool,
+    /// Maps count against `RLIMIT_MEMLOCK`: before 5.11.
+    pub charges_memlock: bool,
     tracepoints: BTreeSet<&'static str>,
     helpers: BTreeSet<String>,
     functions: BTreeSet<&'static str>,
@@ -98,6 +100,7 @@ impl Features {
                     .is_ok(),
             neighbour_drop_reasons: reasons.contains_key("SKB_DROP_REASON_NEIGH_CREATEFAIL"),
             net_cookie: btf.is_integer("net", "net_cookie"),
+            charges_memlock: memlock::is_charged(btf),
             tracepoints: wanted
                 .filter(|name| btf.tracepoint_arguments(name).is_ok() && !is_without(name))
                 .copied()

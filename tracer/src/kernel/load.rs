@@ -30,7 +30,8 @@ use super::{
     kallsyms::{Ranges, Reading},
     linkage,
     maps::Maps,
-    mechanisms::{PERIODIC_WORK, Plan, programs},
+    mechanisms::{IF_TAKEN, PERIODIC_WORK, Plan, mechanism, programs},
+    memlock,
     offsets::Offsets,
     only,
     reasons::Reasons,
@@ -44,8 +45,6 @@ mod attach;
 mod pinning;
 mod start;
 mod verify;
-
-pub use super::mechanisms::mechanism;
 
 /// The eBPF object, built by `cargo xtask build`.
 pub(super) static OBJECT: &[u8] =
@@ -146,7 +145,7 @@ pub struct HookStatus {
     /// Is it at work?
     pub state: State,
     /// What it attaches to.
-    pub mechanism: &'static str,
+    pub mechanism: String,
     /// Why it is not attached, or only in part; empty if it is.
     pub reason: String,
     /// What it does not see here, although it runs as it should, and why. Empty: all that it sees
@@ -247,6 +246,7 @@ impl Loaded {
         }
         let mut ebpf = loader
             .load(&object)
+            .map_err(|error| memlock::explain(error.into(), &offsets.features))
             .context("cannot create the eBPF maps")?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
@@ -296,7 +296,7 @@ impl Loaded {
         .map(|hook| (hook, plan(hook, offsets)));
         programs.verify(&plans, offsets);
         for (hook, plan) in plans {
-            let status = programs.start(hook, plan, attach);
+            let status = programs.start(hook, plan, offsets, attach);
             programs.hooks.push(status);
         }
         programs.hooks.sort_by_key(|status| status.hook);
@@ -361,7 +361,7 @@ impl Loaded {
                 "all collections count as gc=\"other\"",
             ),
         };
-        self.hooks[Hook::Gc as usize].mechanism = mechanism;
+        mechanism.clone_into(&mut self.hooks[Hook::Gc as usize].mechanism);
         self.degrade(Hook::Gc, &format!("{lost}: {why}"));
     }
 
@@ -371,6 +371,7 @@ impl Loaded {
         if !self.is_attached(Hook::Dns) {
             return;
         }
+        self.hooks[Hook::Dns as usize].mechanism = mechanism(Hook::Dns, |_| true);
         let result = match why_no_sends(offsets) {
             Some(why) => Err(anyhow!(why)),
             None => sends::watch(self),
@@ -383,8 +384,8 @@ impl Loaded {
         match result {
             Ok(verified) => status.verified.extend(verified),
             Err(why) => {
-                status.mechanism = "cgroup_skb ingress and egress at the root of cgroup2";
-                status.not_seen = format!("{}; no fexit here: {why:#}", sends::NOT_SEEN);
+                status.mechanism = mechanism(Hook::Dns, |_| false);
+                status.not_seen = no_sends(&why);
             }
         }
     }
@@ -496,6 +497,29 @@ fn plan(hook: Hook, offsets: &Offsets) -> Result<Plan> {
         Some(why) => Err(anyhow!("{why}")),
         None => Plan::of(hook, &offsets.features),
     }
+}
+
+/// What a hook that is not tried would attach to, as far as the kernel's BTF tells, and what it would not see.
+pub fn expected(hook: Hook, offsets: &Offsets) -> (String, String) {
+    let plan = plan(hook, offsets).ok();
+    let why_no_sends = why_no_sends(offsets);
+    let has = |program: &str| match sends::function(program) {
+        // What the kernel lacks is told with the hook; without it, there is no plan.
+        "" => plan.as_ref().is_none_or(|plan| plan.has(program)),
+        _ => why_no_sends.is_none(),
+    };
+    let not_seen = why_no_sends.as_ref().filter(|_| hook == Hook::Dns);
+    let not_seen = not_seen.map(|why| no_sends(&anyhow!(why.clone())));
+    let mut mechanism = mechanism(hook, has);
+    if hook == Hook::Dns && why_no_sends.is_none() {
+        mechanism += IF_TAKEN;
+    }
+    (mechanism, not_seen.unwrap_or_default())
+}
+
+/// What is not seen without the ends of sends.
+fn no_sends(why: &anyhow::Error) -> String {
+    format!("{}; no fexit here: {why:#}", sends::NOT_SEEN)
 }
 
 fn why_no_sends(offsets: &Offsets) -> Option<String> {

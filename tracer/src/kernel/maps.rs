@@ -1,6 +1,6 @@
 //! The maps in user space's hands: what `tracer-ebpf/src/maps.rs` declares, by the same names.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -94,6 +94,20 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Resul
     T::try_from(map).with_context(|| format!("the eBPF map {name} is of another kind"))
 }
 
+/// The same, of one that whoever runs the programs reads too: it stays there.
+fn share<T: TryFrom<Map, Error = MapError>>(ebpf: &Ebpf, name: &str) -> Result<T> {
+    let again = |data: &MapData| -> Result<MapData> {
+        let fd = data.fd().as_fd().try_clone_to_owned()?;
+        Ok(MapData::from_fd(fd)?)
+    };
+    let map = match ebpf.map(name) {
+        Some(Map::HashMap(data)) => Map::HashMap(again(data)?),
+        Some(Map::Array(data)) => Map::Array(again(data)?),
+        _ => return Err(anyhow!("the eBPF object has no hash map or array {name}")),
+    };
+    T::try_from(map).with_context(|| format!("the eBPF map {name} is of another kind"))
+}
+
 fn max_entries(ebpf: &Ebpf, name: &str) -> Result<u64> {
     match ebpf.map(name) {
         Some(Map::HashMap(data)) => Ok(data.info()?.max_entries().into()),
@@ -153,14 +167,14 @@ impl Maps {
             told: None,
             refused: take(ebpf, "REFUSED")?,
             peak: take(ebpf, "NEIGH_PEAK")?,
-            walk: take(ebpf, "WALK")?,
+            walk: share(ebpf, "WALK")?,
             dns,
             receive_drops,
             receive_ports: take(ebpf, "RECEIVE_PORTS")?,
             drops,
             tcp,
             tcp_node: take(ebpf, "TCP_NODE")?,
-            talking: take(ebpf, "TALKING")?,
+            talking: share(ebpf, "TALKING")?,
             destinations: take(ebpf, "DESTINATIONS")?,
             attempts: take(ebpf, "ATTEMPTS")?,
             peers,

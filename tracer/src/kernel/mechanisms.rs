@@ -6,21 +6,30 @@ use tracer_common::Hook;
 
 use super::{features::Features, sends};
 
-/// What a hook attaches to.
-pub const fn mechanism(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Neigh => "raw_tracepoint neigh_create",
-        Hook::Dns => {
-            "cgroup_skb ingress and egress at the root of cgroup2, fexit udp_sendmsg, udpv6_sendmsg"
-        }
-        Hook::Drops => "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb",
-        Hook::Gc => "raw_tracepoint neigh_cleanup_and_release, kernel stack",
-        Hook::Tcp => {
-            "raw_tracepoint inet_sock_set_state, tcp_retransmit_skb, tcp_receive_reset, \
-             inet_sk_error_report"
-        }
-        Hook::Cgroups => "raw_tracepoint cgroup_mkdir",
+/// Said of the ends of sends where nothing was tried: some kernels take the programs and cannot attach them.
+pub const IF_TAKEN: &str = " where the kernel takes it";
+
+/// What a hook attaches to with those of its programs that `has` tells of.
+pub fn mechanism(hook: Hook, has: impl Fn(&str) -> bool) -> String {
+    if hook == Hook::Dns {
+        let cgroup = "cgroup_skb ingress and egress at the root of cgroup2";
+        let sends = sends::PROGRAMS.iter().filter(|(program, _)| has(program));
+        let sends: Vec<&str> = sends.map(|(_, function)| *function).collect();
+        return match &sends[..] {
+            [] => cgroup.to_owned(),
+            sends => format!("{cgroup}, fexit {}", sends.join(", ")),
+        };
     }
+    let own = TRACEPOINTS
+        .iter()
+        .filter(|(program, _)| programs(hook).contains(program) && has(program));
+    let mut tracepoints: Vec<&str> = own.map(|(_, tracepoint)| *tracepoint).collect();
+    tracepoints.dedup(); // pairs stand beside each other
+    let stack = match hook {
+        Hook::Gc => ", kernel stack",
+        _ => "",
+    };
+    format!("raw_tracepoint {}{stack}", tracepoints.join(", "))
 }
 
 /// All programs of a hook.
@@ -194,5 +203,26 @@ mod tests {
         let plan = Plan::of(Hook::Dns, &nothing).unwrap();
         assert_eq!(plan.load, ["dns_ingress", "dns_egress", "dns_age_one"]);
         assert_eq!(plan.lost, [""; 0]);
+    }
+
+    #[test]
+    fn what_is_attached_is_told_and_no_more() {
+        let all = |hook| mechanism(hook, |_| true);
+        assert_eq!(all(Hook::Neigh), "raw_tracepoint neigh_create");
+        assert_eq!(
+            all(Hook::Drops),
+            "raw_tracepoint kfree_skb, udp_fail_queue_rcv_skb"
+        );
+        assert_eq!(
+            all(Hook::Gc),
+            "raw_tracepoint neigh_cleanup_and_release, kernel stack"
+        );
+        assert!(all(Hook::Dns).ends_with("cgroup2, fexit udp_sendmsg, udpv6_sendmsg"));
+        let old = mechanism(Hook::Dns, |program| program.starts_with("dns"));
+        assert!(old.ends_with("cgroup2"), "{old}");
+        assert_eq!(
+            mechanism(Hook::Tcp, |program| !program.starts_with("tcp_error")),
+            "raw_tracepoint tcp_receive_reset, tcp_retransmit_skb, inet_sock_set_state"
+        );
     }
 }

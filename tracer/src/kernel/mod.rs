@@ -12,6 +12,7 @@ mod linkage;
 pub mod load;
 pub mod maps;
 pub mod mechanisms;
+pub mod memlock;
 pub mod neighbour_tables;
 pub mod offsets;
 pub mod only;

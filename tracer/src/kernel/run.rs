@@ -4,11 +4,13 @@
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Pod,
-    maps::HashMap,
+    maps::{Array, HashMap, Map, MapError},
     programs::{Program, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use tracer_common::{
+    FAMILIES,
     dns::{Lookup, Served},
+    neigh::Walk,
     tcp::Talking,
 };
 
@@ -28,8 +30,7 @@ impl Loaded {
 
     /// Runs it on a certain CPU.
     pub fn run_on(&self, name: &str, cpu: Option<u32>) -> Result<()> {
-        self.run_with(name, cpu, Arguments::default())?;
-        Ok(())
+        self.run_with(name, cpu, Arguments::default())
     }
 
     /// Walks the neighbour tables: in one go, or in rounds where the kernel has no `bpf_loop`.
@@ -37,10 +38,15 @@ impl Loaded {
         if self.has("walk") {
             return self.run("walk");
         }
+        let walks: Array<_, Walk> = Array::try_from(self.read_map("WALK")?)?;
         for round in 0..MAX_ROUNDS {
             let mut arguments = Arguments::default();
             arguments[0] = u64::from(round == 0);
-            if self.run_with("walk_round", None, arguments)? != 0 {
+            self.run_with("walk_round", None, arguments)?;
+            // A table that cannot be reached is not walked, and has no buckets.
+            let is_over = |walk: Walk| walk.complete != 0 || walk.len == 0;
+            let over = (0..FAMILIES).map(|family| Ok(is_over(walks.get(&family, 0)?)));
+            if over.collect::<Result<Vec<bool>, MapError>>()? == [true; FAMILIES as usize] {
                 return Ok(());
             }
         }
@@ -73,11 +79,7 @@ impl Loaded {
         program: &str,
         first: &[u64],
     ) -> Result<()> {
-        let data = self
-            .ebpf
-            .map(map)
-            .ok_or_else(|| anyhow!("the eBPF object has no map {map}"))?;
-        let map: HashMap<_, K, V> = HashMap::try_from(data)?;
+        let map: HashMap<_, K, V> = HashMap::try_from(self.read_map(map)?)?;
         // All keys first: the program removes some.
         let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
         for key in keys {
@@ -96,15 +98,21 @@ impl Loaded {
         matches!(self.ebpf.program(name), Some(Program::RawTracePoint(p)) if p.fd().is_ok())
     }
 
-    fn run_with(&self, name: &str, cpu: Option<u32>, args: Arguments) -> Result<u32> {
+    fn read_map(&self, name: &str) -> Result<&Map> {
+        let map = self.ebpf.map(name);
+        map.ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+    }
+
+    /// What the program returns does not come back: aya's programs at raw tracepoints end with 0.
+    fn run_with(&self, name: &str, cpu: Option<u32>, args: Arguments) -> Result<()> {
         let program: &RawTracePoint = self
             .ebpf
             .program(name)
             .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
             .try_into()?;
-        let run = program
+        program
             .test_run(RawTracePointRunOptions { args, cpu })
             .with_context(|| format!("cannot run the eBPF program {name}"))?;
-        Ok(run.return_value)
+        Ok(())
     }
 }

@@ -5,31 +5,42 @@ use anyhow::{Result, anyhow};
 use aya::{programs::CgroupSkbAttachType, util::online_cpus};
 use tracer_common::Hook;
 
-use super::{HookStatus, Loaded, State};
+use super::{HookStatus, Loaded, State, expected};
 use crate::kernel::{
     cgroup,
     mechanisms::{Plan, TRACEPOINTS, dispensable, mechanism, programs, stand_in},
+    offsets::Offsets,
 };
 
 impl Loaded {
-    pub(super) fn start(&mut self, hook: Hook, plan: Result<Plan>, attach: bool) -> HookStatus {
+    pub(super) fn start(
+        &mut self,
+        hook: Hook,
+        plan: Result<Plan>,
+        offsets: &Offsets,
+        attach: bool,
+    ) -> HookStatus {
         let mut status = HookStatus {
             hook,
             state: State::Attached,
-            mechanism: mechanism(hook),
+            mechanism: expected(hook, offsets).0,
             reason: String::new(),
             not_seen: String::new(),
             verified: Vec::new(),
         };
         let result = plan.and_then(|mut plan| {
             self.try_start(hook, &mut plan, attach, &mut status.verified)?;
-            Ok(plan.lost)
+            Ok(plan)
         });
         match result {
-            Ok(lost) if lost.is_empty() => {}
-            Ok(lost) => {
-                status.state = State::Degraded;
-                status.reason = lost.join("; ");
+            Ok(plan) => {
+                if hook != Hook::Dns {
+                    status.mechanism = mechanism(hook, |program| plan.has(program));
+                }
+                if !plan.lost.is_empty() {
+                    status.state = State::Degraded;
+                    status.reason = plan.lost.join("; ");
+                }
             }
             Err(why) => {
                 for name in programs(hook) {
