@@ -13,9 +13,11 @@ use tests::doctor::Doctor;
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::Pod;
 use tests::nft::Rules;
-use tests::point::POD_ENTRIES;
+use tests::point::{POD_ENTRIES, within};
 use tests::router::Wiring;
+use tests::tcp::client::RESULTS;
 use tests::tcp::scene::prepare;
+use tests::tcp::truth::POD_CONNECTS;
 use tests::tcp::{self, Manner, every_way};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
@@ -293,13 +295,22 @@ fn connections_are_counted_the_same_by_rounds() {
             let metrics = agent.metrics();
             let silent = metrics.count(name, &patient.labels());
             ensure(silent == 2 * EACH as u64, || format!("{silent} silent"))?;
-            tcp::truth::compare_seen(&metrics, caller.labels(), &attempts, scene.unseen())?;
         }
-        Ok::<(), String>(())
+        let [new, old] = [&new, &scene.agent].map(Agent::metrics);
+        let unseen = scene.unseen();
+        for result in RESULTS {
+            let labels = [&caller.labels()[..], &[("result", result)]].concat();
+            let [new, old] = [&new, &old].map(|m| m.count(POD_CONNECTS, &labels));
+            ensure(old.abs_diff(new) <= unseen, || {
+                format!("{result}: {new} and {old}, {unseen} unseen")
+            })?;
+        }
+        let all = new.count(POD_CONNECTS, &caller.labels());
+        within(all, attempts.attempts(), || unseen)
     });
     drop((streams, ends));
     new.stop_cleanly();
-    scene.settle(&[(&caller, &attempts)]);
+    scene.agent.stop_cleanly();
 }
 
 fn live(metrics: &Metrics, labels: &[(&str, &str)], family: Family) -> usize {

@@ -169,9 +169,12 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     stages.tally = Some(tally);
     tested?;
     if unfit.is_some() {
-        // The tests that a filter names run there, or the core ones.
+        let tests = match &filters[..] {
+            [] => vm::Tests::Product,
+            filters => vm::Tests::Named(filters),
+        };
         return stages.run("end-to-end tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], filters)
+            vm::test(Arch::HOST, &[], tests)
         });
     }
     ensure!(
@@ -181,7 +184,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     );
     if !options.no_vm && filters.is_empty() {
         stages.run("core tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], &[])
+            vm::test(Arch::HOST, &[], vm::Tests::Core)
         })?;
     }
     Ok(())

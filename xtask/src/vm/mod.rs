@@ -38,6 +38,7 @@ pub use self::{
     kernel::Wanted,
     layer::Layers,
     show::{Program, show},
+    suite::Tests,
 };
 use crate::{
     arch::Arch,
@@ -122,11 +123,15 @@ pub fn run(options: &Options) -> Result<()> {
         let toolchain = setup::ensure(&[])?;
         build::build_for_tests(&toolchain, options.arch)?;
     }
-    test(options.arch, &options.kernels, &options.filters)
+    let tests = match &options.filters[..] {
+        [] => Tests::Core,
+        filters => Tests::Named(filters),
+    };
+    test(options.arch, &options.kernels, tests)
 }
 
 /// Runs the tests on kernels, two machines at a time. What they run must be built.
-pub fn test(arch: Arch, kernels: &[Wanted], filters: &[String]) -> Result<()> {
+pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
     let default: Vec<Wanted> = KERNELS
         .iter()
         .map(|series| Wanted::Series((*series).to_owned()))
@@ -138,7 +143,7 @@ pub fn test(arch: Arch, kernels: &[Wanted], filters: &[String]) -> Result<()> {
     };
     cross::ensure(arch)?;
     let layers = Layers::ensure(arch, TOOLS)?;
-    let suite = suite::pick(filters, &layers)?;
+    let suite = suite::pick(tests, &layers)?;
     let mut plans = Vec::new();
     for wanted in kernels {
         let kernel = Kernel::ensure(wanted, &layers)?;

@@ -16,6 +16,57 @@ use crate::{setup::cross, sh};
 /// without hardware virtualisation needs some ten seconds for an agent's start alone, so one agent has all hooks.
 const CORE: &[&str] = &["every_hook::what_each_pod_of_a_failing_node_is_charged_with_is_its_own"];
 
+/// What proves the product where only machines can: files with a lab for each hook, the mechanisms, what survives, and
+/// the outages.
+const PRODUCT: &[&str] = &[
+    "capabilities",
+    "connects",
+    "dead_endpoints",
+    "dns",
+    "dns_causes",
+    "doctor",
+    "drops",
+    "every_hook",
+    "gc",
+    "incident_dead_endpoint",
+    "incident_overflow",
+    "mechanisms",
+    "neigh",
+    "restart",
+];
+
+/// Which tests are picked.
+#[derive(Clone, Copy, Debug)]
+pub enum Tests<'a> {
+    /// The main job on one more kernel, in a minute.
+    Core,
+    /// As much as a machine without a fit kernel of its own needs to believe in it.
+    Product,
+    /// Those of these files, and those whose name contains one of these.
+    Named(&'a [String]),
+}
+
+impl Tests<'_> {
+    fn fits(self, file: &str, test: &str) -> bool {
+        let listed = |list: &[&str]| {
+            list.iter().any(|entry| match entry.split_once("::") {
+                Some((of, name)) => of == file && name == test,
+                None => *entry == file,
+            })
+        };
+        match self {
+            Self::Core => listed(CORE),
+            Self::Product => listed(PRODUCT),
+            Self::Named(filters) => {
+                let other = !HOST_ONLY.contains(&file);
+                filters
+                    .iter()
+                    .any(|filter| filter == file || other && test.contains(filter.as_str()))
+            }
+        }
+    }
+}
+
 /// What needs programs or services that have nothing to do with the kernel, and so runs on the host
 /// only, unless its file is named: Prometheus, containerd, the chart, the image.
 const HOST_ONLY: &[&str] = &[
@@ -41,19 +92,21 @@ pub struct Binary {
     pub tests: Vec<String>,
 }
 
-/// Builds the tests and picks: those of the core list, or those that a filter fits.
-pub fn pick(filters: &[String], layers: &Layers) -> Result<Vec<Binary>> {
+/// Builds the tests and picks.
+pub fn pick(wanted: Tests<'_>, layers: &Layers) -> Result<Vec<Binary>> {
     let mut suite = Vec::new();
     for (file, path) in build(layers)? {
         let tests = list(&path, layers)?;
         suite.push(Binary { file, path, tests });
     }
-    let picked = choose(suite, filters);
-    ensure!(
-        !picked.is_empty(),
-        "no test file or test has such a name: {}",
-        filters.join(", ")
-    );
+    let picked = choose(suite, wanted);
+    if let Tests::Named(filters) = wanted {
+        ensure!(
+            !picked.is_empty(),
+            "no test file or test has such a name: {}",
+            filters.join(", ")
+        );
+    }
     Ok(picked)
 }
 
@@ -120,24 +173,11 @@ fn list(binary: &Path, layers: &Layers) -> Result<Vec<String>> {
         .collect())
 }
 
-fn choose(suite: Vec<Binary>, filters: &[String]) -> Vec<Binary> {
-    let fits = |file: &str, test: &str| {
-        if filters.is_empty() {
-            CORE.iter().any(|core| match core.split_once("::") {
-                Some((of, name)) => of == file && name == test,
-                None => *core == file,
-            })
-        } else {
-            let other = !HOST_ONLY.contains(&file);
-            filters
-                .iter()
-                .any(|filter| filter == file || other && test.contains(filter.as_str()))
-        }
-    };
+fn choose(suite: Vec<Binary>, wanted: Tests<'_>) -> Vec<Binary> {
     suite
         .into_iter()
         .map(|mut binary| {
-            binary.tests.retain(|test| fits(&binary.file, test));
+            binary.tests.retain(|test| wanted.fits(&binary.file, test));
             binary
         })
         .filter(|binary| !binary.tests.is_empty())
@@ -165,7 +205,7 @@ mod tests {
 
     fn chosen(filters: &[&str]) -> Vec<String> {
         let filters: Vec<String> = filters.iter().map(|filter| (*filter).to_owned()).collect();
-        choose(suite(), &filters)
+        choose(suite(), Tests::Named(&filters))
             .into_iter()
             .flat_map(|binary| binary.tests)
             .collect()
@@ -204,9 +244,9 @@ mod tests {
     #[test]
     fn what_is_listed_here_exists() {
         let folder = sh::root().join("tests/tests");
-        let core = CORE.iter().map(|core| core.split_once("::"));
-        for (core, entry) in core.zip(CORE) {
-            let (file, test) = core.map_or((*entry, None), |(file, test)| (file, Some(test)));
+        for entry in CORE.iter().chain(PRODUCT) {
+            let named = entry.split_once("::");
+            let (file, test) = named.map_or((*entry, None), |(file, test)| (file, Some(test)));
             let path = folder.join(format!("{file}.rs"));
             let source =
                 fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
