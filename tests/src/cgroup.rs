@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::netns::Netns;
-use crate::process::Reaped;
+use crate::process::{Reaped, check};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -38,8 +40,13 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes it and what is missing above.
     pub fn make(name: &str) -> Self {
+        Self::make_in(&mount(), name)
+    }
+
+    /// The same, in the hierarchy that is mounted there.
+    pub fn make_in(mount: &Path, name: &str) -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let top = mount().join(format!("tracer-test-{}-{number}", std::process::id()));
+        let top = mount.join(format!("tracer-test-{}-{number}", std::process::id()));
         let path = top.join(name);
         fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Self { top, path }
@@ -75,6 +82,31 @@ impl Drop for Cgroup {
     }
 }
 
+/// A hierarchy of version 1 without controllers, as systemd has one on hybrid hosts; not mounted any more after drop.
+#[derive(Debug)]
+pub struct Version1(TempDir);
+
+impl Version1 {
+    /// Mounts it.
+    pub fn mount() -> Self {
+        let folder = tempfile::tempdir().expect("temporary folders can be made");
+        let options = ["-t", "cgroup", "-o", "none,name=systemd", "none"];
+        check(Command::new("mount").args(options).arg(folder.path()));
+        Self(folder)
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Version1 {
+    fn drop(&mut self) {
+        check(Command::new("umount").arg(self.path()));
+    }
+}
+
 /// A process in a network namespace and in a pod's cgroup, as a container runtime arranges it.
 #[derive(Debug)]
 pub struct Container {
@@ -86,7 +118,12 @@ pub struct Container {
 impl Container {
     /// Of the pod with this uid.
     pub fn start(netns: &Netns, uid: &str) -> Self {
-        let cgroup = Cgroup::make(&format!("kubepods/pod{uid}/main"));
+        Self::start_in(&mount(), netns, uid)
+    }
+
+    /// The same, with its cgroup in the hierarchy that is mounted there.
+    pub fn start_in(mount: &Path, netns: &Netns, uid: &str) -> Self {
+        let cgroup = Cgroup::make_in(mount, &format!("kubepods/pod{uid}/main"));
         let process = netns.run(|| {
             Command::new("sleep")
                 .arg("600")

@@ -387,6 +387,25 @@ fn a_limit_of_locked_memory_is_named_where_the_kernel_has_it() {
     });
 }
 
+/// A warning at loading is no reason to lose the node. Of a file in the place of the setting: no warning of anybody's is
+/// to end this machine.
+#[test]
+fn a_kernel_that_would_warn_and_panic_is_left_alone() {
+    leaving_nothing(|_| {
+        let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
+        let name = b"\0bpf_mem_alloc\0";
+        let warns = !types.windows(name.len()).any(|word| word == name);
+        let wrapper = after(
+            "mount -t tmpfs none /mnt\necho 1 >/mnt/one\n\
+             mount --bind /mnt/one /proc/sys/kernel/panic_on_warn",
+        );
+        let doctor = Doctor::ask(&words(&wrapper), &[]);
+        assert_eq!(doctor.will_do(), !warns, "{:#}", doctor.json);
+        let (_, reason) = doctor.hook("neigh");
+        assert_eq!(reason.contains("kernel.panic_on_warn"), warns, "{reason}");
+    });
+}
+
 /// Of a file in the place of the kernel's: the modes themselves end with the machine.
 #[test]
 fn the_mode_of_lockdown_is_read() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::cgroup::Container;
+use tests::cgroup::{Container, Version1};
 use tests::dns::{A, Client, Lookup};
 use tests::doctor::Doctor;
 use tests::neigh::{FIRST_SILENT, burst};
@@ -97,6 +97,39 @@ fn a_pod_is_named_by_the_namespace_of_its_processes() {
     let told = agent.metrics().get("tracer_gone_pod_address_info", &gone);
     assert_eq!(told, Some(1.0));
     agent.stop_cleanly();
+}
+
+/// A kubelet that makes cgroups itself, on a host of both versions, makes none in cgroup2.
+#[test]
+fn a_pod_whose_cgroup_is_of_version_1_is_named_by_the_namespace_of_its_processes() {
+    const UID: &str = "3f2b4c1d-0000-4000-8000-000000000001";
+    let lab = Lab::new();
+    let pod = lab.pod("old", 1, 1);
+    let hierarchy = Version1::mount();
+    let _container = Container::start_in(hierarchy.path(), &pod.netns, UID);
+    let server = StandinApiserver::start();
+    server.apply_pod("cart-7d9f", UID, &pod.address(Family::V4).to_string());
+    let watched = watched(server, &["--pods", "kubernetes", "--dns-timeout", "1s"]);
+    await_pods(&watched.agent, 1, SOON);
+    burst(&pod, Family::V4, FIRST_SILENT, 20);
+    let lookup = Lookup::new("nobody.test", A, pod.neighbour(Family::V4, 2000));
+    let client = Client {
+        timeout: Duration::from_secs(1),
+        linger: Duration::ZERO,
+    };
+    let seen = client.run(&pod, vec![lookup]);
+    assert_eq!(seen.outcome("timeout"), 1, "the lab failed: {seen:?}");
+    let labels = [("namespace", "shop"), ("pod", "cart-7d9f")];
+    eventually(SOON, || {
+        let metrics = watched.agent.metrics();
+        let shown = [
+            "tracer_pod_neighbour_creates_total",
+            "tracer_pod_dns_failures_total",
+        ]
+        .map(|name| metrics.count(name, &labels));
+        ensure(shown[0] > 20 && shown[1] == 1, || format!("{shown:?}"))
+    });
+    watched.agent.stop_cleanly();
 }
 
 #[test]

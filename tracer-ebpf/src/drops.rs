@@ -261,13 +261,14 @@ fn receiver(
     map.get_ptr_mut(key)
 }
 
-/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason; IPv6 frees
-/// without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
+/// Was the packet freed because a neighbour did not answer? IPv4 says so in the reason, where there are reasons; IPv6
+/// frees without one, in ndisc_error_report(), which may be inlined into neigh_invalidate().
 #[inline(always)]
 fn was_neighbour(location: u64) -> bool {
     let within = |start: u64, end: u64| location >= start && location < end;
     within(NEIGH_INVALIDATE_START.load(), NEIGH_INVALIDATE_END.load())
         || within(NDISC_ERROR_START.load(), NDISC_ERROR_END.load())
+        || within(ARP_ERROR_START.load(), ARP_ERROR_END.load())
 }
 
 /// Was the packet freed because netfilter refused it? For kernels that do not say so in the reason.

@@ -171,6 +171,13 @@ pub static NDISC_ERROR_START: Global<u64> = Global::new(0);
 /// Where it ends.
 #[unsafe(no_mangle)]
 pub static NDISC_ERROR_END: Global<u64> = Global::new(0);
+/// Address of arp_error_report(), 0 where it is not known or inlined. It ends with the call that frees: kernels with
+/// frame pointers (Debian's arm64) make no jump of that, and the packet is freed in here then.
+#[unsafe(no_mangle)]
+pub static ARP_ERROR_START: Global<u64> = Global::new(0);
+/// Where it ends.
+#[unsafe(no_mangle)]
+pub static ARP_ERROR_END: Global<u64> = Global::new(0);
 
 /// Address of nf_hook_slow(), 0 where it is not known: frees what netfilter refuses.
 #[unsafe(no_mangle)]

@@ -4,10 +4,12 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use serde::Serialize;
 
-use crate::kernel::{btf::Btf, cgroup::MountedCgroups};
+use crate::kernel::{
+    btf::Btf,
+    cgroup::{MountedCgroups, ROOT_INODE},
+};
 
 /// The root of every cgroup hierarchy is the first inode of its file system (fs/kernfs).
-const ROOT_INODE: u64 = 1;
 
 /// How cgroups are mounted here.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -58,6 +58,9 @@ pub fn mount_point() -> Result<PathBuf> {
     })
 }
 
+/// The root's inode, and its id (fs/kernfs).
+pub const ROOT_INODE: u64 = 1;
+
 /// What makes one, where only version 1 is mounted.
 pub const MOUNT: &str =
     "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified";

@@ -1,7 +1,7 @@
 //! What the running kernel has for the programs, besides fields: tracepoints, BPF helpers, functions
 //! to attach to. All by its BTF, never by its version: distributions carry much of newer kernels.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use super::{btf::Btf, memlock, without::is_without};
 
@@ -69,10 +69,13 @@ const FUNCTIONS: &[&str] = &[
     "sk_error_report",
 ];
 
+const PANIC_ON_WARN: &str = "/proc/sys/kernel/panic_on_warn";
+
 /// What the kernel's BTF says that it has.
 #[derive(Clone, Debug, Default)]
 pub struct Features {
-    /// `kfree_skb` says why a packet is dropped: since 5.17.
+    /// `kfree_skb` says why a packet is dropped, and netfilter's reason is among the reasons: since 5.18. 5.17's few are
+    /// numbered from 0, which says since then that nothing was dropped.
     pub drop_reasons: bool,
     /// Among the reasons are those of neighbours, such as `NEIGH_CREATEFAIL`: since 5.18.
     pub neighbour_drop_reasons: bool,
@@ -81,6 +84,9 @@ pub struct Features {
     pub net_cookie: bool,
     /// Maps count against `RLIMIT_MEMLOCK`: before 5.11.
     pub charges_memlock: bool,
+    /// Loading makes the kernel warn, once, for maps of tracing programs that allocate at run time: before 6.1
+    /// (`check_map_prog_compatibility`, kernel/bpf/verifier.c).
+    pub warns_of_allocation: bool,
     tracepoints: BTreeSet<&'static str>,
     helpers: BTreeSet<String>,
     functions: BTreeSet<&'static str>,
@@ -97,10 +103,13 @@ impl Features {
             drop_reasons: !is_without("drop_reasons")
                 && btf
                     .tracepoint_argument("kfree_skb", "skb_drop_reason")
-                    .is_ok(),
+                    .is_ok()
+                && reasons.contains_key("SKB_DROP_REASON_NETFILTER_DROP"),
             neighbour_drop_reasons: reasons.contains_key("SKB_DROP_REASON_NEIGH_CREATEFAIL"),
             net_cookie: btf.is_integer("net", "net_cookie"),
             charges_memlock: memlock::is_charged(btf),
+            // What made such maps safe came together with the end of the warning.
+            warns_of_allocation: btf.size("bpf_mem_alloc").is_err(),
             tracepoints: wanted
                 .filter(|name| btf.tracepoint_arguments(name).is_ok() && !is_without(name))
                 .copied()
@@ -116,6 +125,16 @@ impl Features {
                 .copied()
                 .collect(),
         }
+    }
+
+    /// Why nothing may be loaded on this node, whatever the kernel would say.
+    pub fn why_never(&self) -> Option<String> {
+        let panics = fs::read_to_string(PANIC_ON_WARN).is_ok_and(|value| value.trim() != "0");
+        (self.warns_of_allocation && panics).then(|| {
+            "the node would panic: this kernel (before 6.1) warns of the maps that tracer's programs use, and \
+             kernel.panic_on_warn is set; `sysctl -w kernel.panic_on_warn=0`, or a newer kernel"
+                .to_owned()
+        })
     }
 
     /// Why a program cannot be loaded or attached; `None` where nothing is known to be missing.

@@ -51,7 +51,7 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf.o"));
 
 /// Functions of the kernel whose addresses the programs compare, and the globals for their bounds.
-const BOUNDS: [(&str, &str, &str); 5] = [
+const BOUNDS: [(&str, &str, &str); 6] = [
     ("___neigh_create", "NEIGH_CREATE_START", "NEIGH_CREATE_END"),
     (
         "neigh_periodic_work",
@@ -64,6 +64,7 @@ const BOUNDS: [(&str, &str, &str); 5] = [
         "NEIGH_INVALIDATE_END",
     ),
     ("ndisc_error_report", "NDISC_ERROR_START", "NDISC_ERROR_END"),
+    ("arp_error_report", "ARP_ERROR_START", "ARP_ERROR_END"),
     ("nf_hook_slow", "NF_HOOK_SLOW_START", "NF_HOOK_SLOW_END"),
 ];
 
@@ -183,6 +184,9 @@ impl Loaded {
         attach: bool,
         state: Option<&StateDir>,
     ) -> Result<(Self, Maps)> {
+        if let Some(why) = offsets.features.why_never() {
+            return Err(anyhow!(why));
+        }
         let mut ports = [0u16; MAX_PORTS as usize];
         for (place, port) in ports.iter_mut().zip(&parameters.dns_ports) {
             *place = *port;

@@ -126,7 +126,8 @@ const DISPENSABLE: &[(&str, &str)] = &[
 
 /// What is lost where the kernel gives no reasons with `kfree_skb`.
 const NO_REASONS: &str = "packets dropped are not counted by reason, and causes of lookups are told as far as \
-     neighbours, netfilter and routes go: this kernel gives no drop reasons (they came with 5.17)";
+     neighbours, netfilter and routes go, and dead backends are not told from their Service: this kernel gives no drop \
+     reasons, or few (they came with 5.18)";
 
 /// What of a hook is loaded, and what is lost.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{hooks::cgroups::Names, kernel::cgroup};
+use crate::{
+    hooks::cgroups::Names,
+    kernel::cgroup::{self, MountedCgroups},
+};
 
 /// How often the cgroups are walked: milliseconds of work on a large node.
 const WALK: Duration = Duration::from_secs(30);
@@ -22,9 +25,16 @@ const REMEMBER: Duration = Duration::from_mins(10);
 /// How many are remembered that no walk has seen: 16 s of a thousand a second, some 5 MB.
 const UNSEEN: usize = 16_384;
 
+/// Of version 1, hierarchies that have a cgroup of each pod, by their mounts' options.
+const V1: [&str; 3] = ["pids", "memory", "name=systemd"];
+
 /// The cgroups, those that are gone for a while too.
 pub(super) struct Cgroups {
     mount: Option<PathBuf>,
+    /// Of version 1, one each of [`V1`].
+    v1: Vec<PathBuf>,
+    /// Mount point of the one with the pods, and their paths there: where cgroup2 has none.
+    v1_pods: Option<(PathBuf, Vec<String>)>,
     by_id: HashMap<u64, Cgroup>,
     /// Where the kernel tells of new ones.
     names: Option<Names>,
@@ -44,10 +54,25 @@ struct Cgroup {
 }
 
 impl Cgroups {
-    /// Of the hierarchy at this mount point.
-    pub(super) fn at(mount: Option<PathBuf>) -> Self {
+    /// Of these hierarchies.
+    pub(super) fn of(mounted: MountedCgroups) -> Self {
+        let v1 = V1.iter().filter_map(|wanted| {
+            let has = |options: &[String]| options.iter().any(|option| option == wanted);
+            let (path, _) = mounted.v1.iter().find(|(_, options)| has(options))?;
+            Some(path.clone())
+        });
+        Self {
+            v1: v1.collect(),
+            ..Self::at(mounted.v2)
+        }
+    }
+
+    /// Of cgroup2 at this mount point.
+    fn at(mount: Option<PathBuf>) -> Self {
         Self {
             mount,
+            v1: Vec::new(),
+            v1_pods: None,
             by_id: HashMap::new(),
             names: None,
             told: VecDeque::new(),
@@ -63,12 +88,19 @@ impl Cgroups {
         self.walked = None;
     }
 
+    /// Mount point of the hierarchy with the pods' cgroups, as of the last walk: version 1's where cgroup2 has none, as
+    /// with a kubelet that makes them itself on a hybrid host. Sockets tell cgroup2's only, but processes are in both.
     pub(super) fn mount(&self) -> Option<&Path> {
-        self.mount.as_deref()
+        let v1 = self.v1_pods.as_ref().map(|(mount, _)| mount.as_path());
+        v1.or(self.mount.as_deref())
     }
 
     pub(super) fn path(&self, id: u64) -> Option<&str> {
-        Some(&self.by_id.get(&id)?.path)
+        match self.by_id.get(&id) {
+            Some(cgroup) => Some(&cgroup.path),
+            // Also where cgroup2 is not mounted, or only what is below a container's cgroup.
+            None => (id == cgroup::ROOT_INODE).then_some("/"),
+        }
     }
 
     /// Is there (still) such a cgroup, as of the last walk?
@@ -117,13 +149,18 @@ impl Cgroups {
             return false;
         }
         let now = Instant::now();
-        if !self.walk_below("/", now) {
+        if !self.walk_below("/", now) && self.v1.is_empty() {
             return false;
         }
         // What a process did may be read after its cgroup is gone.
         self.by_id
             .retain(|_, cgroup| now.duration_since(cgroup.seen) < REMEMBER);
         self.walked = Some(now);
+        self.v1_pods = if self.present().any(cgroup::is_pods) {
+            None
+        } else {
+            self.v1.iter().find_map(|mount| pods_below(mount))
+        };
         true
     }
 
@@ -159,21 +196,35 @@ impl Cgroups {
         self.walked_young = Some(now);
     }
 
-    /// All that are known.
+    /// All that are known at [`Self::mount`].
     pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
-        self.by_id.values().map(|cgroup| cgroup.path.as_str())
+        let v1 = self.v1_pods.iter().flat_map(|(_, paths)| paths);
+        let v2 = self.by_id.values().map(|cgroup| &cgroup.path);
+        let v2 = v2.filter(|_| self.v1_pods.is_none());
+        v1.chain(v2).map(String::as_str)
     }
+}
+
+/// A hierarchy's mount point and the paths of its pods; `None` where it has no pod.
+fn pods_below(mount: &Path) -> Option<(PathBuf, Vec<String>)> {
+    let mut pods = Vec::new();
+    cgroup::walk(mount, "/", |_, path| {
+        if cgroup::is_pods(path) {
+            pods.push(path.to_owned());
+        }
+    });
+    (!pods.is_empty()).then(|| (mount.to_owned(), pods))
 }
 
 #[cfg(test)]
 impl Cgroups {
     /// These, and no hierarchy to walk through.
-    pub(super) fn of(cgroups: &[(u64, &str)]) -> Self {
-        let mut of = Self::at(None);
+    pub(super) fn known(cgroups: &[(u64, &str)]) -> Self {
+        let mut known = Self::at(None);
         for (id, path) in cgroups {
-            of.tell(*id, (*path).to_owned(), Instant::now());
+            known.tell(*id, (*path).to_owned(), Instant::now());
         }
-        of
+        known
     }
 }
 
@@ -195,6 +246,32 @@ mod tests {
         assert!(!cgroups.is_there(7));
         assert_eq!(cgroups.path(7), Some("/poda/c1"));
         assert_eq!(cgroups.path(8), None);
+    }
+
+    #[test]
+    fn pods_are_found_in_version_1_where_cgroup2_has_none() {
+        const POD: &str = "kubepods/besteffort/pod01234567-89ab-cdef-0123-456789abcdef";
+        let [v2, systemd, pids] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let at = |folder: &tempfile::TempDir| folder.path().to_owned();
+        let option = |name: &str| vec!["rw".to_owned(), name.to_owned()];
+        let mounted = |v2: Option<PathBuf>| MountedCgroups {
+            v2,
+            v1: vec![
+                (at(&systemd), option("name=systemd")),
+                (at(&pids), option("pids")),
+            ],
+        };
+        fs::create_dir_all(systemd.path().join(POD)).unwrap();
+        for mount in [None, Some(at(&v2))] {
+            let mut cgroups = Cgroups::of(mounted(mount));
+            assert!(cgroups.walk(false));
+            assert_eq!(cgroups.mount(), Some(systemd.path()));
+            assert_eq!(cgroups.paths().collect::<Vec<_>>(), [format!("/{POD}")]);
+        }
+        fs::create_dir_all(v2.path().join(POD)).unwrap();
+        let mut cgroups = Cgroups::of(mounted(Some(at(&v2))));
+        assert!(cgroups.walk(false));
+        assert_eq!(cgroups.mount(), Some(v2.path()));
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use self::{gone::Gone, owner::Owner};
 use crate::{
     config::{Config, Pods, UsageError},
     hooks::cgroups::Names,
-    kernel::cgroup,
+    kernel::cgroup::{self, MountedCgroups},
     output::printable,
 };
 
@@ -273,7 +273,7 @@ impl Resolver {
                     reason: "not asked yet".to_owned(),
                 })
                 .collect(),
-            cgroups: Cgroups::at(cgroup::mount_point().ok()),
+            cgroups: Cgroups::of(MountedCgroups::find().unwrap_or_default()),
             join: Join::default(),
             gone: Gone::default(),
             namespaces: Namespaces::default(),

@@ -26,7 +26,8 @@ fn resolver(pods: Vec<Known>) -> Resolver {
 
 fn resolver_with(sources: Vec<Box<dyn Source>>) -> Resolver {
     let mut resolver = Resolver::with(sources);
-    resolver.cgroups = Cgroups::of(&[(7, "/kubepods/podA/c1"), (8, "/system.slice/sshd.service")]);
+    resolver.cgroups =
+        Cgroups::known(&[(7, "/kubepods/podA/c1"), (8, "/system.slice/sshd.service")]);
     resolver.set_host(1);
     resolver.refresh(Ask::Regularly);
     resolver
@@ -147,7 +148,7 @@ fn what_looks_like_a_pod_waits_for_the_source_that_names_pods() {
             Box::new(Fixed(vec![provisional()])),
         ];
         let mut r = resolver_with(sources);
-        r.cgroups = Cgroups::of(&[
+        r.cgroups = Cgroups::known(&[
             (7, "/kubepods/podA/c1"),
             (8, "/system.slice/sshd.service"),
             (9, "/kubepods/pod1f8c3f6e-5a3b-4d4e-9c43-0a1b2c3d4e5f/c1"),
