@@ -59,6 +59,19 @@ pub fn has_field(tracepoint: &str, field: &str) -> bool {
     format.contains(&format!(" {field};"))
 }
 
+/// Has this kernel such a tracepoint, `group/name` as in tracefs?
+pub fn has_tracepoint(tracepoint: &str) -> bool {
+    mount_tracefs();
+    Path::new(TRACEFS).join("events").join(tracepoint).exists()
+}
+
+/// Does this kernel say why it frees a packet? 5.17's few reasons are taken for none.
+pub fn has_drop_reasons() -> bool {
+    let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
+    let name = b"\0SKB_DROP_REASON_NETFILTER_DROP\0";
+    has_field("skb/kfree_skb", "reason") && types.windows(name.len()).any(|word| word == name)
+}
+
 impl Unseen {
     /// Watches tracepoints, each `group/name` as in tracefs, with a filter. One that this kernel has not
     /// is left out: no program of tracer's can be there either.

@@ -14,10 +14,11 @@ use tests::netns::{DEVICE, Pod};
 use tests::point::{NODE_EVICTIONS, POD_CREATES, POD_ENTRIES, POD_EVICTIONS, within};
 use tests::router::{Node, Wiring};
 use tests::tcp::scene::prepare;
-use tests::tcp::{Scene, every_way, truth as tcp};
+use tests::tcp::{Scene, Tally, every_way, truth as tcp};
+use tests::unseen::{has_drop_reasons, has_tracepoint};
 use tests::verified;
 use tests::wait::{ensure, is_emulated};
-use tests::{Agent, Family, Point, Thresholds, eventually};
+use tests::{Agent, Family, Metrics, Point, Thresholds, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
 /// Far below what a burst asks for, far above what the lab itself has.
@@ -93,9 +94,23 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         "the lab failed: {seen:?}"
     );
 
-    // What the kernel lacks, the agent says. Without its errors, an attempt that one ended has another result.
-    let attached = ["drops", "tcp"].map(|name| scene.agent.hook(name)["state"] == "attached");
-    let [has_reasons, has_errors] = attached;
+    // What the kernel lacks, the agent says, and nothing else is wrong with it.
+    let (has_reasons, has_errors) = (
+        has_drop_reasons(),
+        has_tracepoint("sock/inet_sk_error_report"),
+    );
+    for (name, is_whole) in [
+        ("neigh", true),
+        ("dns", true),
+        ("drops", has_reasons),
+        ("gc", true),
+        ("tcp", has_errors),
+        ("cgroups", true),
+    ] {
+        let hook = scene.agent.hook(name);
+        let state = if is_whole { "attached" } else { "degraded" };
+        assert_eq!(hook["state"], state, "{hook}");
+    }
 
     // Sends that fail before there is a packet, where the agent says that it sees them.
     let sees = scene.agent.hook("dns")["mechanism"]
@@ -168,17 +183,10 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         dns::check_node(&after.metrics)?;
         // Where two processors run in turn, an application may take an error in the midst of its noting (tcp.md).
         let off = scene.unseen() + u64::from(is_emulated());
-        let more = if has_errors {
-            0
+        if has_errors {
+            tcp::compare_seen(&after.metrics, caller.labels(), &attempts, off)?;
         } else {
-            attempts.count("unreachable")
-        };
-        tcp::compare_seen(&after.metrics, caller.labels(), &attempts, off + more)?;
-        for result in ["established", "refused"] {
-            let labels = [&caller.labels()[..], &[("result", result)]].concat();
-            let shown = after.metrics.count(tcp::POD_CONNECTS, &labels);
-            within(shown, attempts.count(result), || off)
-                .map_err(|why| format!("{result}: {why}"))?;
+            compare_without_errors(&after.metrics, &caller, &attempts, off)?;
         }
         tcp::check_node(&after.metrics)?;
         let labels = [&shouter.labels()[..], &[("reason", "neigh_failed")]].concat();
@@ -216,8 +224,41 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     }
     // As above: such an attempt's event says `timeout` too.
     let may = u64::from(is_emulated());
-    assert!(!has_errors || scene.faults() <= may, "they are told above");
+    let other = if has_errors {
+        0
+    } else {
+        attempts.count("unreachable")
+    };
+    assert!(scene.faults() <= may + other, "they are told above");
     scene.agent.stop_cleanly();
+}
+
+/// Where the kernel tells of no error, attempts that one ends have another result, and are as many. At most `off` are
+/// missing.
+fn compare_without_errors(
+    metrics: &Metrics,
+    pod: &Pod,
+    tally: &Tally,
+    off: u64,
+) -> Result<(), String> {
+    let shown = |result| {
+        let labels = [&pod.labels()[..], &[("result", result)]].concat();
+        metrics.count(tcp::POD_CONNECTS, &labels)
+    };
+    for result in ["established", "refused"] {
+        within(shown(result), tally.count(result), || off)
+            .map_err(|why| format!("{result}: {why}"))?;
+    }
+    let timeouts = shown("timeout");
+    ensure(timeouts + off >= tally.count("timeout"), || {
+        format!("{timeouts} timeouts")
+    })?;
+    let all = ["timeout", "unreachable", "other"];
+    let [shown, saw] = [
+        all.map(shown).iter().sum(),
+        all.map(|result| tally.count(result)).iter().sum::<u64>(),
+    ];
+    within(shown, saw, || off).map_err(|why| format!("ended by errors or time: {why}"))
 }
 
 /// Refusals and evictions are theirs who were refused, who forced them and whose entries went; live entries are those

@@ -16,9 +16,10 @@ use tests::nft::Rules;
 use tests::point::{POD_ENTRIES, within};
 use tests::router::Wiring;
 use tests::tcp::client::RESULTS;
-use tests::tcp::scene::prepare;
+use tests::tcp::scene::{prepare, routed};
 use tests::tcp::truth::POD_CONNECTS;
 use tests::tcp::{self, Manner, every_way};
+use tests::unseen::{has_drop_reasons, has_tracepoint};
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
@@ -298,6 +299,11 @@ fn connections_are_counted_the_same_by_rounds() {
         }
         let [new, old] = [&new, &scene.agent].map(Agent::metrics);
         let unseen = scene.unseen();
+        if has_tracepoint("sock/inet_sk_error_report") {
+            for metrics in [&new, &old] {
+                tcp::truth::compare_seen(metrics, caller.labels(), &attempts, unseen)?;
+            }
+        }
         for result in RESULTS {
             let labels = [&caller.labels()[..], &[("result", result)]].concat();
             let [new, old] = [&new, &old].map(|m| m.count(POD_CONNECTS, &labels));
@@ -357,6 +363,48 @@ fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
         ];
         let told = metrics.count("tracer_pod_neighbour_creates_total", &labels);
         ensure(told == grown, || format!("{told} refusals, not {grown}"))?;
+        check_node(&metrics)
+    });
+    agent.stop_cleanly();
+}
+
+/// Where the kernel gives no reasons, who freed a packet tells what a lookup died of. Nobody serves here.
+#[test]
+fn without_drop_reasons_causes_are_told_by_who_freed_the_packet() {
+    let (node, [client]) = prepare(Wiring::Routed, ["client"]);
+    let agent = agent_without("TRACER_WITHOUT=drop_reasons", &[]);
+    let far = Family::ALL.map(|family| node.far.address(family));
+    let nobody = Family::ALL.map(|family| node.far.neighbour(family, 1000));
+    let unreachable = Family::ALL.map(|family| routed(family, 251).ip());
+    let ask = |name: &str, to: [IpAddr; 2]| {
+        let lookups = to.map(|to| Lookup::new(format!("{name}.test"), A, to));
+        let tally = CLIENT.run(&client, lookups.to_vec());
+        assert_eq!(tally.outcome("timeout"), 2, "the lab failed: {tally:?}");
+        tally
+    };
+    // The neighbours on the way, and a port where nobody listens.
+    let mut tally = ask("closed", far);
+    // On kernels that have reasons nftables frees by itself what it drops: by another function than netfilter.
+    let mut by_rules = 0;
+    if !has_drop_reasons() {
+        for (netns, hook) in [(&client.netns, "output"), (&node.router, "forward")] {
+            let rules = Rules::drop(netns, hook, "udp dport 53");
+            tally.add(&ask(hook, far));
+            assert_eq!(rules.hits(), 2, "the lab failed");
+            by_rules += 2;
+        }
+    }
+    tally.add(&ask("nobody", nobody));
+    tally.add(&ask("unreachable", unreachable));
+    let causes = [
+        ("dropped", 2),
+        ("netfilter", by_rules),
+        ("neighbour_unresolved", 2),
+        ("no_route", 2),
+    ];
+    eventually(Duration::from_secs(5), || {
+        let metrics = agent.metrics();
+        compare(&metrics, &client, &tally, &causes)?;
         check_node(&metrics)
     });
     agent.stop_cleanly();
