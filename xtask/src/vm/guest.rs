@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     board::Board,
-    results::{MARK, STATUS, UP},
+    results::{EXIT, MARK, STATUS, UP},
     suite::Binary,
 };
 use crate::{arch::Arch, build, sh};
@@ -35,7 +35,8 @@ pub fn of_tests(arch: Arch, suite: &[Binary]) -> Result<String> {
         for test in &binary.tests {
             write!(body, " {}", quoted(test))?;
         }
-        body += "\n";
+        // On a line of its own, also where the binary died in the middle of one.
+        writeln!(body, "\nprintf '\\n{MARK}{EXIT}%s\\n' $?")?;
         body += REFUSALS;
     }
     writeln!(
@@ -149,7 +150,9 @@ mod tests {
         let script = of_tests(Arch::HOST, &suite).unwrap();
         assert!(
             script.contains(
-                r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'"
+                r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'
+printf '\ntracer-vm: exit %s\n' $?
+"
             ),
             "{script}"
         );

@@ -345,6 +345,7 @@ impl Report {
         let is_sound = ended == results.tests.len()
             && results.finished
             && self.cut.is_none()
+            && results.faults().is_empty()
             && results::complaints(&self.console).is_empty();
         if is_sound && failed.len() <= RUN_AGAIN {
             failed
@@ -369,6 +370,10 @@ impl Report {
         for complaint in &complaints {
             eprintln!("  the kernel said: {complaint}");
         }
+        let faults = results.faults();
+        for fault in &faults {
+            eprintln!("  {fault}");
+        }
         if let Some(why) = &self.cut {
             eprintln!("  ended by force: {why}");
         }
@@ -383,7 +388,12 @@ impl Report {
             }
         }
         let ignored = results.count(Outcome::Ignored);
-        passed + ignored == results.tests.len() && results.finished && complaints.is_empty()
+        // Where none ran, nothing is proven.
+        passed > 0
+            && passed + ignored == results.tests.len()
+            && results.finished
+            && faults.is_empty()
+            && complaints.is_empty()
     }
 }
 
