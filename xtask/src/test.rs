@@ -139,6 +139,14 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
             "end-to-end tests cannot run on this kernel ({why}): virtual machines run them"
         ));
     }
+    // Before all else, for what cannot be fetched is better known at once than after the other stages.
+    let machines = if unfit.is_some() || !options.no_vm && filters.is_empty() {
+        Some(stages.run("kernels for virtual machines", || {
+            vm::Kernels::ensure(Arch::HOST, &[])
+        })?)
+    } else {
+        None
+    };
     let toolchain = stages.run("setup", || {
         if unfit.is_some() {
             // The machines fetch what they need; nothing of it is installed.
@@ -168,13 +176,14 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     let passed = tally.passed;
     stages.tally = Some(tally);
     tested?;
-    if unfit.is_some() {
+    let tested_binary = build::tested_binary(Arch::HOST);
+    if let (Some(_), Some(machines)) = (&unfit, &machines) {
         let tests = match &filters[..] {
             [] => vm::Tests::Product,
             filters => vm::Tests::Named(filters),
         };
         return stages.run("end-to-end tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], tests)
+            machines.test(tests, &tested_binary)
         });
     }
     ensure!(
@@ -182,9 +191,9 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         "no test has such a name: {}",
         filters.join(", ")
     );
-    if !options.no_vm && filters.is_empty() {
+    if let Some(machines) = &machines {
         stages.run("core tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], vm::Tests::Core)
+            machines.test(vm::Tests::Core, &tested_binary)
         })?;
     }
     Ok(())

@@ -119,46 +119,101 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    if env::var_os("TRACER_BIN").is_none() {
+    let tested = if let Some(own) = env::var_os("TRACER_BIN") {
+        let own = PathBuf::from(own);
+        ensure!(
+            own.is_file(),
+            "TRACER_BIN names {}, which is no file",
+            own.display()
+        );
+        sh::step(format!(
+            "TRACER_BIN is set: nothing is built, {} is tested",
+            own.display()
+        ));
+        own
+    } else {
         let toolchain = setup::ensure(&[])?;
         build::build_for_tests(&toolchain, options.arch)?;
-    }
+        build::tested_binary(options.arch)
+    };
     let tests = match &options.filters[..] {
         [] => Tests::Core,
         filters => Tests::Named(filters),
     };
-    test(options.arch, &options.kernels, tests)
+    Kernels::ensure(options.arch, &options.kernels)?.test(tests, &tested)
 }
 
-/// Runs the tests on kernels, two machines at a time. What they run must be built.
-pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
-    let default: Vec<Wanted> = KERNELS
-        .iter()
-        .map(|series| Wanted::Series((*series).to_owned()))
-        .collect();
-    let kernels = if kernels.is_empty() {
-        &default
-    } else {
-        kernels
-    };
-    cross::ensure(arch)?;
-    let layers = Layers::ensure(arch, TOOLS)?;
-    let suite = suite::pick(tests, &layers)?;
+/// Kernels at hand, and what their machines are made of.
+pub struct Kernels {
+    layers: Layers,
+    found: Vec<Kernel>,
+    /// Those that nobody asked for and that are not to be had, and why.
+    left_out: Vec<(&'static str, String)>,
+}
+
+impl Kernels {
+    /// Finds or fetches these kernels. Where none is named, those of the default that this machine's package
+    /// lists have, for each release of a distribution has others.
+    pub fn ensure(arch: Arch, wanted: &[Wanted]) -> Result<Self> {
+        cross::ensure(arch)?;
+        let layers = Layers::ensure(arch, TOOLS)?;
+        let found = wanted.iter().map(|wanted| Kernel::ensure(wanted, &layers));
+        let mut kernels = Self {
+            found: found.collect::<Result<_>>()?,
+            layers,
+            left_out: Vec::new(),
+        };
+        if !wanted.is_empty() {
+            return Ok(kernels);
+        }
+        for series in KERNELS {
+            match Kernel::ensure(&Wanted::Series((*series).to_owned()), &kernels.layers) {
+                Ok(kernel) => kernels.found.push(kernel),
+                Err(error) => kernels.left_out.push((series, format!("{error:#}"))),
+            }
+        }
+        ensure!(
+            !kernels.found.is_empty(),
+            "no kernel to boot; name another with `cargo xtask vm --kernel`\n{}",
+            kernels.not_run()
+        );
+        Ok(kernels)
+    }
+
+    /// A line for each kernel that is left out.
+    fn not_run(&self) -> String {
+        let lines = self.left_out.iter();
+        lines.fold(String::new(), |text, (series, why)| {
+            text + &format!("  NOT RUN {series} ({why})\n")
+        })
+    }
+
+    /// Runs the tests with this binary in them; the tests are built if need be, the binary must be.
+    pub fn test(&self, tests: Tests<'_>, tested: &Path) -> Result<()> {
+        let done = run_on(&self.found, tests, tested, &self.layers);
+        eprint!("{}", self.not_run());
+        done
+    }
+}
+
+/// Two machines at a time.
+fn run_on(kernels: &[Kernel], tests: Tests<'_>, tested: &Path, layers: &Layers) -> Result<()> {
+    let suite = suite::pick(tests, layers)?;
+    let script = |suite: &[Binary]| guest::of_tests(layers.arch, suite, tested);
     let mut plans = Vec::new();
-    for wanted in kernels {
-        let kernel = Kernel::ensure(wanted, &layers)?;
+    for kernel in kernels {
         let folder = sh::target().join("vm").join(&kernel.release);
         plans.push(Plan::prepare(
-            kernel,
+            kernel.clone(),
             folder,
-            &guest::of_tests(arch, &suite)?,
-            &layers,
+            &script(&suite)?,
+            layers,
         )?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
     };
-    let accel = Accel::find(&first.kernel, &first.initrd(), &layers)?;
+    let accel = Accel::find(&first.kernel, &first.initrd(), layers)?;
     let mut reports = Vec::new();
     // The tests of one are one after the other, so each has need of little more than a processor.
     let together = thread::available_parallelism()
@@ -168,7 +223,7 @@ pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
         thread::scope(|scope| {
             let running: Vec<_> = plans
                 .iter()
-                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layers)))
+                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, layers)))
                 .collect();
             for (plan, thread) in plans.iter().zip(running) {
                 let report = thread
@@ -190,7 +245,7 @@ pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
         };
         let sound = sound
             || match report {
-                Ok(report) => plan.pass_again(report, &suite, accel, &layers)?,
+                Ok(report) => plan.pass_again(report, &suite, script, accel, layers)?,
                 Err(_) => false,
             };
         if !sound {
@@ -235,6 +290,7 @@ impl Plan {
         &self,
         report: &Report,
         suite: &[Binary],
+        script: impl Fn(&[Binary]) -> Result<String>,
         accel: Accel,
         layers: &Layers,
     ) -> Result<bool> {
@@ -247,8 +303,7 @@ impl Plan {
         let suite = suite::only(suite, &few);
         let mut folder = self.folder.clone().into_os_string();
         folder.push("-again");
-        let script = guest::of_tests(layers.arch, &suite)?;
-        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script, layers)?;
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script(&suite)?, layers)?;
         let passed = plan.boot(accel, &suite, layers)?.print();
         if passed {
             for name in names {
