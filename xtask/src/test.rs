@@ -57,20 +57,12 @@ const TOOLS: &[Tool] = &[
         package: "musl-tools",
     },
     Tool {
-        program: "containerd",
-        package: "containerd",
-    },
-    Tool {
         program: "runc",
         package: "runc",
     },
     Tool {
         program: "/usr/lib/cni/bridge",
         package: "containernetworking-plugins",
-    },
-    Tool {
-        program: "busybox",
-        package: "busybox-static",
     },
     Tool {
         program: "openssl",
@@ -92,6 +84,10 @@ const UNPACKED: &[Tool] = &[
     Tool {
         program: "prometheus-alertmanager",
         package: "prometheus-alertmanager",
+    },
+    Tool {
+        program: "containerd",
+        package: "containerd",
     },
     Tool {
         program: "serf",
@@ -153,6 +149,7 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
             return setup::ensure(&[]);
         }
         setup::unpacked::ensure(UNPACKED)?;
+        setup::unpacked::busybox()?;
         let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
         let toolchain = setup::ensure(&tools)?;
         setup::kubernetes::Kubernetes::ensure()?;

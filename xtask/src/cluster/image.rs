@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{arch::Arch, dist, sh};
+use crate::{arch::Arch, dist, setup::unpacked, sh};
 
 /// What the image is called.
 pub const NAME: &str = "tracer.local/lab:1";
@@ -25,8 +25,7 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
     for part in ["/bin", "/tmp", "/lab", "/etc"] {
         fs::create_dir_all(inside(part))?;
     }
-    let busybox = sh::which("busybox").context("busybox is missing")?;
-    fs::copy(busybox, inside("/bin/busybox"))?;
+    fs::copy(unpacked::busybox()?, inside("/bin/busybox"))?;
     for applet in ["sh", "sleep", "cat", "date"] {
         symlink("busybox", inside("/bin").join(applet))?;
     }

@@ -38,7 +38,7 @@ const HOST: &[Tool] = &[
     },
 ];
 
-/// A guest's first program.
+/// A guest's first program, where it cannot take the host's.
 const GUEST: &[Tool] = &[Tool {
     program: "busybox",
     package: "busybox-static",
@@ -120,7 +120,7 @@ impl Layers {
         let board = Board::of(arch)?;
         let host = host()?;
         if arch == Arch::HOST {
-            host.ensure(&[&[board.qemu], HOST, GUEST, tools])?;
+            host.ensure(&[&[board.qemu], HOST, tools])?;
             let guest = host.clone();
             return Ok(Self { arch, host, guest });
         }
@@ -128,6 +128,14 @@ impl Layers {
         host.ensure(&[&[board.qemu, board.translator], HOST])?;
         guest.ensure(&[GUEST, SYSTEM, tools])?;
         Ok(Self { arch, host, guest })
+    }
+
+    /// A guest's first program, which has no library to load.
+    pub fn busybox(&self) -> Result<PathBuf> {
+        if self.arch == Arch::HOST {
+            return unpacked::busybox();
+        }
+        self.guest.find("busybox").context("there is no busybox")
     }
 
     /// Finds what runs a program of an architecture on the host, and the libraries for it; of this
