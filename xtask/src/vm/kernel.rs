@@ -180,8 +180,10 @@ fn offered(series: &str, kernels: &Path, layers: &Layers) -> Result<String> {
     );
     let take = || {
         let names = packages.search(&pattern)?;
-        let name = choose(series, arch, &names)
-            .with_context(|| format!("the package lists have no linux-image-{series}.*-{arch}"))?;
+        let name = choose(series, arch, &names).with_context(|| {
+            let remark = apt::remark();
+            format!("the package lists have no linux-image-{series}.*-{arch}{remark}")
+        })?;
         let folder = kernels.join(name);
         if !folder.is_dir() {
             fetch(name, &folder, packages)?;
