@@ -144,6 +144,9 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         None
     };
     let toolchain = stages.run("setup", || {
+        if filters.is_empty() {
+            setup::lints::ensure()?;
+        }
         if unfit.is_some() {
             // The machines fetch what they need; nothing of it is installed.
             return setup::ensure(&[]);

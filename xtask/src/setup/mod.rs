@@ -8,6 +8,7 @@
 pub mod cross;
 pub mod kubernetes;
 mod linker;
+pub mod lints;
 mod llvm;
 mod rustc;
 pub mod unpacked;
