@@ -209,14 +209,26 @@ fn unfit_host() -> Result<Option<String>> {
         return Ok(Some("this root lacks CAP_SYS_ADMIN".to_owned()));
     }
     let needed = [
-        "/sys/kernel/btf/vmlinux",
+        BTF,
         // There in the host's network namespace only.
         "/proc/sys/net/ipv4/neigh/default/gc_thresh3",
     ];
-    Ok(needed
-        .into_iter()
-        .find(|path| !Path::new(path).exists())
-        .map(|path| format!("there is no {path}")))
+    if let Some(path) = needed.iter().find(|path| !Path::new(path).exists()) {
+        return Ok(Some(format!("there is no {path}")));
+    }
+    let types = fs::read(BTF).with_context(|| format!("failed to read {BTF}"))?;
+    Ok((!has_drop_reasons(&types))
+        .then(|| "before 5.17 kernels give no reasons for drops".to_owned()))
+}
+
+/// The kernel's types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// By the names of the kernel's types, each of which ends with a NUL.
+fn has_drop_reasons(types: &[u8]) -> bool {
+    types
+        .split(|byte| *byte == 0)
+        .any(|name| name == b"skb_drop_reason")
 }
 
 /// By the effective set in `/proc/self/status`.
@@ -369,6 +381,12 @@ impl Stages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drop_reasons_are_known_by_their_types_name() {
+        assert!(has_drop_reasons(b"\x01\0skb\0skb_drop_reason\0int\0"));
+        assert!(!has_drop_reasons(b"\x01\0kfree_skb_drop_reasons\0int\0"));
+    }
 
     #[test]
     fn the_effective_set_tells_whether_programs_can_be_loaded() {
