@@ -370,7 +370,7 @@ impl Plan {
                         line = rest.to_owned();
                     }
                 }
-                Ok(None) => break None,
+                Ok(None) => break machine.failure()?,
                 Err(error) => break Some(error.to_string()),
             }
         };
@@ -381,8 +381,7 @@ impl Plan {
             results,
             took: start.elapsed(),
             cut,
-            console: fs::read(self.console())
-                .map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""))?,
+            console: machine::said(&self.console())?,
         })
     }
 }
