@@ -82,7 +82,7 @@ fn control(version: &str, arch: Arch, glibc: &str) -> String {
          Suggests: prometheus\n\
          Description: finds network failures inside the kernel\n \
          An eBPF agent that names the pod, container or unit, the node and the cause of lookups,\n \
-         connections and packets that the kernel gave up. It needs Linux 5.17 or newer with BTF.\n"
+         connections and packets that the kernel gave up. It needs Linux 5.10 or newer with BTF.\n"
     )
 }
 
