@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{arch::Arch, sh};
+use crate::{arch::Arch, disk, sh};
 
 /// For so long the lists may be locked, as by the automatic updates of a machine that has just booted.
 const LOCKED: Duration = Duration::from_mins(2);
@@ -149,7 +149,7 @@ impl Packages {
             let packages = packages.join(", ");
             format!("{packages} could not be downloaded{}", remark())
         })?;
-        Ok(fs::read_dir(folder)?
+        Ok(disk::read_dir(folder)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .collect())

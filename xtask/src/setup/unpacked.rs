@@ -16,7 +16,7 @@ use object::{
 };
 
 use super::Tool;
-use crate::{apt, sh};
+use crate::{apt, disk, sh};
 
 /// Debian's ordinary busybox conflicts with it.
 const BUSYBOX: Tool = Tool {
@@ -98,7 +98,7 @@ fn fetch(tools: &[&Tool]) -> Result<()> {
 fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
     let partial = folder.with_added_extension("partial");
     if folder.exists() {
-        fs::remove_dir_all(folder)?;
+        disk::remove_dir_all(folder)?;
     }
     let files = partial.join("files");
     fresh(&partial)?;
@@ -111,15 +111,15 @@ fn unpack(tool: &Tool, folder: &Path) -> Result<()> {
         tool.package,
         tool.program
     );
-    fs::rename(&files, folder)?;
-    fs::remove_dir_all(&partial)?;
+    disk::rename(&files, folder)?;
+    disk::remove_dir_all(&partial)?;
     Ok(())
 }
 
 /// An empty folder, whatever a download that was cut short left there.
 pub fn fresh(folder: &Path) -> Result<()> {
     if folder.exists() {
-        fs::remove_dir_all(folder)?;
+        disk::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder).with_context(|| format!("failed to make {}", folder.display()))
 }

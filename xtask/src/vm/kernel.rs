@@ -13,6 +13,7 @@ use super::layer::{self, Layers};
 use crate::{
     apt::{self, Packages},
     arch::Arch,
+    disk,
     setup::unpacked,
     sh,
 };
@@ -163,7 +164,7 @@ fn newest(series: &str, layers: &Layers) -> Result<Kernel> {
     // Only the newest of a series is kept.
     for old in &fetched {
         if *old != name && choose(series, layers.arch, std::slice::from_ref(old)).is_some() {
-            fs::remove_dir_all(kernels.join(old))?;
+            disk::remove_dir_all(kernels.join(old))?;
         }
     }
     Kernel::in_folder(&kernels.join(name), layers)
@@ -207,8 +208,8 @@ fn fetch(package: &str, folder: &Path, packages: &Packages) -> Result<()> {
     let archive = packages.download(package, &partial)?;
     let files = partial.join("files");
     unpack(&archive, &files)?;
-    fs::rename(&files, folder)?;
-    fs::remove_dir_all(&partial)?;
+    disk::rename(&files, folder)?;
+    disk::remove_dir_all(&partial)?;
     Ok(())
 }
 
@@ -230,7 +231,8 @@ fn of_file(file: &Path, layers: &Layers) -> Result<Kernel> {
         return Kernel::in_folder(&file, layers);
     }
     if file.extension().is_some_and(|extension| extension == "deb") {
-        let status = fs::metadata(&file)?;
+        let status =
+            fs::metadata(&file).with_context(|| format!("failed to look at {}", file.display()))?;
         let changed = status.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
         let name = file.file_stem().unwrap_or_default().to_string_lossy();
         let folder = super::cache()?
@@ -240,7 +242,7 @@ fn of_file(file: &Path, layers: &Layers) -> Result<Kernel> {
             let partial = folder.with_added_extension("partial");
             unpacked::fresh(&partial)?;
             unpack(&file, &partial)?;
-            fs::rename(&partial, &folder)?;
+            disk::rename(&partial, &folder)?;
         }
         return Kernel::in_folder(&folder, layers);
     }

@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    os::unix::{fs::symlink, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -18,6 +18,7 @@ use super::board::Board;
 use crate::{
     apt::{self, Packages},
     arch::Arch,
+    disk,
     setup::{Tool, unpacked},
     sh,
 };
@@ -312,7 +313,7 @@ impl Layer {
         for archive in self.packages.download_all(&wanted, &partial)? {
             self.unpack(&archive)?;
         }
-        fs::remove_dir_all(&partial)?;
+        disk::remove_dir_all(&partial)?;
         Ok(())
     }
 
@@ -320,10 +321,10 @@ impl Layer {
     /// this folder's `/bin` in place of the host's.
     fn unpack(&self, archive: &Path) -> Result<()> {
         for name in ["bin", "sbin", "lib"] {
-            fs::create_dir_all(self.root.join("usr").join(name))?;
+            disk::create_dir_all(self.root.join("usr").join(name))?;
             let link = self.root.join(name);
             if !link.is_symlink() {
-                symlink(Path::new("usr").join(name), link)?;
+                disk::symlink(Path::new("usr").join(name), link)?;
             }
         }
         let patterns: [&str; 0] = [];

@@ -42,7 +42,7 @@ pub use self::{
 };
 use crate::{
     arch::Arch,
-    build,
+    build, disk,
     setup::{self, Tool, cross},
     sh,
     test::RUN_AGAIN,
@@ -281,7 +281,7 @@ impl Plan {
         let plan = Self { kernel, folder };
         initrd::write(&plan.initrd(), &plan.kernel, layers)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
-        fs::write(plan.folder.join("guest.sh"), script)?;
+        disk::write(plan.folder.join("guest.sh"), script)?;
         Ok(plan)
     }
 
@@ -376,7 +376,7 @@ impl Plan {
         };
         drop(machine);
         results.line(&line);
-        fs::write(self.folder.join("tests.log"), &said)?;
+        disk::write(self.folder.join("tests.log"), &said)?;
         Ok(Report {
             results,
             took: start.elapsed(),
