@@ -172,6 +172,10 @@ fn ensure_cargo_fuzz() -> Result<PathBuf> {
     {
         return Ok(found);
     }
+    let _lock = setup::unpacked::lock()?;
+    if runs(&program) {
+        return Ok(program);
+    }
     sh::step(format!(
         "building cargo-fuzz {VERSION} into {}",
         cached.display()

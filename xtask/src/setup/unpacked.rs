@@ -3,7 +3,8 @@
 //! (`tests/src/unpacked.rs`).
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -67,10 +68,16 @@ fn place(tool: &Tool, folder: &Path) -> Option<PathBuf> {
 /// Fetches what is not in the cache.
 fn fetch(tools: &[&Tool]) -> Result<()> {
     let cache = cache()?;
+    let is_here = |tool: &&Tool| place(tool, &cache.join(tool.package)).is_some();
+    if tools.iter().all(is_here) {
+        return Ok(());
+    }
+    let _lock = lock()?;
     let mut lists_are_fresh = false;
     for tool in tools {
         let folder = cache.join(tool.package);
-        if place(tool, &folder).is_some() {
+        // Another xtask may have fetched it meanwhile.
+        if is_here(tool) {
             continue;
         }
         if !apt::exists() {
@@ -124,6 +131,23 @@ pub fn fresh(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("failed to make {}", folder.display()))
 }
 
+/// Held while something is fetched into the cache, for all clones share it; waits for another xtask that does.
+pub fn lock() -> Result<File> {
+    let base = base()?;
+    disk::create_dir_all(&base)?;
+    lock_at(&base.join("lock"))
+}
+
+fn lock_at(path: &Path) -> Result<File> {
+    let lock = disk::create(path)?;
+    if lock.try_lock().is_err() {
+        sh::step("waiting for another xtask that fetches something");
+        lock.lock()
+            .with_context(|| format!("failed to lock {}", path.display()))?;
+    }
+    Ok(lock)
+}
+
 /// Where such packages are kept.
 pub fn cache() -> Result<PathBuf> {
     Ok(base()?.join("packages"))
@@ -142,6 +166,16 @@ pub fn base() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_one_fetches_at_a_time() {
+        let path = env::temp_dir().join(format!("xtask-lock-{}", std::process::id()));
+        let lock = lock_at(&path).unwrap();
+        assert!(File::open(&path).unwrap().try_lock().is_err());
+        drop(lock);
+        assert!(File::open(&path).unwrap().try_lock().is_ok());
+        disk::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_program_without_a_loader_is_static() {

@@ -144,6 +144,7 @@ fn release_of(image: &Path) -> Option<&str> {
 
 /// The newest package of a series; where none can be had, the newest that was fetched before.
 fn newest(series: &str, layers: &Layers) -> Result<Kernel> {
+    let _lock = unpacked::lock()?;
     let kernels = super::cache()?.join("kernels");
     let fetched: Vec<String> = fs::read_dir(&kernels)
         .into_iter()
@@ -238,6 +239,7 @@ fn of_file(file: &Path, layers: &Layers) -> Result<Kernel> {
         let folder = super::cache()?
             .join("files")
             .join(format!("{name}-{}-{changed}", status.len()));
+        let _lock = unpacked::lock()?;
         if !folder.is_dir() {
             let partial = folder.with_added_extension("partial");
             unpacked::fresh(&partial)?;

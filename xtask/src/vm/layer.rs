@@ -6,6 +6,7 @@
 //! and the shell, in that architecture; the host's are beneath, and do not start there.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::board::Board;
+use super::{board::Board, stamp};
 use crate::{
     apt::{self, Packages},
     arch::Arch,
@@ -212,17 +213,46 @@ pub struct Layer {
 impl Layer {
     /// Finds programs; fetches what is neither on the host nor in the folder.
     fn ensure(&self, tools: &[&[Tool]]) -> Result<()> {
-        let missing: Vec<&str> = tools
+        let release = stamp::release();
+        let whole = || {
+            let packages = stamp::packages(&self.stamp(), &release);
+            packages.filter(|_| self.root.is_dir())
+        };
+        if whole().is_some() && self.missing(tools).is_empty() {
+            return Ok(());
+        }
+        let _lock = unpacked::lock()?;
+        // Another xtask may have fetched it meanwhile.
+        let mut packages = if let Some(packages) = whole() {
+            packages
+        } else {
+            unpacked::fresh(&self.root)?;
+            BTreeSet::new()
+        };
+        let missing = self.missing(tools);
+        if !missing.is_empty() {
+            // It is back when all is there.
+            stamp::remove(&self.stamp())?;
+            self.add(&missing)?;
+        }
+        packages.extend(missing.into_iter().map(str::to_owned));
+        stamp::write(&self.stamp(), &release, &packages)
+    }
+
+    /// The packages of those that are nowhere.
+    fn missing(&self, tools: &[&[Tool]]) -> Vec<&'static str> {
+        tools
             .iter()
             .copied()
             .flatten()
             .filter(|tool| self.find(tool.program).is_none())
             .map(|tool| tool.package)
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.add(&missing)
+            .collect()
+    }
+
+    /// Beside the folder, for guests see all that is in it.
+    fn stamp(&self) -> PathBuf {
+        self.root.with_extension("stamp")
     }
 
     /// Where it is.

@@ -15,6 +15,7 @@ mod machine;
 mod modules;
 mod results;
 mod show;
+mod stamp;
 mod suite;
 
 use std::{
