@@ -176,25 +176,24 @@ impl Kernels {
         ensure!(
             !kernels.found.is_empty(),
             "no kernel to boot; name another with `cargo xtask vm --kernel`\n{}",
-            kernels.not_run()
+            not_run(&kernels.left_out)
         );
         Ok(kernels)
-    }
-
-    /// A line for each kernel that is left out.
-    fn not_run(&self) -> String {
-        let lines = self.left_out.iter();
-        lines.fold(String::new(), |text, (series, why)| {
-            text + &format!("  NOT RUN {series} ({why})\n")
-        })
     }
 
     /// Runs the tests with this binary in them; the tests are built if need be, the binary must be.
     pub fn test(&self, tests: Tests<'_>, tested: &Path) -> Result<()> {
         let done = run_on(&self.found, tests, tested, &self.layers);
-        eprint!("{}", self.not_run());
+        eprint!("{}", not_run(&self.left_out));
         done
     }
+}
+
+/// A line for each kernel that is left out.
+fn not_run(left_out: &[(&str, String)]) -> String {
+    left_out.iter().fold(String::new(), |text, (series, why)| {
+        text + &format!("  NOT RUN {series} ({why})\n")
+    })
 }
 
 /// Two machines at a time.
@@ -457,4 +456,43 @@ fn cache() -> Result<PathBuf> {
     let folder = setup::unpacked::base()?.join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_left_out_is_named_with_the_reason() {
+        let left_out = [("6.1", "the package lists have none".to_owned())];
+        assert_eq!(
+            not_run(&left_out),
+            "  NOT RUN 6.1 (the package lists have none)\n"
+        );
+        assert_eq!(not_run(&[]), "");
+    }
+
+    fn report(tests: &[(&str, &str)], said: &str) -> Report {
+        let own = |(file, test): &(&str, &str)| ((*file).to_owned(), (*test).to_owned());
+        let mut results = Results::expecting(tests.iter().map(own));
+        for line in said.lines() {
+            results.line(line);
+        }
+        Report {
+            results,
+            took: Duration::ZERO,
+            cut: None,
+            console: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_run_of_nothing_is_no_success() {
+        assert!(!report(&[], "tracer-vm: end").print());
+        let said = |exit| {
+            format!("tracer-vm: file gc\ntest a ... ok\ntracer-vm: exit {exit}\ntracer-vm: end")
+        };
+        assert!(report(&[("gc", "a")], &said(0)).print());
+        assert!(!report(&[("gc", "a")], &said(139)).print());
+    }
 }
