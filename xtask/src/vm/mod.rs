@@ -170,7 +170,11 @@ impl Kernels {
         for series in KERNELS {
             match Kernel::ensure(&Wanted::Series((*series).to_owned()), &kernels.layers) {
                 Ok(kernel) => kernels.found.push(kernel),
-                Err(error) => kernels.left_out.push((series, format!("{error:#}"))),
+                Err(error) => {
+                    // The first says that it was asked for.
+                    let why: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+                    kernels.left_out.push((series, why.join(": ")));
+                }
             }
         }
         ensure!(
