@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::cri::{Client, ContainerSpec, SandboxConfig};
 use crate::netns::Netns;
 use crate::process::{Collected, Reaped, check, collect};
+use crate::unpacked;
 use crate::wait::eventually;
 
 const IMAGE: &str = "lab.local/busybox:1";
@@ -185,7 +186,8 @@ impl Containerd {
     pub fn start_containerd(&mut self) {
         let config = self.path("config.toml");
         let mut child = self.node.run(|| {
-            Command::new("containerd")
+            // Its shim is beside it, where it looks too.
+            Command::new(unpacked::program("containerd", "containerd"))
                 .arg("--config")
                 .arg(config)
                 .stdin(Stdio::null())
@@ -274,7 +276,7 @@ impl Containerd {
     /// Gives containerd an image.
     pub fn import(&self, archive: &Path) {
         check(
-            Command::new("ctr")
+            Command::new(unpacked::program("containerd", "ctr"))
                 .arg("--address")
                 .arg(self.socket())
                 .args(["--namespace", "k8s.io", "images", "import"])
@@ -449,8 +451,9 @@ fn cgroups(cgroup: &str) -> Vec<PathBuf> {
 fn make_image(folder: &Path) {
     let bin = folder.join("root/bin");
     fs::create_dir_all(&bin).expect("folders can be made");
-    fs::copy("/bin/busybox", bin.join("busybox"))
-        .unwrap_or_else(|e| panic!("cannot copy /bin/busybox: {e}; the tests need busybox-static"));
+    let busybox = unpacked::busybox();
+    fs::copy(&busybox, bin.join("busybox"))
+        .unwrap_or_else(|e| panic!("cannot copy {}: {e}", busybox.display()));
     for applet in ["sh", "sleep", "ping", "nslookup", "seq"] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("links can be made");
     }

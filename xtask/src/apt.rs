@@ -3,12 +3,21 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{arch::Arch, sh};
+use crate::{arch::Arch, disk, sh};
+
+/// For so long the lists may be locked, as by the automatic updates of a machine that has just booted.
+const LOCKED: Duration = Duration::from_mins(2);
+
+/// An update failed.
+static UNREAD: AtomicBool = AtomicBool::new(false);
 
 /// This machine's packages.
 pub const HOST: Packages = Packages {
@@ -61,11 +70,36 @@ impl Packages {
         Ok(self.is_foreign() || sh::is_root()?)
     }
 
-    /// Reads the package lists anew.
+    /// Reads the package lists anew. A mirror that is dead need not be the one that is wanted, and older lists may do:
+    /// so a failure is told, and again with what comes of it ([`remark`]).
     pub fn update(&self) -> Result<()> {
         sh::step("reading the package lists: apt-get update");
-        sh::quietly(self.apt_get().args(["-qq", "update"]))
-            .context("the package lists could not be read")
+        let mut update = self.apt_get();
+        update
+            // Else a mirror that does not answer is no failure.
+            .args(["-o", "APT::Update::Error-Mode=any", "-qq", "update"])
+            .stdin(Stdio::null())
+            .env("LC_ALL", "C");
+        let start = Instant::now();
+        let (succeeded, said) = loop {
+            let output = update
+                .output()
+                .with_context(|| format!("failed to start `{}`", sh::shown(&update)))?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            // apt waits for the lock of installations by itself, not for that of the lists.
+            if output.status.success() || !is_locked(&said) || start.elapsed() > LOCKED {
+                break (output.status.success(), said);
+            }
+            thread::sleep(Duration::from_secs(2));
+        };
+        for line in complaints(&said) {
+            sh::step(format!("apt-get update: {line}"));
+        }
+        if !succeeded {
+            sh::step("not all package lists could be read anew: going on with those that are here");
+            UNREAD.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Names of packages that match a regular expression.
@@ -88,7 +122,10 @@ impl Packages {
                 .args(packages)
                 .env("LC_ALL", "C"),
         )
-        .with_context(|| format!("what {} need could not be found", packages.join(", ")))?;
+        .with_context(|| {
+            let packages = packages.join(", ");
+            format!("what {packages} need could not be found{}", remark())
+        })?;
         Ok(parse_simulation(&simulated))
     }
 
@@ -108,8 +145,11 @@ impl Packages {
                 .args(packages)
                 .current_dir(folder),
         )
-        .with_context(|| format!("{} could not be downloaded", packages.join(", ")))?;
-        Ok(fs::read_dir(folder)?
+        .with_context(|| {
+            let packages = packages.join(", ");
+            format!("{packages} could not be downloaded{}", remark())
+        })?;
+        Ok(disk::read_dir(folder)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .collect())
@@ -172,7 +212,27 @@ pub fn install(packages: &[String]) -> Result<()> {
             ])
             .args(packages),
     )
-    .context("the packages could not be installed")
+    .with_context(|| format!("the packages could not be installed{}", remark()))
+}
+
+/// For an error that older package lists may be the reason of; empty where they were read.
+pub fn remark() -> &'static str {
+    if UNREAD.load(Ordering::Relaxed) {
+        " (the package lists could not be read anew, as said above)"
+    } else {
+        ""
+    }
+}
+
+/// Does another apt read the lists now?
+fn is_locked(said: &str) -> bool {
+    said.contains("Could not get lock")
+}
+
+/// apt's warnings and errors.
+fn complaints(said: &str) -> impl Iterator<Item = &str> {
+    said.lines()
+        .filter(|line| line.starts_with("W:") || line.starts_with("E:"))
 }
 
 /// What somebody without the right to install should type.
@@ -213,6 +273,17 @@ fn parse_simulation(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_apt_complains_of_is_shown() {
+        let said = "Reading package lists...
+W: Some index files failed to download. They have been ignored, or old ones used instead.
+E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)
+";
+        assert!(is_locked(said));
+        assert_eq!(complaints(said).count(), 2);
+        assert!(!is_locked("E: Failed to fetch http://deb.debian.org/"));
+    }
 
     #[test]
     fn what_a_simulated_installation_adds() {

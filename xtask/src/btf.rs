@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::sh;
+use crate::{disk, sh};
 
 #[derive(clap::Args)]
 pub struct Wanted {
@@ -68,9 +68,9 @@ fn write(file: &Path, bytes: &[u8]) -> Result<()> {
 fn image_of(package: &Path) -> Result<Vec<u8>> {
     let folder = sh::target().join("btf");
     if folder.exists() {
-        fs::remove_dir_all(&folder)?;
+        disk::remove_dir_all(&folder)?;
     }
-    fs::create_dir_all(&folder)?;
+    disk::create_dir_all(&folder)?;
     sh::quietly(Command::new("dpkg").arg("-x").arg(package).arg(&folder))?;
     let modules = ["lib/modules", "usr/lib/modules"]
         .into_iter()
@@ -85,8 +85,8 @@ fn image_of(package: &Path) -> Result<Vec<u8>> {
     let Some(image) = modules.chain(boot).find(|path| path.is_file()) else {
         bail!("{} holds no kernel", package.display());
     };
-    let bytes = fs::read(&image)?;
-    fs::remove_dir_all(&folder)?;
+    let bytes = disk::read(&image)?;
+    disk::remove_dir_all(&folder)?;
     Ok(bytes)
 }
 

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -77,7 +78,7 @@ fn fuzz(cargo_fuzz: &Path, target: &str, seconds: u32) -> Result<Option<String>>
     let [corpus, seeds, artifacts] =
         ["corpus", "seeds", "artifacts"].map(|part| folder().join(part).join(target));
     fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
-    let before = inputs(&artifacts);
+    let began = SystemTime::now();
     let mut run = command(cargo_fuzz, "run");
     // New inputs go to the first folder, which is not in the repository.
     run.arg(target)
@@ -91,7 +92,8 @@ fn fuzz(cargo_fuzz: &Path, target: &str, seconds: u32) -> Result<Option<String>>
     }
     let new: Vec<String> = inputs(&artifacts)
         .into_iter()
-        .filter(|input| !before.contains(input))
+        // An input that failed before is written anew, under the same name.
+        .filter(|input| written_since(input, began))
         .map(|input| input.display().to_string())
         .collect();
     Ok(Some(if new.is_empty() {
@@ -131,6 +133,12 @@ fn inputs(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
+fn written_since(file: &Path, began: SystemTime) -> bool {
+    fs::metadata(file)
+        .and_then(|status| status.modified())
+        .is_ok_and(|at| at >= began)
+}
+
 /// As `fuzz/Cargo.toml` has them.
 fn targets() -> Result<Vec<String>> {
     let path = folder().join("Cargo.toml");
@@ -164,6 +172,10 @@ fn ensure_cargo_fuzz() -> Result<PathBuf> {
     {
         return Ok(found);
     }
+    let _lock = setup::unpacked::lock()?;
+    if runs(&program) {
+        return Ok(program);
+    }
     sh::step(format!(
         "building cargo-fuzz {VERSION} into {}",
         cached.display()
@@ -177,4 +189,24 @@ fn ensure_cargo_fuzz() -> Result<PathBuf> {
     sh::run(&mut install).context("cargo-fuzz could not be built")?;
     ensure!(runs(&program), "{} does not run", program.display());
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{process, time::Duration};
+
+    #[test]
+    fn an_input_that_is_written_again_counts() {
+        let file = std::env::temp_dir().join(format!("xtask-fuzz-{}", process::id()));
+        fs::write(&file, "a").unwrap();
+        let at = fs::metadata(&file).unwrap().modified().unwrap();
+        let later = at + Duration::from_secs(1);
+        assert!(written_since(&file, at));
+        assert!(!written_since(&file, later));
+        let again = fs::File::options().write(true).open(&file).unwrap();
+        again.set_modified(later).unwrap();
+        assert!(written_since(&file, later));
+        fs::remove_file(&file).unwrap();
+    }
 }

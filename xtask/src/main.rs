@@ -8,6 +8,7 @@ mod build;
 mod cluster;
 mod dashboard;
 mod demo;
+mod disk;
 mod dist;
 mod fuzz;
 mod manifests;

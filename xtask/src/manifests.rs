@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    dist,
+    disk, dist,
     setup::{self, kubernetes::Kubernetes},
     sh,
 };
@@ -98,15 +98,15 @@ pub fn run(check: bool) -> Result<()> {
         }
     }
     let variants = std::env::temp_dir().join(format!("tracer-manifests-{}", std::process::id()));
-    fs::create_dir_all(&variants)?;
+    disk::create_dir_all(&variants)?;
     for values in VARIANTS {
         // Its name shows in what is said against it.
         let variant = variants.join(format!("{}.yaml", values.replace('/', "_")));
-        fs::write(&variant, render(&tools, &["--set", values])?)?;
+        disk::write(&variant, render(&tools, &["--set", values])?)?;
         plain.push(variant);
     }
     let valid = tools.validate(KUBERNETES, &plain);
-    fs::remove_dir_all(&variants)?;
+    disk::remove_dir_all(&variants)?;
     valid.context("Kubernetes does not take what the chart makes")
 }
 

@@ -57,20 +57,12 @@ const TOOLS: &[Tool] = &[
         package: "musl-tools",
     },
     Tool {
-        program: "containerd",
-        package: "containerd",
-    },
-    Tool {
         program: "runc",
         package: "runc",
     },
     Tool {
         program: "/usr/lib/cni/bridge",
         package: "containernetworking-plugins",
-    },
-    Tool {
-        program: "busybox",
-        package: "busybox-static",
     },
     Tool {
         program: "openssl",
@@ -92,6 +84,10 @@ const UNPACKED: &[Tool] = &[
     Tool {
         program: "prometheus-alertmanager",
         package: "prometheus-alertmanager",
+    },
+    Tool {
+        program: "containerd",
+        package: "containerd",
     },
     Tool {
         program: "serf",
@@ -139,12 +135,24 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
             "end-to-end tests cannot run on this kernel ({why}): virtual machines run them"
         ));
     }
+    // Before all else, for what cannot be fetched is better known at once than after the other stages.
+    let machines = if unfit.is_some() || !options.no_vm && filters.is_empty() {
+        Some(stages.run("kernels for virtual machines", || {
+            vm::Kernels::ensure(Arch::HOST, &[])
+        })?)
+    } else {
+        None
+    };
     let toolchain = stages.run("setup", || {
+        if filters.is_empty() {
+            setup::lints::ensure()?;
+        }
         if unfit.is_some() {
             // The machines fetch what they need; nothing of it is installed.
             return setup::ensure(&[]);
         }
         setup::unpacked::ensure(UNPACKED)?;
+        setup::unpacked::busybox()?;
         let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
         let toolchain = setup::ensure(&tools)?;
         setup::kubernetes::Kubernetes::ensure()?;
@@ -168,13 +176,14 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
     let passed = tally.passed;
     stages.tally = Some(tally);
     tested?;
-    if unfit.is_some() {
+    let tested_binary = build::tested_binary(Arch::HOST);
+    if let (Some(_), Some(machines)) = (&unfit, &machines) {
         let tests = match &filters[..] {
             [] => vm::Tests::Product,
             filters => vm::Tests::Named(filters),
         };
         return stages.run("end-to-end tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], tests)
+            machines.test(tests, &tested_binary)
         });
     }
     ensure!(
@@ -182,9 +191,9 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
         "no test has such a name: {}",
         filters.join(", ")
     );
-    if !options.no_vm && filters.is_empty() {
+    if let Some(machines) = &machines {
         stages.run("core tests in virtual machines", || {
-            vm::test(Arch::HOST, &[], vm::Tests::Core)
+            machines.test(vm::Tests::Core, &tested_binary)
         })?;
     }
     Ok(())
@@ -200,14 +209,26 @@ fn unfit_host() -> Result<Option<String>> {
         return Ok(Some("this root lacks CAP_SYS_ADMIN".to_owned()));
     }
     let needed = [
-        "/sys/kernel/btf/vmlinux",
+        BTF,
         // There in the host's network namespace only.
         "/proc/sys/net/ipv4/neigh/default/gc_thresh3",
     ];
-    Ok(needed
-        .into_iter()
-        .find(|path| !Path::new(path).exists())
-        .map(|path| format!("there is no {path}")))
+    if let Some(path) = needed.iter().find(|path| !Path::new(path).exists()) {
+        return Ok(Some(format!("there is no {path}")));
+    }
+    let types = fs::read(BTF).with_context(|| format!("failed to read {BTF}"))?;
+    Ok((!has_drop_reasons(&types))
+        .then(|| "before 5.17 kernels give no reasons for drops".to_owned()))
+}
+
+/// The kernel's types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// By the names of the kernel's types, each of which ends with a NUL.
+fn has_drop_reasons(types: &[u8]) -> bool {
+    types
+        .split(|byte| *byte == 0)
+        .any(|name| name == b"skb_drop_reason")
 }
 
 /// By the effective set in `/proc/self/status`.
@@ -360,6 +381,12 @@ impl Stages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drop_reasons_are_known_by_their_types_name() {
+        assert!(has_drop_reasons(b"\x01\0skb\0skb_drop_reason\0int\0"));
+        assert!(!has_drop_reasons(b"\x01\0kfree_skb_drop_reasons\0int\0"));
+    }
 
     #[test]
     fn the_effective_set_tells_whether_programs_can_be_loaded() {

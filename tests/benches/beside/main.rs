@@ -36,11 +36,14 @@ fn measure(interrupt: &Interrupt) -> Result<Vec<Row>> {
         // Another comes first each time, so that a trend of the machine favours none.
         for turn in 0..watchers.len() {
             let number = (round + turn) % watchers.len();
-            let _running = watchers[number].start(&lab)?;
+            let running = watchers[number].start(&lab)?;
             for (place, load) in rates[number].iter_mut().zip(Load::ALL) {
                 interrupt.check()?;
                 place.push(loads.run(load)?);
             }
+            running.stop().with_context(|| {
+                format!("not all was measured beside {}", watchers[number].name())
+            })?;
         }
         eprintln!("round {} of {ROUNDS}", round + 1);
     }

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde::Serialize;
 use tests::process::{Collected, Reaped, collect};
-use tests::wait::ensure;
+use tests::wait;
 use tests::{Agent, Lab, eventually};
 
 /// What `bpftrace` is given: the same two things as tracer counts, lookups and neighbours, by network
@@ -35,7 +36,7 @@ pub enum Watcher {
     Bpftrace,
 }
 
-/// It ends on drop.
+/// It is killed on drop.
 pub enum Running {
     Nobody,
     Agent(Agent),
@@ -114,7 +115,7 @@ impl Watcher {
         let word = if words_on_stdout { "Attaching" } else { word };
         eventually(Duration::from_secs(20), || {
             let said = said.text();
-            ensure(said.contains(word), || format!("{}: {said}", self.name()))
+            wait::ensure(said.contains(word), || format!("{}: {said}", self.name()))
         });
         // The last bit of its start is silent.
         std::thread::sleep(Duration::from_millis(500));
@@ -122,16 +123,29 @@ impl Watcher {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        match self {
-            Self::Nobody => {}
+impl Running {
+    /// Ends it; what was measured beside one that had ended before is worth nothing.
+    pub fn stop(mut self) -> Result<()> {
+        match &mut self {
+            Self::Nobody => Ok(()),
             Self::Agent(agent) => {
-                agent.stop(rustix::process::Signal::TERM);
+                let (status, _) = agent.stop(Signal::TERM);
+                ensure!(
+                    status.success(),
+                    "it ended badly ({status}):\n{}",
+                    agent.stderr()
+                );
+                Ok(())
             }
             Self::Program(child) => {
-                child.signal(rustix::process::Signal::TERM);
+                let ended = child.0.try_wait()?;
+                ensure!(
+                    ended.is_none(),
+                    "it had ended before it was stopped ({ended:?})"
+                );
+                child.signal(Signal::TERM);
                 child.wait(Duration::from_secs(10));
+                Ok(())
             }
         }
     }

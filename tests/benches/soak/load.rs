@@ -142,7 +142,6 @@ impl Load {
     /// What was seen, beside what the agent says, and said of pods that are gone.
     pub fn compare(&self, metrics: &Metrics, ended: &[AtomicU64; 2]) -> Vec<Row> {
         let mut rows = Vec::new();
-        let mut row = |what: String, truth, tracer| rows.push(Row::new(what, truth, tracer));
         for (client, who) in self.clients.iter().zip(["steady", "greedy"]) {
             let labels = client.pod.labels();
             let count = |name: &str, label: (&str, &str)| {
@@ -151,17 +150,19 @@ impl Load {
             for (outcome, n) in &client.tally.outcomes {
                 let label = ("outcome", *outcome);
                 let found = count("tracer_pod_dns_lookups_total", label);
-                row(format!("{who}: lookups, {outcome}"), *n, found);
+                let what = format!("{who}: lookups, {outcome}");
+                rows.push(Row::of_outcome(what, *n, found));
             }
             let queries = metrics.count("tracer_pod_dns_queries_total", &labels);
-            row(format!("{who}: queries"), client.tally.queries, queries);
+            let what = format!("{who}: queries");
+            rows.push(Row::new(what, client.tally.queries, queries));
             let results = [
                 ("established", client.established),
                 ("refused", client.refused),
             ];
             for (result, n) in results {
                 let found = count("tracer_pod_connects_total", ("result", result));
-                row(format!("{who}: connects, {result}"), n, found);
+                rows.push(Row::new(format!("{who}: connects, {result}"), n, found));
             }
         }
         for (index, family) in Family::ALL.into_iter().enumerate() {
@@ -172,7 +173,8 @@ impl Load {
                 ("sum of pods", POD_CREATES, ended),
             ] {
                 let what = format!("{who}: refused, {}", family.label());
-                row(what, truth, metrics.count(name, &refused(family)) + gone);
+                let found = metrics.count(name, &refused(family)) + gone;
+                rows.push(Row::new(what, truth, found));
             }
         }
         // Others on this machine look up names too, so what pods that are gone did is a lower bound.
@@ -191,7 +193,8 @@ impl Load {
             ),
         ] {
             let found = metrics.count(name, &[]);
-            row(format!("node: {what}, at least"), least, found.min(least));
+            let what = format!("node: {what}, at least");
+            rows.push(Row::new(what, least, found.min(least)));
         }
         rows
     }

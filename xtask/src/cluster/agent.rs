@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use super::{
     lab::{self, Cluster, NODE},
     pki,
 };
-use crate::sh;
+use crate::{disk, sh};
 
 /// How long the agent has to show something.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,7 +56,7 @@ impl Agent {
             ])
         })?;
         let config = cluster.folder().join("agent.kubeconfig");
-        fs::write(&config, pki::kubeconfig(&format!("{{token: \"{token}\"}}")))?;
+        disk::write(&config, pki::kubeconfig(&format!("{{token: \"{token}\"}}")))?;
         let socket = cluster.folder().join("agent.sock");
         let log = cluster.folder().join("agent.log");
         let child = cluster
@@ -67,7 +67,7 @@ impl Agent {
             .arg(format!("unix:{}", socket.display()))
             .env("KUBECONFIG", &config)
             .stdin(Stdio::null())
-            .stderr(File::create(&log)?)
+            .stderr(disk::create(&log)?)
             .spawn()
             .context("cannot start the agent")?;
         let agent = Self {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::sh;
+use crate::{disk, sh};
 
 /// What a cluster of one node is made of.
 const PROGRAMS: &[&str] = &[
@@ -40,7 +40,7 @@ pub fn ensure_built() -> Result<PathBuf> {
     let source = sources.fetch()?;
     patch(&source)?;
     build(&source)?;
-    fs::create_dir_all(&folder)?;
+    disk::create_dir_all(&folder)?;
     for program in PROGRAMS {
         let built = source.join("_output/bin").join(program);
         fs::copy(&built, folder.join(program))
@@ -68,7 +68,7 @@ struct Sources {
 impl Sources {
     fn new(folder: &Path) -> Result<Self> {
         for part in ["parts", "lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join("apt").join(part))?;
+            disk::create_dir_all(folder.join("apt").join(part))?;
         }
         let mirrors = sh::output(Command::new("apt-get").args([
             "indextargets",
@@ -81,7 +81,7 @@ impl Sources {
             .find(|uri| uri.contains("debian") && !uri.contains("security"))
             .context("apt knows no Debian mirror; the cluster is built from Debian's sources")?;
         let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        fs::write(
+        disk::write(
             folder.join("apt/sources.list"),
             format!("deb-src [signed-by={keyring}] {mirror} {RELEASE} main\n"),
         )?;
@@ -134,7 +134,7 @@ impl Sources {
     }
 
     fn unpacked(&self) -> Result<Option<PathBuf>> {
-        for entry in fs::read_dir(&self.folder)? {
+        for entry in disk::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
             if entry.file_type()?.is_dir() && name.to_string_lossy().starts_with("kubernetes-") {
@@ -146,7 +146,7 @@ impl Sources {
 
     fn clear(&self) -> Result<()> {
         if let Some(old) = self.unpacked()? {
-            fs::remove_dir_all(old)?;
+            disk::remove_dir_all(old)?;
         }
         Ok(())
     }
@@ -154,12 +154,12 @@ impl Sources {
 
 fn patch(source: &Path) -> Result<()> {
     let vendored = source.join("vendor/github.com/modern-go/reflect2");
-    fs::remove_dir_all(&vendored)?;
+    disk::remove_dir_all(&vendored)?;
     sh::quietly(Command::new("cp").args(["-r", REFLECT2]).arg(&vendored))?;
     // The vendored folder knows no modules.
     let module = vendored.join("go.mod");
     if module.exists() {
-        fs::remove_file(module)?;
+        disk::remove_file(module)?;
     }
     Ok(())
 }
@@ -167,8 +167,8 @@ fn patch(source: &Path) -> Result<()> {
 fn build(source: &Path) -> Result<()> {
     // As its makefile wants to find itself.
     let path = source.join(".go/src/k8s.io");
-    fs::create_dir_all(&path)?;
-    std::os::unix::fs::symlink("../../..", path.join("kubernetes"))?;
+    disk::create_dir_all(&path)?;
+    disk::symlink("../../..", path.join("kubernetes"))?;
     let what: Vec<String> = PROGRAMS.iter().map(|name| format!("cmd/{name}")).collect();
     let mut make = Command::new("make");
     make.current_dir(source)

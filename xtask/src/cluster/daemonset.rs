@@ -10,7 +10,7 @@ use super::{
     lab::{self, Cluster, NODE},
     objects, pods_of, said,
 };
-use crate::{dist, manifests, setup::kubernetes::Kubernetes, sh};
+use crate::{disk, dist, manifests, setup::kubernetes::Kubernetes, sh};
 
 /// For this cluster only: another agent may run on this machine.
 const STATE_DIR: &str = "/sys/fs/bpf/tracer-cluster";
@@ -47,7 +47,7 @@ fn installed(cluster: &Cluster, tools: &Kubernetes, binary: &Path) -> Result<Str
         format!("createNamespace=true,stateDir={STATE_DIR},extraArgs={{--dns-timeout=2s}}");
     let manifest = manifests::render(tools, &["--kube-version", VERSION, "--set", &values])?;
     let path = cluster.folder().join("tracer.yaml");
-    fs::write(&path, manifest)?;
+    disk::write(&path, manifest)?;
     let path = path.display().to_string();
     cluster.kubectl(&["apply", "-f", &path])?;
     let rollout = [

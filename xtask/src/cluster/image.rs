@@ -3,7 +3,6 @@
 
 use std::{
     env, fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{arch::Arch, dist, sh};
+use crate::{arch::Arch, disk, dist, setup::unpacked, sh};
 
 /// What the image is called.
 pub const NAME: &str = "tracer.local/lab:1";
@@ -23,18 +22,17 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
     let root = folder.join("image");
     let inside = |path: &str| root.join(path.trim_start_matches('/'));
     for part in ["/bin", "/tmp", "/lab", "/etc"] {
-        fs::create_dir_all(inside(part))?;
+        disk::create_dir_all(inside(part))?;
     }
-    let busybox = sh::which("busybox").context("busybox is missing")?;
-    fs::copy(busybox, inside("/bin/busybox"))?;
+    disk::copy(unpacked::busybox()?, inside("/bin/busybox"))?;
     for applet in ["sh", "sleep", "cat", "date"] {
-        symlink("busybox", inside("/bin").join(applet))?;
+        disk::symlink("busybox", inside("/bin").join(applet))?;
     }
     let myself = env::current_exe()?;
-    fs::copy(&myself, inside(PROGRAM))?;
+    disk::copy(&myself, inside(PROGRAM))?;
     for library in dist::libraries(&sh::output(Command::new("ldd").arg(&myself))?) {
         let target = inside(&library);
-        fs::create_dir_all(target.with_file_name(""))?;
+        disk::create_dir_all(target.with_file_name(""))?;
         fs::copy(&library, target).with_context(|| format!("cannot copy {library}"))?;
     }
     let layer = folder.join("layer.tar");
@@ -55,8 +53,8 @@ pub fn make(folder: &Path) -> Result<PathBuf> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
     });
     let manifest = json!([{"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]);
-    fs::write(folder.join("config.json"), config.to_string())?;
-    fs::write(folder.join("manifest.json"), manifest.to_string())?;
+    disk::write(folder.join("config.json"), config.to_string())?;
+    disk::write(folder.join("manifest.json"), manifest.to_string())?;
     let image = folder.join("image.tar");
     sh::quietly(
         Command::new("tar")

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{image, objects, pki};
-use crate::sh;
+use crate::{disk, sh};
 
 /// The node's name.
 pub const NODE: &str = "node1";
@@ -49,7 +49,7 @@ impl Cluster {
     /// Starts one and waits until the node is ready.
     pub fn start(programs: &Path, kubectl: &Path) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("tracer-cluster-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
+        disk::create_dir_all(&folder)?;
         let holder = Command::new("unshare")
             .args(["--net", "sleep", "infinity"])
             .spawn()
@@ -96,7 +96,7 @@ impl Cluster {
     /// Applies objects.
     pub fn apply(&self, objects: &str) -> Result<()> {
         let path = self.folder.join("objects.yaml");
-        fs::write(&path, objects)?;
+        disk::write(&path, objects)?;
         self.kubectl(&["apply", "-f", "objects.yaml"]).map(drop)
     }
 
@@ -204,10 +204,10 @@ impl Cluster {
     fn node(&mut self, image: &Path) -> Result<()> {
         make_cgroups()?;
         let containerd = objects::containerd(&self.folder);
-        fs::write(self.folder.join("containerd.toml"), containerd)?;
-        fs::create_dir_all(self.folder.join("cni"))?;
+        disk::write(self.folder.join("containerd.toml"), containerd)?;
+        disk::create_dir_all(self.folder.join("cni"))?;
         let network = objects::network(&self.folder, PODS);
-        fs::write(self.folder.join("cni/10-lab.conflist"), network)?;
+        disk::write(self.folder.join("cni/10-lab.conflist"), network)?;
         let mut containerd = self.inside("containerd");
         containerd.args(["--config", "containerd.toml"]);
         self.spawn("containerd", containerd)?;
@@ -245,22 +245,22 @@ impl Cluster {
 
     fn kubelet(&mut self) -> Result<()> {
         let root = self.folder.join("kubelet");
-        fs::create_dir_all(&root)?;
+        disk::create_dir_all(&root)?;
         // Volumes must be seen by containers that are there already.
         sh::quietly(Command::new("mount").arg("--bind").args([&root, &root]))?;
         sh::quietly(Command::new("mount").arg("--make-shared").arg(&root))?;
-        fs::write(
+        disk::write(
             self.folder.join("kubelet.yaml"),
             objects::kubelet(&self.folder, CGROUP),
         )?;
-        fs::write(
+        disk::write(
             self.folder.join("resolv.conf"),
             format!("nameserver {ADDRESS}\n"),
         )?;
         let mut script = String::new();
         for (number, (name, value)) in SYSCTLS.iter().enumerate() {
             let file = self.folder.join(format!("sysctl-{number}"));
-            fs::write(&file, value)?;
+            disk::write(&file, value)?;
             write!(script, "mount --bind {} /proc/sys/{name}; ", file.display())?;
         }
         script.push_str("exec \"$@\"");
@@ -328,14 +328,14 @@ impl Cluster {
         for cgroup in cgroups()? {
             remove_cgroup(&cgroup);
         }
-        fs::remove_dir_all(&self.folder)?;
+        disk::remove_dir_all(&self.folder)?;
         Ok(())
     }
 
     /// containerd's shims outlive it.
     fn kill_shims(&self) -> Result<()> {
         let socket = self.folder.join("containerd.sock").display().to_string();
-        for process in fs::read_dir("/proc")?.flatten() {
+        for process in disk::read_dir("/proc")?.flatten() {
             let arguments = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
             let mut words = arguments.split('\0');
             let is_shim = words.next().is_some_and(|w| w.contains("containerd-shim"));
@@ -400,12 +400,12 @@ fn cgroups() -> Result<Vec<PathBuf>> {
 
 fn make_cgroups() -> Result<()> {
     for cgroup in cgroups()? {
-        fs::create_dir_all(&cgroup)?;
+        disk::create_dir_all(&cgroup)?;
         // A cpuset of version 1 is empty until it is filled.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let above = cgroup.with_file_name(file);
             if let (Ok(all), true) = (fs::read_to_string(above), cgroup.join(file).exists()) {
-                fs::write(cgroup.join(file), all)?;
+                disk::write(cgroup.join(file), all)?;
             }
         }
     }

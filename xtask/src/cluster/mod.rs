@@ -38,7 +38,6 @@ const TOOLS: &[Tool] = &[
     tool("runc", "runc"),
     tool("iptables", "iptables"),
     tool("conntrack", "conntrack"),
-    tool("busybox", "busybox-static"),
     tool("openssl", "openssl"),
     tool("ip", "iproute2"),
     tool("/usr/lib/cni/bridge", "containernetworking-plugins"),

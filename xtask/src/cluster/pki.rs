@@ -1,11 +1,11 @@
 //! Keys, certificates and kubeconfigs of the cluster, by openssl.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
 use super::lab::{ADDRESS, NODE, PORT};
-use crate::sh;
+use crate::{disk, sh};
 
 /// Names of those who speak to the API server, and as whom.
 const CLIENTS: &[(&str, &str)] = &[
@@ -27,7 +27,7 @@ pub fn make(folder: &Path) -> Result<()> {
     openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lab -keyout ca.key -out ca.crt")?;
     openssl("genrsa -out sa.key 2048")?;
     openssl("rsa -in sa.key -pubout -out sa.pub")?;
-    fs::write(
+    disk::write(
         folder.join("names"),
         format!("subjectAltName=IP:{ADDRESS},IP:127.0.0.1,IP:10.96.0.1,DNS:localhost"),
     )?;
@@ -45,7 +45,7 @@ pub fn make(folder: &Path) -> Result<()> {
     for (name, subject) in CLIENTS.iter().copied().chain([("node", node.as_str())]) {
         sign(name, subject)?;
         let user = format!("{{client-certificate: {name}.crt, client-key: {name}.key}}");
-        fs::write(folder.join(format!("{name}.kubeconfig")), kubeconfig(&user))?;
+        disk::write(folder.join(format!("{name}.kubeconfig")), kubeconfig(&user))?;
     }
     Ok(())
 }

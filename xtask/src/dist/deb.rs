@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use object::{Object as _, ObjectSection as _};
 
 use super::{date, empty, oci::gzip, write};
-use crate::{arch::Arch, sh, vm::Layers};
+use crate::{arch::Arch, disk, sh, vm::Layers};
 
 /// Completions: shell, and where it looks for them.
 const COMPLETIONS: &[(&str, &str)] = &[
@@ -34,22 +34,22 @@ pub fn pack(binary: &Path, version: &str, output: &Path, layers: &Layers) -> Res
     let root = output.join("deb");
     empty(&root)?;
     let said = |words: &[&str]| sh::output(layers.run(binary)?.args(words));
-    write(&root.join("usr/bin/tracer"), fs::read(binary)?)?;
+    write(&root.join("usr/bin/tracer"), disk::read(binary)?)?;
     for (shell, path) in COMPLETIONS {
         write(&root.join(path), said(&["completions", shell])? + "\n")?;
     }
     let page = output.join("tracer.1");
     write(&page, said(&["man"])? + "\n")?;
     let packed = root.join("usr/share/man/man1/tracer.1.gz");
-    fs::create_dir_all(packed.with_file_name(""))?;
+    disk::create_dir_all(packed.with_file_name(""))?;
     gzip(&page, &packed)?;
-    fs::remove_file(page)?;
+    disk::remove_file(page)?;
     for (name, path) in FILES {
         let contents = fs::read(sh::root().join("deploy/debian").join(name))
             .with_context(|| format!("deploy/debian/{name} is missing"))?;
         write(&root.join(path), contents)?;
     }
-    let license = fs::read(sh::root().join("LICENSE"))?;
+    let license = disk::read(sh::root().join("LICENSE"))?;
     write(&root.join("usr/share/doc/tracer/copyright"), license)?;
     write(&root.join("DEBIAN/conffiles"), "/etc/tracer/tracer.toml\n")?;
     write(
@@ -66,7 +66,7 @@ pub fn pack(binary: &Path, version: &str, output: &Path, layers: &Layers) -> Res
             .arg(&package)
             .env("SOURCE_DATE_EPOCH", date()?.to_string()),
     )?;
-    fs::remove_dir_all(root)?;
+    disk::remove_dir_all(root)?;
     Ok(package)
 }
 
@@ -82,13 +82,13 @@ fn control(version: &str, arch: Arch, glibc: &str) -> String {
          Suggests: prometheus\n\
          Description: finds network failures inside the kernel\n \
          An eBPF agent that names the pod, container or unit, the node and the cause of lookups,\n \
-         connections and packets that the kernel gave up. It needs Linux 5.17 or newer with BTF.\n"
+         connections and packets that the kernel gave up. It needs Linux 5.10 or newer with BTF.\n"
     )
 }
 
 /// The least glibc that has all that the binary asks for: the highest version among its symbols'.
 fn glibc(binary: &Path) -> Result<String> {
-    let bytes = fs::read(binary)?;
+    let bytes = disk::read(binary)?;
     let file = object::File::parse(&*bytes).context("the binary cannot be read")?;
     let names = file
         .section_by_name(".dynstr")
@@ -114,7 +114,7 @@ fn highest<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
 fn normalize(folder: &Path) -> Result<()> {
     let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     set(folder, 0o755)?;
-    for entry in fs::read_dir(folder)? {
+    for entry in disk::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
             normalize(&path)?;

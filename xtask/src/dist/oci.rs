@@ -2,7 +2,7 @@
 //! <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{date, empty, root::PROGRAM, tar};
-use crate::{arch::Arch, sh};
+use crate::{arch::Arch, disk, sh};
 
 /// Where the image says it comes from: from no registry. The chart's default.
 pub const REPOSITORY: &str = "localhost/tracer";
@@ -82,9 +82,9 @@ pub fn pack(root: &Path, version: &str, arch: Arch, output: &Path) -> Result<Ima
     let archive = output.join(format!("tracer-{version}-{arch}.oci.tar"));
     tar(&layout, &archive)?;
     for part in [&plain, &packed] {
-        fs::remove_file(part)?;
+        disk::remove_file(part)?;
     }
-    fs::remove_dir_all(&layout)?;
+    disk::remove_dir_all(&layout)?;
     Ok(Image {
         archive,
         name,
@@ -105,9 +105,9 @@ fn described(blob: &Blob, kind: &str) -> Value {
 fn blob(layout: &Path, file: &Path) -> Result<Blob> {
     let digest = digest(file)?;
     let folder = layout.join("blobs/sha256");
-    fs::create_dir_all(&folder)?;
+    disk::create_dir_all(&folder)?;
     let name = digest.trim_start_matches("sha256:");
-    let size = fs::copy(file, folder.join(name))?;
+    let size = disk::copy(file, folder.join(name))?;
     Ok(Blob { digest, size })
 }
 
@@ -115,7 +115,7 @@ fn blob_of(layout: &Path, contents: &Value) -> Result<Blob> {
     let file = layout.join("blob");
     super::write(&file, contents.to_string())?;
     let blob = blob(layout, &file)?;
-    fs::remove_file(file)?;
+    disk::remove_file(file)?;
     Ok(blob)
 }
 
@@ -132,7 +132,7 @@ pub fn gzip(from: &Path, to: &Path) -> Result<()> {
             // A tenth larger than by default, in a third of the time.
             .args(["--fast", "--no-name", "--stdout"])
             .stdin(Stdio::from(File::open(from)?))
-            .stdout(Stdio::from(File::create(to)?)),
+            .stdout(Stdio::from(disk::create(to)?)),
     )
 }
 
@@ -144,6 +144,7 @@ fn rfc3339(seconds: u64) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn the_containerfile_makes_the_same_image() {

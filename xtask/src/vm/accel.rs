@@ -1,6 +1,6 @@
 //! Whether this machine's hardware virtualisation works.
 
-use std::{fs, fs::File, path::Path, process::Command, time::Duration};
+use std::{fs, fs::File, io::ErrorKind, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -23,13 +23,16 @@ impl Accel {
     /// The fastest that works. `/dev/kvm` may be there and hang its guests, as inside a machine that
     /// is a guest itself; so a guest is booted once for each boot of this machine.
     pub fn find(kernel: &Kernel, initrd: &Path, layers: &Layers) -> Result<Self> {
-        if layers.arch != Arch::HOST
-            || File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .is_err()
-        {
+        if layers.arch != Arch::HOST {
+            return Ok(Self::Tcg);
+        }
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            if error.kind() == ErrorKind::PermissionDenied {
+                sh::step(
+                    "this user has no right to /dev/kvm, and machines are emulated, which takes ten times as long; \
+                     `sudo adduser $USER kvm` and a new login give it",
+                );
+            }
             return Ok(Self::Tcg);
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -41,11 +44,21 @@ impl Accel {
         }
         let mut qemu = machine::qemu(layers, Self::Kvm, kernel, initrd, "tracer.probe")?;
         qemu.args(["-serial", "stdio"]);
-        let accel = if boots(&mut qemu)? {
-            Self::Kvm
-        } else {
-            sh::step("/dev/kvm is here, and a guest does not boot with it: machines are emulated");
-            Self::Tcg
+        let accel = match boots(&mut qemu)? {
+            Boot::Done => Self::Kvm,
+            Boot::Hangs => {
+                sh::step(
+                    "/dev/kvm is here, and a guest does not boot with it: machines are emulated",
+                );
+                Self::Tcg
+            }
+            // That may be another thing's fault, so it is tried again the next time.
+            Boot::Ended(why) => {
+                sh::step(format!(
+                    "a guest with /dev/kvm did not come to its first word: machines are emulated; {why}"
+                ));
+                return Ok(Self::Tcg);
+            }
         };
         fs::write(&path, format!("{boot}{}", accel.verdict()))
             .with_context(|| format!("failed to write {}", path.display()))?;
@@ -78,18 +91,50 @@ impl Accel {
     }
 }
 
+/// How far a guest came.
+#[derive(Debug, PartialEq, Eq)]
+enum Boot {
+    Done,
+    /// QEMU lives, and the guest is silent or too slow.
+    Hangs,
+    /// QEMU ended before, and why.
+    Ended(String),
+}
+
 /// The guest's `/init` ends the machine when it sees the word `tracer.probe`.
-fn boots(qemu: &mut Command) -> Result<bool> {
+fn boots(qemu: &mut Command) -> Result<Boot> {
     let mut machine = machine::start(qemu)?;
     let mut said = String::new();
-    while let Ok(Some(text)) = machine.more(LIMIT) {
-        said += &text;
-        if said.contains("tracer-vm: probe") {
-            return Ok(true);
+    while let Some(left) = LIMIT.checked_sub(machine.age()) {
+        match machine.more(left) {
+            Ok(Some(text)) => said += &text,
+            Ok(None) => {
+                let why = machine.failure()?;
+                return Ok(Boot::Ended(
+                    why.unwrap_or_else(|| "the guest ended".to_owned()),
+                ));
+            }
+            Err(_) => break,
         }
-        if machine.age() > LIMIT {
-            break;
+        if said.contains("tracer-vm: probe") {
+            return Ok(Boot::Done);
         }
     }
-    Ok(false)
+    Ok(Boot::Hangs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qemu_that_ends_does_not_hang() {
+        let boot = |script| boots(Command::new("sh").args(["-c", script])).unwrap();
+        assert_eq!(boot("echo tracer-vm: probe; sleep 60"), Boot::Done);
+        assert_eq!(
+            boot("echo no KVM >&2; exit 1"),
+            Boot::Ended("QEMU ended (exit status: 1): no KVM".to_owned())
+        );
+        assert_eq!(boot("echo boot"), Boot::Ended("the guest ended".to_owned()));
+    }
 }

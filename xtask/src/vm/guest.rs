@@ -3,22 +3,20 @@
 use std::{
     env,
     fmt::Write as _,
-    path::{self, Path, PathBuf},
+    path::{self, Path},
 };
 
 use anyhow::{Context as _, Result};
 
 use super::{
     board::Board,
-    results::{MARK, STATUS, UP},
+    results::{EXIT, MARK, STATUS, UP},
     suite::Binary,
 };
-use crate::{arch::Arch, build, sh};
+use crate::{arch::Arch, sh};
 
 /// Runs the picked tests one after the other, as `cargo test` would on the host.
-pub fn of_tests(arch: Arch, suite: &[Binary]) -> Result<String> {
-    let tested =
-        env::var_os("TRACER_BIN").map_or_else(|| build::tested_binary(arch), PathBuf::from);
+pub fn of_tests(arch: Arch, suite: &[Binary], tested: &Path) -> Result<String> {
     let variables = [
         ("TERM", "dumb".to_owned()),
         ("TRACER_BIN", text(&path::absolute(tested)?)?),
@@ -35,7 +33,8 @@ pub fn of_tests(arch: Arch, suite: &[Binary]) -> Result<String> {
         for test in &binary.tests {
             write!(body, " {}", quoted(test))?;
         }
-        body += "\n";
+        // On a line of its own, also where the binary died in the middle of one.
+        writeln!(body, "\nprintf '\\n{MARK}{EXIT}%s\\n' $?")?;
         body += REFUSALS;
     }
     writeln!(
@@ -137,7 +136,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::{path::PathBuf, process::Command};
 
     #[test]
     fn the_script_is_one_that_the_shell_reads() {
@@ -146,10 +145,16 @@ mod tests {
             path: PathBuf::from("/it's here/neigh-1"),
             tests: vec!["a".to_owned(), "b::c".to_owned()],
         }];
-        let script = of_tests(Arch::HOST, &suite).unwrap();
+        let script = of_tests(Arch::HOST, &suite, Path::new("/built/tracer")).unwrap();
+        assert!(
+            script.contains("export TRACER_BIN='/built/tracer'\n"),
+            "{script}"
+        );
         assert!(
             script.contains(
-                r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'"
+                r"'/it'\''s here/neigh-1' --test-threads=1 --color=never --exact 'a' 'b::c'
+printf '\ntracer-vm: exit %s\n' $?
+"
             ),
             "{script}"
         );

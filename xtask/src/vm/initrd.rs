@@ -33,11 +33,9 @@ pub fn write(path: &Path, kernel: &Kernel, layers: &Layers) -> Result<()> {
     for folder in ["bin", "modules", "proc", "sys"] {
         archive.folder(folder);
     }
-    let busybox = layers
-        .guest
-        .find("busybox")
-        .context("there is no busybox")?;
-    archive.program("bin/busybox", &fs::read(busybox)?);
+    let busybox = layers.busybox()?;
+    let failed = || format!("failed to read {}", busybox.display());
+    archive.program("bin/busybox", &fs::read(&busybox).with_context(failed)?);
     archive.program("init", include_bytes!("init.sh"));
     for (number, file) in files.iter().enumerate() {
         let module = uncompressed(&kernel.modules.join(file), &layers.host)?;

@@ -13,6 +13,7 @@ use super::layer::{self, Layers};
 use crate::{
     apt::{self, Packages},
     arch::Arch,
+    disk,
     setup::unpacked,
     sh,
 };
@@ -143,6 +144,7 @@ fn release_of(image: &Path) -> Option<&str> {
 
 /// The newest package of a series; where none can be had, the newest that was fetched before.
 fn newest(series: &str, layers: &Layers) -> Result<Kernel> {
+    let _lock = unpacked::lock()?;
     let kernels = super::cache()?.join("kernels");
     let fetched: Vec<String> = fs::read_dir(&kernels)
         .into_iter()
@@ -163,7 +165,7 @@ fn newest(series: &str, layers: &Layers) -> Result<Kernel> {
     // Only the newest of a series is kept.
     for old in &fetched {
         if *old != name && choose(series, layers.arch, std::slice::from_ref(old)).is_some() {
-            fs::remove_dir_all(kernels.join(old))?;
+            disk::remove_dir_all(kernels.join(old))?;
         }
     }
     Kernel::in_folder(&kernels.join(name), layers)
@@ -180,8 +182,10 @@ fn offered(series: &str, kernels: &Path, layers: &Layers) -> Result<String> {
     );
     let take = || {
         let names = packages.search(&pattern)?;
-        let name = choose(series, arch, &names)
-            .with_context(|| format!("the package lists have no linux-image-{series}.*-{arch}"))?;
+        let name = choose(series, arch, &names).with_context(|| {
+            let remark = apt::remark();
+            format!("the package lists have no linux-image-{series}.*-{arch}{remark}")
+        })?;
         let folder = kernels.join(name);
         if !folder.is_dir() {
             fetch(name, &folder, packages)?;
@@ -205,8 +209,8 @@ fn fetch(package: &str, folder: &Path, packages: &Packages) -> Result<()> {
     let archive = packages.download(package, &partial)?;
     let files = partial.join("files");
     unpack(&archive, &files)?;
-    fs::rename(&files, folder)?;
-    fs::remove_dir_all(&partial)?;
+    disk::rename(&files, folder)?;
+    disk::remove_dir_all(&partial)?;
     Ok(())
 }
 
@@ -228,17 +232,19 @@ fn of_file(file: &Path, layers: &Layers) -> Result<Kernel> {
         return Kernel::in_folder(&file, layers);
     }
     if file.extension().is_some_and(|extension| extension == "deb") {
-        let status = fs::metadata(&file)?;
+        let status =
+            fs::metadata(&file).with_context(|| format!("failed to look at {}", file.display()))?;
         let changed = status.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
         let name = file.file_stem().unwrap_or_default().to_string_lossy();
         let folder = super::cache()?
             .join("files")
             .join(format!("{name}-{}-{changed}", status.len()));
+        let _lock = unpacked::lock()?;
         if !folder.is_dir() {
             let partial = folder.with_added_extension("partial");
             unpacked::fresh(&partial)?;
             unpack(&file, &partial)?;
-            fs::rename(&partial, &folder)?;
+            disk::rename(&partial, &folder)?;
         }
         return Kernel::in_folder(&folder, layers);
     }

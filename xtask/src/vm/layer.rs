@@ -6,18 +6,20 @@
 //! and the shell, in that architecture; the host's are beneath, and do not start there.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    os::unix::{fs::symlink, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::board::Board;
+use super::{board::Board, stamp};
 use crate::{
     apt::{self, Packages},
     arch::Arch,
+    disk,
     setup::{Tool, unpacked},
     sh,
 };
@@ -38,7 +40,7 @@ const HOST: &[Tool] = &[
     },
 ];
 
-/// A guest's first program.
+/// A guest's first program, where it cannot take the host's.
 const GUEST: &[Tool] = &[Tool {
     program: "busybox",
     package: "busybox-static",
@@ -120,7 +122,7 @@ impl Layers {
         let board = Board::of(arch)?;
         let host = host()?;
         if arch == Arch::HOST {
-            host.ensure(&[&[board.qemu], HOST, GUEST, tools])?;
+            host.ensure(&[&[board.qemu], HOST, tools])?;
             let guest = host.clone();
             return Ok(Self { arch, host, guest });
         }
@@ -128,6 +130,14 @@ impl Layers {
         host.ensure(&[&[board.qemu, board.translator], HOST])?;
         guest.ensure(&[GUEST, SYSTEM, tools])?;
         Ok(Self { arch, host, guest })
+    }
+
+    /// A guest's first program, which has no library to load.
+    pub fn busybox(&self) -> Result<PathBuf> {
+        if self.arch == Arch::HOST {
+            return unpacked::busybox();
+        }
+        self.guest.find("busybox").context("there is no busybox")
     }
 
     /// Finds what runs a program of an architecture on the host, and the libraries for it; of this
@@ -203,17 +213,46 @@ pub struct Layer {
 impl Layer {
     /// Finds programs; fetches what is neither on the host nor in the folder.
     fn ensure(&self, tools: &[&[Tool]]) -> Result<()> {
-        let missing: Vec<&str> = tools
+        let release = stamp::release();
+        let whole = || {
+            let packages = stamp::packages(&self.stamp(), &release);
+            packages.filter(|_| self.root.is_dir())
+        };
+        if whole().is_some() && self.missing(tools).is_empty() {
+            return Ok(());
+        }
+        let _lock = unpacked::lock()?;
+        // Another xtask may have fetched it meanwhile.
+        let mut packages = if let Some(packages) = whole() {
+            packages
+        } else {
+            unpacked::fresh(&self.root)?;
+            BTreeSet::new()
+        };
+        let missing = self.missing(tools);
+        if !missing.is_empty() {
+            // It is back when all is there.
+            stamp::remove(&self.stamp())?;
+            self.add(&missing)?;
+        }
+        packages.extend(missing.into_iter().map(str::to_owned));
+        stamp::write(&self.stamp(), &release, &packages)
+    }
+
+    /// The packages of those that are nowhere.
+    fn missing(&self, tools: &[&[Tool]]) -> Vec<&'static str> {
+        tools
             .iter()
             .copied()
             .flatten()
             .filter(|tool| self.find(tool.program).is_none())
             .map(|tool| tool.package)
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.add(&missing)
+            .collect()
+    }
+
+    /// Beside the folder, for guests see all that is in it.
+    fn stamp(&self) -> PathBuf {
+        self.root.with_extension("stamp")
     }
 
     /// Where it is.
@@ -304,7 +343,7 @@ impl Layer {
         for archive in self.packages.download_all(&wanted, &partial)? {
             self.unpack(&archive)?;
         }
-        fs::remove_dir_all(&partial)?;
+        disk::remove_dir_all(&partial)?;
         Ok(())
     }
 
@@ -312,10 +351,10 @@ impl Layer {
     /// this folder's `/bin` in place of the host's.
     fn unpack(&self, archive: &Path) -> Result<()> {
         for name in ["bin", "sbin", "lib"] {
-            fs::create_dir_all(self.root.join("usr").join(name))?;
+            disk::create_dir_all(self.root.join("usr").join(name))?;
             let link = self.root.join(name);
             if !link.is_symlink() {
-                symlink(Path::new("usr").join(name), link)?;
+                disk::symlink(Path::new("usr").join(name), link)?;
             }
         }
         let patterns: [&str; 0] = [];

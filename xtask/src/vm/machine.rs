@@ -2,11 +2,12 @@
 //! by 9P; what it writes stays in its memory.
 
 use std::{
-    io::Read as _,
+    fs,
+    io::{ErrorKind, Read as _},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ const MEMORY: &str = "2500";
 pub struct Machine {
     child: Child,
     output: Receiver<Vec<u8>>,
+    complaints: Option<JoinHandle<String>>,
     started: Instant,
 }
 
@@ -89,9 +91,17 @@ pub fn start(qemu: &mut Command) -> Result<Machine> {
     let mut child = qemu
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("failed to start `{}`", sh::shown(qemu)))?;
     let mut output = child.stdout.take().context("QEMU has no output")?;
+    let mut complaints = child.stderr.take().context("QEMU has no stderr")?;
+    let complaints = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What could not be read is no more than a worse message.
+        let _ = complaints.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).trim().to_owned()
+    });
     let (sender, receiver) = channel();
     // Ends with the machine.
     thread::spawn(move || {
@@ -105,6 +115,7 @@ pub fn start(qemu: &mut Command) -> Result<Machine> {
     Ok(Machine {
         child,
         output: receiver,
+        complaints: Some(complaints),
         started: Instant::now(),
     })
 }
@@ -125,6 +136,18 @@ impl Machine {
         }
     }
 
+    /// Once it has nothing more to say: how QEMU itself failed, and what it said of it. A guest that ends, however,
+    /// is no failure of QEMU's.
+    pub fn failure(&mut self) -> Result<Option<String>> {
+        let status = self.child.wait().context("failed to wait for QEMU")?;
+        if status.success() {
+            return Ok(None);
+        }
+        let said = self.complaints.take().and_then(|thread| thread.join().ok());
+        let said = said.unwrap_or_default();
+        Ok(Some(format!("QEMU ended ({status}): {said}")))
+    }
+
     /// Where it is told something; given once.
     pub fn input(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
@@ -136,10 +159,46 @@ impl Machine {
     }
 }
 
+/// What a machine's kernel said; a machine that never began has no such file.
+pub fn said(console: &Path) -> Result<String> {
+    match fs::read(console) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).replace('\r', "")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("failed to read {}", console.display())),
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qemu_that_dies_tells_why() {
+        let limit = Duration::from_secs(10);
+        let mut qemu = Command::new("sh");
+        qemu.args(["-c", "echo 'no such machine' >&2; exit 1"]);
+        let mut machine = start(&mut qemu).unwrap();
+        assert_eq!(machine.more(limit).unwrap(), None);
+        assert_eq!(
+            machine.failure().unwrap().as_deref(),
+            Some("QEMU ended (exit status: 1): no such machine")
+        );
+        let mut machine = start(Command::new("sh").args(["-c", "echo up"])).unwrap();
+        assert_eq!(machine.more(limit).unwrap().as_deref(), Some("up\n"));
+        assert_eq!(machine.more(limit).unwrap(), None);
+        assert_eq!(machine.failure().unwrap(), None);
+    }
+
+    #[test]
+    fn a_machine_that_never_began_said_nothing() {
+        assert_eq!(said(Path::new("/nowhere/console.log")).unwrap(), "");
     }
 }

@@ -15,6 +15,7 @@ mod machine;
 mod modules;
 mod results;
 mod show;
+mod stamp;
 mod suite;
 
 use std::{
@@ -42,7 +43,7 @@ pub use self::{
 };
 use crate::{
     arch::Arch,
-    build,
+    build, disk,
     setup::{self, Tool, cross},
     sh,
     test::RUN_AGAIN,
@@ -119,46 +120,104 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    if env::var_os("TRACER_BIN").is_none() {
+    let tested = if let Some(own) = env::var_os("TRACER_BIN") {
+        let own = PathBuf::from(own);
+        ensure!(
+            own.is_file(),
+            "TRACER_BIN names {}, which is no file",
+            own.display()
+        );
+        sh::step(format!(
+            "TRACER_BIN is set: nothing is built, {} is tested",
+            own.display()
+        ));
+        own
+    } else {
         let toolchain = setup::ensure(&[])?;
         build::build_for_tests(&toolchain, options.arch)?;
-    }
+        build::tested_binary(options.arch)
+    };
     let tests = match &options.filters[..] {
         [] => Tests::Core,
         filters => Tests::Named(filters),
     };
-    test(options.arch, &options.kernels, tests)
+    Kernels::ensure(options.arch, &options.kernels)?.test(tests, &tested)
 }
 
-/// Runs the tests on kernels, two machines at a time. What they run must be built.
-pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
-    let default: Vec<Wanted> = KERNELS
-        .iter()
-        .map(|series| Wanted::Series((*series).to_owned()))
-        .collect();
-    let kernels = if kernels.is_empty() {
-        &default
-    } else {
-        kernels
-    };
-    cross::ensure(arch)?;
-    let layers = Layers::ensure(arch, TOOLS)?;
-    let suite = suite::pick(tests, &layers)?;
+/// Kernels at hand, and what their machines are made of.
+pub struct Kernels {
+    layers: Layers,
+    found: Vec<Kernel>,
+    /// Those that nobody asked for and that are not to be had, and why.
+    left_out: Vec<(&'static str, String)>,
+}
+
+impl Kernels {
+    /// Finds or fetches these kernels. Where none is named, those of the default that this machine's package
+    /// lists have, for each release of a distribution has others.
+    pub fn ensure(arch: Arch, wanted: &[Wanted]) -> Result<Self> {
+        cross::ensure(arch)?;
+        let layers = Layers::ensure(arch, TOOLS)?;
+        let found = wanted.iter().map(|wanted| Kernel::ensure(wanted, &layers));
+        let mut kernels = Self {
+            found: found.collect::<Result<_>>()?,
+            layers,
+            left_out: Vec::new(),
+        };
+        if !wanted.is_empty() {
+            return Ok(kernels);
+        }
+        for series in KERNELS {
+            match Kernel::ensure(&Wanted::Series((*series).to_owned()), &kernels.layers) {
+                Ok(kernel) => kernels.found.push(kernel),
+                Err(error) => {
+                    // The first says that it was asked for.
+                    let why: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+                    kernels.left_out.push((series, why.join(": ")));
+                }
+            }
+        }
+        ensure!(
+            !kernels.found.is_empty(),
+            "no kernel to boot; name another with `cargo xtask vm --kernel`\n{}",
+            not_run(&kernels.left_out)
+        );
+        Ok(kernels)
+    }
+
+    /// Runs the tests with this binary in them; the tests are built if need be, the binary must be.
+    pub fn test(&self, tests: Tests<'_>, tested: &Path) -> Result<()> {
+        let done = run_on(&self.found, tests, tested, &self.layers);
+        eprint!("{}", not_run(&self.left_out));
+        done
+    }
+}
+
+/// A line for each kernel that is left out.
+fn not_run(left_out: &[(&str, String)]) -> String {
+    left_out.iter().fold(String::new(), |text, (series, why)| {
+        text + &format!("  NOT RUN {series} ({why})\n")
+    })
+}
+
+/// Two machines at a time.
+fn run_on(kernels: &[Kernel], tests: Tests<'_>, tested: &Path, layers: &Layers) -> Result<()> {
+    let suite = suite::pick(tests, layers)?;
+    let script = |suite: &[Binary]| guest::of_tests(layers.arch, suite, tested);
     let mut plans = Vec::new();
-    for wanted in kernels {
-        let kernel = Kernel::ensure(wanted, &layers)?;
+    for kernel in kernels {
         let folder = sh::target().join("vm").join(&kernel.release);
         plans.push(Plan::prepare(
-            kernel,
+            kernel.clone(),
             folder,
-            &guest::of_tests(arch, &suite)?,
-            &layers,
+            &script(&suite)?,
+            layers,
         )?);
     }
     let Some(first) = plans.first() else {
         bail!("no kernel is named");
     };
-    let accel = Accel::find(&first.kernel, &first.initrd(), &layers)?;
+    let accel = Accel::find(&first.kernel, &first.initrd(), layers)?;
     let mut reports = Vec::new();
     // The tests of one are one after the other, so each has need of little more than a processor.
     let together = thread::available_parallelism()
@@ -168,7 +227,7 @@ pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
         thread::scope(|scope| {
             let running: Vec<_> = plans
                 .iter()
-                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, &layers)))
+                .map(|plan| scope.spawn(|| plan.boot(accel, &suite, layers)))
                 .collect();
             for (plan, thread) in plans.iter().zip(running) {
                 let report = thread
@@ -190,7 +249,7 @@ pub fn test(arch: Arch, kernels: &[Wanted], tests: Tests<'_>) -> Result<()> {
         };
         let sound = sound
             || match report {
-                Ok(report) => plan.pass_again(report, &suite, accel, &layers)?,
+                Ok(report) => plan.pass_again(report, &suite, script, accel, layers)?,
                 Err(_) => false,
             };
         if !sound {
@@ -226,7 +285,7 @@ impl Plan {
         let plan = Self { kernel, folder };
         initrd::write(&plan.initrd(), &plan.kernel, layers)
             .with_context(|| format!("the kernel {} cannot be booted", plan.kernel))?;
-        fs::write(plan.folder.join("guest.sh"), script)?;
+        disk::write(plan.folder.join("guest.sh"), script)?;
         Ok(plan)
     }
 
@@ -235,6 +294,7 @@ impl Plan {
         &self,
         report: &Report,
         suite: &[Binary],
+        script: impl Fn(&[Binary]) -> Result<String>,
         accel: Accel,
         layers: &Layers,
     ) -> Result<bool> {
@@ -247,8 +307,7 @@ impl Plan {
         let suite = suite::only(suite, &few);
         let mut folder = self.folder.clone().into_os_string();
         folder.push("-again");
-        let script = guest::of_tests(layers.arch, &suite)?;
-        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script, layers)?;
+        let plan = Self::prepare(self.kernel.clone(), folder.into(), &script(&suite)?, layers)?;
         let passed = plan.boot(accel, &suite, layers)?.print();
         if passed {
             for name in names {
@@ -315,19 +374,18 @@ impl Plan {
                         line = rest.to_owned();
                     }
                 }
-                Ok(None) => break None,
+                Ok(None) => break machine.failure()?,
                 Err(error) => break Some(error.to_string()),
             }
         };
         drop(machine);
         results.line(&line);
-        fs::write(self.folder.join("tests.log"), &said)?;
+        disk::write(self.folder.join("tests.log"), &said)?;
         Ok(Report {
             results,
             took: start.elapsed(),
             cut,
-            console: fs::read(self.console())
-                .map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""))?,
+            console: machine::said(&self.console())?,
         })
     }
 }
@@ -345,6 +403,7 @@ impl Report {
         let is_sound = ended == results.tests.len()
             && results.finished
             && self.cut.is_none()
+            && results.faults().is_empty()
             && results::complaints(&self.console).is_empty();
         if is_sound && failed.len() <= RUN_AGAIN {
             failed
@@ -369,6 +428,10 @@ impl Report {
         for complaint in &complaints {
             eprintln!("  the kernel said: {complaint}");
         }
+        let faults = results.faults();
+        for fault in &faults {
+            eprintln!("  {fault}");
+        }
         if let Some(why) = &self.cut {
             eprintln!("  ended by force: {why}");
         }
@@ -383,7 +446,12 @@ impl Report {
             }
         }
         let ignored = results.count(Outcome::Ignored);
-        passed + ignored == results.tests.len() && results.finished && complaints.is_empty()
+        // Where none ran, nothing is proven.
+        passed > 0
+            && passed + ignored == results.tests.len()
+            && results.finished
+            && faults.is_empty()
+            && complaints.is_empty()
     }
 }
 
@@ -392,4 +460,43 @@ fn cache() -> Result<PathBuf> {
     let folder = setup::unpacked::base()?.join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_left_out_is_named_with_the_reason() {
+        let left_out = [("6.1", "the package lists have none".to_owned())];
+        assert_eq!(
+            not_run(&left_out),
+            "  NOT RUN 6.1 (the package lists have none)\n"
+        );
+        assert_eq!(not_run(&[]), "");
+    }
+
+    fn report(tests: &[(&str, &str)], said: &str) -> Report {
+        let own = |(file, test): &(&str, &str)| ((*file).to_owned(), (*test).to_owned());
+        let mut results = Results::expecting(tests.iter().map(own));
+        for line in said.lines() {
+            results.line(line);
+        }
+        Report {
+            results,
+            took: Duration::ZERO,
+            cut: None,
+            console: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_run_of_nothing_is_no_success() {
+        assert!(!report(&[], "tracer-vm: end").print());
+        let said = |exit| {
+            format!("tracer-vm: file gc\ntest a ... ok\ntracer-vm: exit {exit}\ntracer-vm: end")
+        };
+        assert!(report(&[("gc", "a")], &said(0)).print());
+        assert!(!report(&[("gc", "a")], &said(139)).print());
+    }
 }

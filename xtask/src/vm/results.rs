@@ -1,6 +1,6 @@
 //! What a guest said on its serial lines: results by test, and the kernel's own complaints.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// Marks the guest script's own lines.
 pub const MARK: &str = "tracer-vm: ";
@@ -8,8 +8,14 @@ pub const MARK: &str = "tracer-vm: ";
 /// The first of them.
 pub const UP: &str = "tracer-vm: up";
 
+/// Before the exit status of a test binary.
+pub const EXIT: &str = "exit ";
+
 /// On the console: how a program ended.
 pub const STATUS: &str = "tracer-vm: status ";
+
+/// libtest's own exit status where a test failed (`ERROR_EXIT_CODE` of library/test/src/lib.rs).
+const FAILURE: i32 = 101;
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub struct Results {
     pub tests: Vec<(String, String, Outcome)>,
     file: String,
     current: Option<usize>,
+    /// How each binary ended, by file.
+    exits: BTreeMap<String, i32>,
     /// The guest's script came to its end.
     pub finished: bool,
 }
@@ -56,6 +64,7 @@ impl Results {
                 .collect(),
             file: String::new(),
             current: None,
+            exits: BTreeMap::new(),
             finished: false,
         }
     }
@@ -67,6 +76,11 @@ impl Results {
             if let Some(file) = words.strip_prefix("file ") {
                 file.clone_into(&mut self.file);
                 self.current = None;
+            } else if let Some(status) = words.strip_prefix(EXIT) {
+                self.current = None;
+                if let Ok(status) = status.parse() {
+                    self.exits.insert(self.file.clone(), status);
+                }
             } else if words == "end" {
                 self.finished = true;
             }
@@ -78,13 +92,43 @@ impl Results {
         {
             self.current = Some(index);
             self.tests[index].2 = outcome(end).unwrap_or(Outcome::Unfinished);
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            // What libtest kept of each test follows, and may hold any word.
+            self.current = None;
         } else if let Some(index) = self.current
-            && self.tests[index].2 == Outcome::Unfinished
-            // What a test writes past libtest's capture stands between its name and its end.
+            // What a test writes past libtest's capture stands between its name and its end: the last word is
+            // libtest's own, an earlier one may be that of a program that the test runs.
             && let Some(ended) = outcome(line)
         {
             self.tests[index].2 = ended;
         }
+    }
+
+    /// Where a binary's exit status and what was read of its tests say different things.
+    pub fn faults(&self) -> Vec<String> {
+        let mut files: Vec<&str> = self.tests.iter().map(|test| test.0.as_str()).collect();
+        files.dedup();
+        let faults = files.into_iter().filter_map(|file| {
+            let failed = self
+                .tests
+                .iter()
+                .any(|test| test.0 == file && test.2 == Outcome::Failed);
+            match (self.exits.get(file), failed) {
+                (Some(0), false) | (Some(&FAILURE), true) => None,
+                (Some(0), true) => Some(format!("{file}: exit status 0, although a test failed")),
+                (Some(status), true) => Some(format!(
+                    "{file}: exit status {status}, and {FAILURE} is that of a failed test"
+                )),
+                (Some(status), false) => Some(format!(
+                    "{file}: exit status {status}, although no test failed"
+                )),
+                // Else the machine's end says it.
+                (None, _) => self
+                    .finished
+                    .then(|| format!("{file}: it did not say how it ended")),
+            }
+        });
+        faults.collect()
     }
 
     /// The test that is running.
@@ -197,6 +241,52 @@ tracer-vm: end",
         assert_eq!(outcomes(&results), [Passed, Unfinished, Missing, Missing]);
         assert_eq!(results.running(), Some("b"));
         assert!(!results.finished);
+    }
+
+    #[test]
+    fn the_last_word_on_a_test_is_libtests() {
+        use Outcome::{Failed, Missing, Passed};
+        let results = results(
+            "tracer-vm: file neigh
+test a ... a program of the test
+ok
+FAILED
+test b ... ok
+
+failures:
+
+---- a stdout ----
+ok
+test result: FAILED. 1 passed; 1 failed
+ok",
+        );
+        assert_eq!(outcomes(&results), [Failed, Passed, Missing, Missing]);
+    }
+
+    #[test]
+    fn a_binarys_exit_status_must_fit_its_tests() {
+        let of = |neigh: &str, gc: &str| {
+            results(&format!(
+                "tracer-vm: file neigh\ntest a ... ok\ntest b ... FAILED\n{neigh}
+tracer-vm: file gc\ntest a ... ok\ntest c ... ok\n{gc}\ntracer-vm: end"
+            ))
+            .faults()
+        };
+        assert!(of("tracer-vm: exit 101", "tracer-vm: exit 0").is_empty());
+        assert_eq!(
+            of("tracer-vm: exit 0", "tracer-vm: exit 101"),
+            [
+                "neigh: exit status 0, although a test failed",
+                "gc: exit status 101, although no test failed"
+            ]
+        );
+        assert_eq!(
+            of("tracer-vm: exit 139", ""),
+            [
+                "neigh: exit status 139, and 101 is that of a failed test",
+                "gc: it did not say how it ended"
+            ]
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One program in a machine, for somebody who watches: on the user's terminal, or into a pipe.
 
 use std::{
-    env, fs,
+    env,
     io::{self, IsTerminal as _, Write as _},
     process::{Command, Stdio},
     thread,
@@ -87,8 +87,7 @@ pub fn show(wanted: &Wanted, program: &Program) -> Result<u8> {
         said = machine.bytes(PATIENT)?;
     }
     drop(raw);
-    let console = fs::read(plan.console())?;
-    let console = String::from_utf8_lossy(&console);
+    let console = machine::said(&plan.console())?;
     for complaint in results::complaints(&console) {
         sh::step(format!("the kernel said: {complaint}"));
     }
@@ -107,7 +106,12 @@ fn up(qemu: &mut Command) -> Result<(Machine, Vec<u8>)> {
     loop {
         match machine.bytes(BOOT)? {
             Some(bytes) => said.extend(bytes),
-            None => bail!("the machine ended in its boot"),
+            None => bail!(
+                "the machine ended in its boot{}",
+                machine
+                    .failure()?
+                    .map_or_else(String::new, |why| format!(": {why}"))
+            ),
         }
         if let Some(rest) = after(&said, format!("{UP}\n").as_bytes()) {
             let rest = rest.to_vec();
