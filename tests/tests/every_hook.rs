@@ -113,7 +113,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     }
 
     // Sends that fail before there is a packet, where the agent says that it sees them.
-    let sees = scene.agent.hook("dns")["mechanism"]
+    let has_fexit = scene.agent.hook("dns")["mechanism"]
         .as_str()
         .expect("it is text")
         .contains("fexit");
@@ -124,7 +124,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     let unsent = nowhere.map(|to| Lookup::new("ok-unsent.test", A, to));
     let unsent = CLIENT.run(&asker, unsent.to_vec());
     assert_eq!(unsent.outcome("timeout"), 2, "the lab failed: {unsent:?}");
-    if sees {
+    if has_fexit {
         seen.add(&unsent);
     }
 
@@ -177,7 +177,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
             ("server", 5 * 4),
             ("no_answer", unanswered),
             ("neighbour_table_full", 12),
-            ("no_route", if sees { 2 } else { 0 }),
+            ("no_route", if has_fexit { 2 } else { 0 }),
         ];
         dns::compare(&after.metrics, &asker, &seen, &causes)?;
         dns::check_node(&after.metrics)?;

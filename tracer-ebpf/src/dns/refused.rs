@@ -126,18 +126,13 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
 /// The root's id in cgroup2.
 const ROOT: u64 = 1;
 
-/// cgroup2 id of a socket's owner; 0 where it cannot be read. Before 5.15 a word with a low bit set is
-/// no pointer, but what the controllers of cgroup1 keep there; it stands for the root, as no pointer does
-/// (include/linux/cgroup-defs.h, sock_cgroup_ptr).
+/// cgroup2 id of a socket's owner. Before 5.15 a word with a low bit set is no pointer, but what the controllers of
+/// cgroup1 keep there; it stands for the root, as no pointer does (include/linux/cgroup-defs.h, sock_cgroup_ptr).
 #[inline(always)]
 pub fn cgroup_id(sk: u64) -> u64 {
-    let Some(cgroup) = read::<u64>(sk, OFF_SOCK_CGROUP.load()) else {
-        return 0;
-    };
-    if cgroup & 3 != 0 || cgroup == 0 {
-        return ROOT;
-    }
-    read::<u64>(cgroup, OFF_CGROUP_KN.load())
+    read::<u64>(sk, OFF_SOCK_CGROUP.load())
+        .filter(|cgroup| cgroup & 3 == 0)
+        .and_then(|cgroup| read::<u64>(cgroup, OFF_CGROUP_KN.load()))
         .and_then(|node| read(node, OFF_KERNFS_NODE_ID.load()))
-        .unwrap_or_default()
+        .unwrap_or(ROOT)
 }

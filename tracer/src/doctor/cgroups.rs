@@ -9,8 +9,6 @@ use crate::kernel::{
     cgroup::{MountedCgroups, ROOT_INODE},
 };
 
-/// The root of every cgroup hierarchy is the first inode of its file system (fs/kernfs).
-
 /// How cgroups are mounted here.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Cgroups {

@@ -58,7 +58,7 @@ pub fn mount_point() -> Result<PathBuf> {
     })
 }
 
-/// The root's inode, and its id (fs/kernfs).
+/// The root of every cgroup hierarchy is the first inode of its file system, and that is its id (fs/kernfs).
 pub const ROOT_INODE: u64 = 1;
 
 /// What makes one, where only version 1 is mounted.

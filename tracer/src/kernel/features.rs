@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs};
 
-use super::{btf::Btf, memlock, without::is_without};
+use super::{btf::Btf, without::is_without};
 
 /// What a program cannot be loaded or attached without.
 #[derive(Debug)]
@@ -69,6 +69,11 @@ const FUNCTIONS: &[&str] = &[
     "sk_error_report",
 ];
 
+/// What each map was charged (include/linux/bpf.h, 5.3 to 5.10).
+const MAP_MEMORY: &str = "bpf_map_memory";
+/// What made maps that allocate at run time safe for tracing programs (6.1), and ended the kernel's warning.
+const MEM_ALLOC: &str = "bpf_mem_alloc";
+
 const PANIC_ON_WARN: &str = "/proc/sys/kernel/panic_on_warn";
 
 /// What the kernel's BTF says that it has.
@@ -82,11 +87,7 @@ pub struct Features {
     /// A namespace has its cookie from its making: since 5.12. Before, it was given one when it
     /// was first asked for (`atomic64_t`), so most have none.
     pub net_cookie: bool,
-    /// Maps count against `RLIMIT_MEMLOCK`: before 5.11.
-    pub charges_memlock: bool,
-    /// Loading makes the kernel warn, once, for maps of tracing programs that allocate at run time: before 6.1
-    /// (`check_map_prog_compatibility`, kernel/bpf/verifier.c).
-    pub warns_of_allocation: bool,
+    types: BTreeSet<&'static str>,
     tracepoints: BTreeSet<&'static str>,
     helpers: BTreeSet<String>,
     functions: BTreeSet<&'static str>,
@@ -107,9 +108,10 @@ impl Features {
                 && reasons.contains_key("SKB_DROP_REASON_NETFILTER_DROP"),
             neighbour_drop_reasons: reasons.contains_key("SKB_DROP_REASON_NEIGH_CREATEFAIL"),
             net_cookie: btf.is_integer("net", "net_cookie"),
-            charges_memlock: memlock::is_charged(btf),
-            // What made such maps safe came together with the end of the warning.
-            warns_of_allocation: btf.size("bpf_mem_alloc").is_err(),
+            types: [MAP_MEMORY, MEM_ALLOC]
+                .into_iter()
+                .filter(|name| btf.size(name).is_ok())
+                .collect(),
             tracepoints: wanted
                 .filter(|name| btf.tracepoint_arguments(name).is_ok() && !is_without(name))
                 .copied()
@@ -127,10 +129,16 @@ impl Features {
         }
     }
 
-    /// Why nothing may be loaded on this node, whatever the kernel would say.
+    /// Do maps count against `RLIMIT_MEMLOCK`? Before 5.11.
+    pub fn charges_memlock(&self) -> bool {
+        self.types.contains(MAP_MEMORY)
+    }
+
+    /// Why nothing may be loaded on this node, whatever the kernel would say: before 6.1 loading makes it warn, once, for
+    /// maps of tracing programs that allocate at run time (`check_map_prog_compatibility`, kernel/bpf/verifier.c).
     pub fn why_never(&self) -> Option<String> {
         let panics = fs::read_to_string(PANIC_ON_WARN).is_ok_and(|value| value.trim() != "0");
-        (self.warns_of_allocation && panics).then(|| {
+        (!self.types.contains(MEM_ALLOC) && panics).then(|| {
             "the node would panic: this kernel (before 6.1) warns of the maps that tracer's programs use, and \
              kernel.panic_on_warn is set; `sysctl -w kernel.panic_on_warn=0`, or a newer kernel"
                 .to_owned()

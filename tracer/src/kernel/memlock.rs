@@ -7,21 +7,15 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{btf::Btf, features::Features};
+use super::features::Features;
 
 /// As getrlimit(2) has it.
 pub const NAME: &str = "RLIMIT_MEMLOCK";
 
-/// Does the kernel count maps against the limit? `struct bpf_map_memory` (include/linux/bpf.h, 5.3 to 5.10) held what
-/// each map was charged.
-pub fn is_charged(btf: &Btf) -> bool {
-    btf.size("bpf_map_memory").is_ok()
-}
-
 /// The error, and the limit where that is what the kernel refused by.
 pub fn explain(error: Error, features: &Features) -> Error {
     let limit = getrlimit(Resource::Memlock).current;
-    match limit.filter(|_| features.charges_memlock && is_refusal(&error)) {
+    match limit.filter(|_| features.charges_memlock() && is_refusal(&error)) {
         Some(limit) => anyhow!("{}: {error:#}", advice(limit)),
         None => error,
     }
