@@ -1,28 +1,28 @@
 //! What tracer has in the kernel, and what it must not leave there.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::process::tracer_path;
+use crate::stack::of_programs;
 use crate::wait::{ensure, eventually};
 
-/// Programs by name (the kernel keeps 15 characters); everything else hangs on them.
-const PROGRAMS: [&str; 14] = [
-    "neigh_create",
-    "neigh_cleanup",
-    "neigh_settle",
-    "tables",
-    "walk",
-    "dns_egress",
-    "dns_ingress",
-    "dns_age",
-    "kfree_skb",
-    "tcp_state",
-    "tcp_reset",
-    "tcp_error",
-    "tcp_retransmit",
-    "tcp_age",
-];
+/// The kernel keeps so much of a program's name.
+const NAME: usize = 15;
+
+/// The names of tracer's programs as the kernel has them, off the binary; everything else hangs on them.
+fn names() -> &'static BTreeSet<String> {
+    static NAMES: OnceLock<BTreeSet<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let bytes = fs::read(tracer_path()).expect("tracer is built");
+        let programs = of_programs(&bytes).expect("the binary holds the programs");
+        let cut = |name: &String| name.chars().take(NAME).collect();
+        programs.keys().map(cut).collect()
+    })
+}
 
 /// Where a clean stop may leave something by design, and only with a state folder.
 const BPFFS: &str = "/sys/fs/bpf/tracer";
@@ -64,7 +64,7 @@ pub fn programs() -> BTreeSet<u32> {
         .filter(|program| {
             program
                 .name_as_str()
-                .is_some_and(|name| PROGRAMS.contains(&name))
+                .is_some_and(|name| names().contains(name))
         })
         .map(|program| program.id())
         .collect()

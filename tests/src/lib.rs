@@ -18,6 +18,7 @@ pub mod dns;
 pub mod doctor;
 pub mod entries;
 pub mod events;
+pub mod faults;
 pub mod gossip;
 pub mod host;
 pub mod http;

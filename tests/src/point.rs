@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::metrics::Metrics;
 use crate::neigh::{Family, Statistics, statistics};
-use crate::unseen::{Traced, Unseen};
+use crate::unseen::{Traced, Unseen, has_value};
 use crate::wait::{ensure, eventually};
 
 /// Creations asked for on the node.
@@ -200,7 +200,14 @@ impl Hidden {
     /// Refusals that are not their packet's sender's: the refusal itself was hidden, or the end of the
     /// packet, which names the sender.
     pub fn refusals(&self, family: Family) -> u64 {
-        self.creations(family, "table_full") + self.count(DROP, &[])
+        // Kernels before 5.18 do not say of what a packet died.
+        let died = [("reason:", REFUSED)];
+        let fields = if has_value(DROP, REFUSED) {
+            &died[..]
+        } else {
+            &[]
+        };
+        self.creations(family, "table_full") + self.count(DROP, fields)
     }
 
     fn count(&self, tracepoint: &str, fields: &[(&str, &str)]) -> u64 {
@@ -213,6 +220,8 @@ impl Hidden {
 pub const CREATION: &str = "neigh/neigh_create";
 const REMOVAL: &str = "neigh/neigh_cleanup_and_release";
 const DROP: &str = "skb/kfree_skb";
+/// Why a packet dies whose neighbour could not be made.
+const REFUSED: &str = "NEIGH_CREATEFAIL";
 
 /// A family as the trace has it.
 fn number(family: Family) -> (&'static str, &'static str) {

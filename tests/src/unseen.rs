@@ -53,10 +53,18 @@ fn mount_tracefs() {
 
 /// Does this kernel's tracepoint (`tcp/tcp_retransmit_skb`) have such a field?
 pub fn has_field(tracepoint: &str, field: &str) -> bool {
+    format_of(tracepoint).contains(&format!(" {field};"))
+}
+
+/// Does this kernel's tracepoint know a value by such a name?
+pub fn has_value(tracepoint: &str, value: &str) -> bool {
+    format_of(tracepoint).contains(&format!("\"{value}\""))
+}
+
+fn format_of(tracepoint: &str) -> String {
     mount_tracefs();
     let path = format!("{TRACEFS}/events/{tracepoint}/format");
-    let format = fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
-    format.contains(&format!(" {field};"))
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"))
 }
 
 /// Has this kernel such a tracepoint, `group/name` as in tracefs?
@@ -187,5 +195,13 @@ mod tests {
         assert!(!traced.is(creation, &[("family", "2"), created]));
         assert!(!traced.is(creation, &[ipv6, ("created", "0")]));
         assert!(!traced.is("neigh/neigh_cleanup_and_release", &[ipv6]));
+        let line = "x-75 [001] ..s1. 1.0: kfree_skb: skbaddr=0 rx_sk=0 protocol=2048 \
+                    location=arp_solicit+0x1/0x2 reason: NEIGH_CREATEFAIL";
+        let traced = Traced {
+            line: line.to_owned(),
+            unseen: true,
+        };
+        assert!(traced.is("skb/kfree_skb", &[("reason:", "NEIGH_CREATEFAIL")]));
+        assert!(!traced.is("skb/kfree_skb", &[("reason:", "NEIGH_FAILED")]));
     }
 }

@@ -318,14 +318,19 @@ fn connections_that_live_with_loss_are_not_dead() {
             // A row of segments (GSO) is sent again at once.
             let unseen = 64 * unseen.count();
             let short = sent.checked_sub(shown);
-            ensure(sent > 0 && short.is_some_and(|n| n <= unseen), || {
-                let name = pod.netns.name();
-                let failed = kernel::extended(&pod.netns, "TCPRetransFail");
-                format!(
-                    "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
+            // One that nobody saw must not excuse a hook that sees little.
+            let most = 10 * shown >= 9 * sent;
+            ensure(
+                sent > 0 && most && short.is_some_and(|n| n <= unseen),
+                || {
+                    let name = pod.netns.name();
+                    let failed = kernel::extended(&pod.netns, "TCPRetransFail");
+                    format!(
+                        "{RETRANSMITS} of {name} is {shown}, the kernel sent {sent} again and {failed} \
                      times could not; at most {unseen} were shown to no program, {missed} runs missed"
-                )
-            })
+                    )
+                },
+            )
         });
     }
     let metrics = scene.agent.metrics();

@@ -149,7 +149,16 @@ fn full_maps_are_counted_and_harm_nobody_else() {
         (136..=200).contains(&refused_other),
         "{refused_other} of 200"
     );
-    // All that was charged to anybody adds up, when names have been waited for.
+    // All that was charged to anybody adds up, with what still waits for a name.
+    eventually(SOON, || {
+        let metrics = agent.metrics();
+        let [node, pods] =
+            [NODE_CREATES, POD_CREATES].map(|name| metrics.growth(&before, name, &FULL));
+        let waiting = metrics.count("tracer_unattributed_pending", &[("hook", "neigh")]);
+        ensure(pods + waiting == node, || {
+            format!("{pods} of pods and {waiting} without a name, {node} of the node")
+        })
+    });
     let series = after.samples.len();
     let more = most_resident(agent.pid()) - memory;
     eprintln!(

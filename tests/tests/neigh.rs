@@ -8,6 +8,7 @@ use tests::entries::entries;
 use tests::neigh::{BURST_COMM, FIRST_SILENT, burst, table_fulls, thresholds};
 use tests::netns::{DEVICE, Pod};
 use tests::point::{NODE_CREATES, POD_CREATES, POD_ENTRIES, within};
+use tests::router::without_entry;
 use tests::snmp::unreachables_sent;
 use tests::wait::{ensure, patient};
 use tests::{Agent, Family, Lab, Metrics, Point, Thresholds, eventually};
@@ -68,6 +69,14 @@ fn overflow(family: Family) {
     let index = usize::from(family == Family::V6);
     let refused = table_fulls(family) - before.kernel[index].table_fulls;
     assert!(refused > 0, "the lab failed: the table did not overflow");
+    // Right as long as nothing could be evicted yet.
+    let missing = [&one, &two].map(|pod| {
+        let asked: Vec<IpAddr> = (FIRST_SILENT..FIRST_SILENT + BURST)
+            .map(|n| pod.neighbour(family, n))
+            .collect();
+        without_entry(&pod.netns, family, &asked)
+    });
+    let is_early = started.elapsed() < Duration::from_secs(3);
 
     for pod in [&one, &two] {
         let name = pod.netns.name();
@@ -137,7 +146,7 @@ fn overflow(family: Family) {
         })
     });
 
-    for pod in [&one, &two] {
+    for (pod, missing) in [&one, &two].into_iter().zip(missing) {
         let [created, full] = ["created", "table_full"]
             .map(|result| pod_creates(&after.metrics, pod, family, result).unwrap_or(0.0));
         assert!(full > 0.0, "{} overflowed", pod.netns.name());
@@ -153,7 +162,19 @@ fn overflow(family: Family) {
                 "{}: {created} and {full}, and {others} others",
                 pod.netns.name()
             );
+        } else {
+            // The groups that solicitations go to want entries too: there may be more, and never less.
+            assert!(
+                created + full >= f64::from(BURST),
+                "{}: {created} and {full} of {BURST}",
+                pod.netns.name()
+            );
         }
+        assert!(
+            !is_early || full >= missing as f64,
+            "{}: {full} refused, {missing} have no entry",
+            pod.netns.name()
+        );
         let [namespace, name] = pod.labels();
         eventually(Duration::from_secs(3), || {
             let labels = [namespace, name, ("signal", "neighbour")];

@@ -9,6 +9,7 @@ use super::truth::{check_node, compare};
 use super::{A, AAAA, Client, Lookup, Server, Tally};
 use crate::agent::Agent;
 use crate::events::{Event, Events};
+use crate::faults::Faults;
 use crate::neigh::Family;
 use crate::netns::{DEVICE, Lab, Netns, Pod};
 use crate::router::{Node, Wiring};
@@ -38,7 +39,7 @@ pub struct Scene {
     pub tally: Tally,
     /// Its failed lookups, by what the lab killed them with.
     pub causes: BTreeMap<&'static str, u64>,
-    faults: u64,
+    faults: Faults,
     /// The node.
     pub router: Arc<Netns>,
     /// The server's pod.
@@ -72,7 +73,7 @@ impl Scene {
             client,
             tally: Tally::default(),
             causes: BTreeMap::new(),
-            faults: 0,
+            faults: Faults::default(),
             router,
             far,
         };
@@ -169,24 +170,25 @@ impl Scene {
         }
     }
 
-    /// Notes what tracer did wrong; [`Scene::settle`] tells all of it.
+    /// Notes what tracer did wrong; [`Scene::settle`] panics for it, and so does the scene's end where
+    /// nobody has asked for the faults.
     pub fn fault(&mut self, what: &str) {
-        eprintln!("{what}");
-        self.faults += 1;
+        self.faults.note(what);
     }
 
     /// Panics unless tracer's figures of the client come to be what it saw, the node's add up and no
     /// fault was noted.
     pub fn settle(self) {
         let causes: Vec<(&str, u64)> = self.causes.iter().map(|(c, n)| (*c, *n)).collect();
-        let faults = format!("{} faults are told above", self.faults);
+        let noted = self.faults.count();
+        let faults = format!("{noted} faults are told above");
         eventually(Duration::from_secs(5), || {
             let metrics = self.agent.metrics();
             compare(&metrics, &self.client, &self.tally, &causes)
                 .and_then(|()| check_node(&metrics))
                 .map_err(|why| format!("{why}; {faults}"))
         });
-        assert_eq!(self.faults, 0, "they are told above");
+        assert_eq!(noted, 0, "they are told above");
         self.agent.stop_cleanly();
     }
 }

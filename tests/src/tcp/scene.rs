@@ -10,6 +10,7 @@ use super::server::{Manner, Server};
 use super::truth::{DEAD_INFO, check_node, compare_seen};
 use crate::agent::Agent;
 use crate::events::Events;
+use crate::faults::Faults;
 use crate::neigh::Family;
 use crate::netns::{Netns, Pod};
 use crate::nft::Rules;
@@ -47,7 +48,7 @@ pub struct Scene {
     pub events: Events,
     /// Listens on port [`OPEN`] of the far pod.
     pub server: Server,
-    faults: u64,
+    faults: Faults,
     rules: Rules,
     unseen: Unseen,
     /// The node, and the far pod.
@@ -99,7 +100,7 @@ impl Scene {
             agent,
             events,
             server,
-            faults: 0,
+            faults: Faults::default(),
             rules,
             unseen,
             node,
@@ -188,19 +189,20 @@ impl Scene {
 
     /// How much tracer did wrong so far.
     pub fn faults(&self) -> u64 {
-        self.faults
+        self.faults.count()
     }
 
-    /// Notes what tracer did wrong; [`Scene::settle`] tells all of it.
+    /// Notes what tracer did wrong; [`Scene::settle`] panics for it, and so does the scene's end where
+    /// nobody has asked for the faults.
     pub fn fault(&mut self, what: &str) {
-        eprintln!("{what}");
-        self.faults += 1;
+        self.faults.note(what);
     }
 
     /// Panics unless tracer's figures of these pods come to be what their clients saw, the node's add
     /// up, and no fault was noted. Exactly, but for what the kernel showed to no program.
     pub fn settle(self, pods: &[(&Pod, &Tally)]) {
-        let faults = format!("{} faults are told above", self.faults);
+        let noted = self.faults.count();
+        let faults = format!("{noted} faults are told above");
         eventually(Duration::from_secs(5), || {
             let metrics = self.agent.metrics();
             for (pod, tally) in pods {
@@ -211,7 +213,7 @@ impl Scene {
             check_node(&metrics)
         });
         eprintln!("{} events were shown to no program", self.unseen.count());
-        assert_eq!(self.faults, 0, "they are told above");
+        assert_eq!(noted, 0, "they are told above");
         self.agent.stop_cleanly();
     }
 }
