@@ -316,6 +316,10 @@ fn connections_are_counted_the_same_by_rounds() {
     });
     drop((streams, ends));
     new.stop_cleanly();
+    // Without the kernel's errors attempts have other results than their clients saw.
+    let faults = scene.faults();
+    let told = has_tracepoint("sock/inet_sk_error_report");
+    assert!(!told || faults == 0, "they are told above");
     scene.agent.stop_cleanly();
 }
 
