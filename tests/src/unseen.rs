@@ -75,9 +75,15 @@ pub fn has_tracepoint(tracepoint: &str) -> bool {
 
 /// Does this kernel say why it frees a packet? 5.17's few reasons are taken for none.
 pub fn has_drop_reasons() -> bool {
+    has_field("skb/kfree_skb", "reason") && has_type_name("SKB_DROP_REASON_NETFILTER_DROP")
+}
+
+/// Do the kernel's types have this name: of a type, a member, a value?
+pub fn has_type_name(name: &str) -> bool {
     let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
-    let name = b"\0SKB_DROP_REASON_NETFILTER_DROP\0";
-    has_field("skb/kfree_skb", "reason") && types.windows(name.len()).any(|word| word == name)
+    types
+        .split(|byte| *byte == 0)
+        .any(|word| word == name.as_bytes())
 }
 
 impl Unseen {

@@ -16,6 +16,7 @@ use tests::leftovers::Leftovers;
 use tests::neigh::{FIRST_SILENT, burst, thresholds};
 use tests::process::check;
 use tests::rights::{ForAnyone, without_bpf, words};
+use tests::unseen::has_type_name;
 use tests::{Agent, Family, Lab, Thresholds};
 
 /// Runs `f` alone on this host and panics if it leaves something in the kernel.
@@ -387,9 +388,7 @@ fn under_a_filter_that_forbids_bpf() {
 #[test]
 fn a_limit_of_locked_memory_is_named_where_the_kernel_has_it() {
     leaving_nothing(|_| {
-        let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
-        let name = b"\0bpf_map_memory\0";
-        let is_charged = types.windows(name.len()).any(|word| word == name);
+        let is_charged = has_type_name("bpf_map_memory");
         let limited = ["prlimit", "--memlock=65536:65536", "setpriv"];
         let rights = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
         let doctor = Doctor::ask(&[&limited[..], &rights].concat(), &[]);
@@ -406,9 +405,7 @@ fn a_limit_of_locked_memory_is_named_where_the_kernel_has_it() {
 #[test]
 fn a_kernel_that_would_warn_and_panic_is_left_alone() {
     leaving_nothing(|_| {
-        let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel has BTF");
-        let name = b"\0bpf_mem_alloc\0";
-        let warns = !types.windows(name.len()).any(|word| word == name);
+        let warns = !has_type_name("bpf_mem_alloc");
         let wrapper = after(
             "mount -t tmpfs none /mnt\necho 1 >/mnt/one\n\
              mount --bind /mnt/one /proc/sys/kernel/panic_on_warn",
@@ -416,7 +413,8 @@ fn a_kernel_that_would_warn_and_panic_is_left_alone() {
         let doctor = Doctor::ask(&words(&wrapper), &[]);
         assert_eq!(doctor.will_do(), !warns, "{:#}", doctor.json);
         let (_, reason) = doctor.hook("neigh");
-        assert_eq!(reason.contains("kernel.panic_on_warn"), warns, "{reason}");
+        let named = [reason, &doctor.next()].map(|text| text.contains("kernel.panic_on_warn"));
+        assert_eq!(named, [warns; 2], "{reason}, {}", doctor.next());
     });
 }
 

@@ -20,7 +20,7 @@ use tests::tcp::scene::{prepare, routed};
 use tests::tcp::truth::POD_CONNECTS;
 use tests::tcp::{self, Manner, every_way};
 use tests::unseen::{has_drop_reasons, has_tracepoint};
-use tests::wait::ensure;
+use tests::wait::{ensure, is_emulated};
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
 /// As long as the agent's, so that both judge alike.
@@ -354,11 +354,16 @@ fn without_drop_reasons_overflows_and_their_lookups_are_still_told() {
     let (grown, lost) = (table_fulls(Family::V4) - fulls, during.outcome("timeout"));
     assert!(grown > 0 && lost > 0, "the lab failed: {grown}, {lost}");
     tally.add(&during);
-    let causes = [("neighbour_table_full", lost)];
+    // The packet must die within a millisecond, for which an emulated processor may stand still.
+    let late = if is_emulated() { 2 } else { 0 };
     let [namespace, name] = pod.labels();
     eventually(Duration::from_secs(5), || {
         let metrics = agent.metrics();
-        compare(&metrics, &pod, &tally, &causes)?;
+        let compare = |late| {
+            let causes = [("neighbour_table_full", lost - late), ("dropped", late)];
+            compare(&metrics, &pod, &tally, &causes)
+        };
+        compare(0).or_else(|why| (1..=late).find_map(|late| compare(late).ok()).ok_or(why))?;
         let labels = [
             namespace,
             name,
@@ -436,8 +441,9 @@ fn a_program_that_is_refused_does_not_take_its_hook_along() {
         assert!(reason.contains(lost), "{lost}: {reason}");
     }
     // These have stand-ins that are as exact.
-    for name in ["neigh", "tcp"] {
-        assert_eq!(hook(&agent, name).0, "attached", "{name}");
+    assert_eq!(hook(&agent, "neigh").0, "attached");
+    if has_tracepoint("sock/inet_sk_error_report") {
+        assert_eq!(hook(&agent, "tcp").0, "attached");
     }
     let rules = Rules::drop(&pod.netns, "output", "udp dport 9");
     burst(&pod, Family::V4, 1, 1);
@@ -449,8 +455,9 @@ fn a_program_that_is_refused_does_not_take_its_hook_along() {
         let metrics = agent.metrics();
         let labels = [&pod.labels()[..], &[("reason", "netfilter_drop")]].concat();
         let drops = metrics.count("tracer_pod_drops_total", &labels);
-        ensure(drops == rules.hits() && drops > 0, || {
-            format!("{drops} drops")
+        let died = if has_drop_reasons() { rules.hits() } else { 0 };
+        ensure(drops == died && rules.hits() > 0, || {
+            format!("{drops} drops of {died}")
         })?;
         for (family, there) in Family::ALL.into_iter().zip(entries) {
             let shown = live(&metrics, &pod.labels(), family);

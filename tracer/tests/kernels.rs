@@ -40,8 +40,8 @@ fn report(btf: &Btf) -> String {
     }
     writeln!(
         text,
-        "drop reasons: {}, of neighbours: {}; cookie from the making of a namespace: {}",
-        features.drop_reasons, features.neighbour_drop_reasons, features.net_cookie
+        "drop reasons: {}; cookie from the making of a namespace: {}",
+        features.drop_reasons, features.net_cookie
     )
     .unwrap();
     let functions: Vec<&str> = features.functions().collect();

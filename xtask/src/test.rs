@@ -218,7 +218,7 @@ fn unfit_host() -> Result<Option<String>> {
     }
     let types = fs::read(BTF).with_context(|| format!("failed to read {BTF}"))?;
     Ok((!has_drop_reasons(&types))
-        .then(|| "before 5.17 kernels give no reasons for drops".to_owned()))
+        .then(|| "before 5.18 kernels give no reasons for drops".to_owned()))
 }
 
 /// The kernel's types.
@@ -228,7 +228,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 fn has_drop_reasons(types: &[u8]) -> bool {
     types
         .split(|byte| *byte == 0)
-        .any(|name| name == b"skb_drop_reason")
+        .any(|name| name == b"SKB_DROP_REASON_NETFILTER_DROP")
 }
 
 /// By the effective set in `/proc/self/status`.
@@ -384,8 +384,10 @@ mod tests {
 
     #[test]
     fn drop_reasons_are_known_by_their_types_name() {
-        assert!(has_drop_reasons(b"\x01\0skb\0skb_drop_reason\0int\0"));
-        assert!(!has_drop_reasons(b"\x01\0kfree_skb_drop_reasons\0int\0"));
+        assert!(has_drop_reasons(
+            b"\x01\0skb\0SKB_DROP_REASON_NETFILTER_DROP\0int\0"
+        ));
+        assert!(!has_drop_reasons(b"\x01\0skb_drop_reason\0int\0"));
     }
 
     #[test]

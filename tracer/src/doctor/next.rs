@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Report;
-use crate::kernel::{capabilities, cgroup, memlock, state::BPFFS};
+use crate::kernel::{capabilities, cgroup, features::PANIC_ON_WARN, memlock, state::BPFFS};
 
 /// One thing to do.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -72,6 +72,15 @@ pub fn steps(report: &Report, agent: bool) -> Vec<Step> {
                 memlock::NAME
             ),
             None,
+        );
+    } else if report
+        .hooks
+        .iter()
+        .any(|hook| hook.reason.contains(PANIC_ON_WARN))
+    {
+        step(
+            "the node would panic: this kernel warns when tracer loads; a kernel since 6.1 does not",
+            Some(&format!("sysctl -w {PANIC_ON_WARN}=0")),
         );
     } else if report.seccomp_filter && report.hooks.iter().all(|hook| !hook.ok) && report.btf.ok {
         step(

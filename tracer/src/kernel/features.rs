@@ -74,7 +74,8 @@ const MAP_MEMORY: &str = "bpf_map_memory";
 /// What made maps that allocate at run time safe for tracing programs (6.1), and ended the kernel's warning.
 const MEM_ALLOC: &str = "bpf_mem_alloc";
 
-const PANIC_ON_WARN: &str = "/proc/sys/kernel/panic_on_warn";
+/// As sysctl(8) has it.
+pub const PANIC_ON_WARN: &str = "kernel.panic_on_warn";
 
 /// What the kernel's BTF says that it has.
 #[derive(Clone, Debug, Default)]
@@ -82,8 +83,6 @@ pub struct Features {
     /// `kfree_skb` says why a packet is dropped, and netfilter's reason is among the reasons: since 5.18. 5.17's few are
     /// numbered from 0, which says since then that nothing was dropped.
     pub drop_reasons: bool,
-    /// Among the reasons are those of neighbours, such as `NEIGH_CREATEFAIL`: since 5.18.
-    pub neighbour_drop_reasons: bool,
     /// A namespace has its cookie from its making: since 5.12. Before, it was given one when it
     /// was first asked for (`atomic64_t`), so most have none.
     pub net_cookie: bool,
@@ -106,7 +105,6 @@ impl Features {
                     .tracepoint_argument("kfree_skb", "skb_drop_reason")
                     .is_ok()
                 && reasons.contains_key("SKB_DROP_REASON_NETFILTER_DROP"),
-            neighbour_drop_reasons: reasons.contains_key("SKB_DROP_REASON_NEIGH_CREATEFAIL"),
             net_cookie: btf.is_integer("net", "net_cookie"),
             types: [MAP_MEMORY, MEM_ALLOC]
                 .into_iter()
@@ -137,11 +135,13 @@ impl Features {
     /// Why nothing may be loaded on this node, whatever the kernel would say: before 6.1 loading makes it warn, once, for
     /// maps of tracing programs that allocate at run time (`check_map_prog_compatibility`, kernel/bpf/verifier.c).
     pub fn why_never(&self) -> Option<String> {
-        let panics = fs::read_to_string(PANIC_ON_WARN).is_ok_and(|value| value.trim() != "0");
+        let panics = fs::read_to_string("/proc/sys/kernel/panic_on_warn")
+            .is_ok_and(|value| value.trim() != "0");
         (!self.types.contains(MEM_ALLOC) && panics).then(|| {
-            "the node would panic: this kernel (before 6.1) warns of the maps that tracer's programs use, and \
-             kernel.panic_on_warn is set; `sysctl -w kernel.panic_on_warn=0`, or a newer kernel"
-                .to_owned()
+            format!(
+                "the node would panic: this kernel (before 6.1) warns of the maps that tracer's programs use, and \
+                 {PANIC_ON_WARN} is set; `sysctl -w {PANIC_ON_WARN}=0`, or a newer kernel"
+            )
         })
     }
 
