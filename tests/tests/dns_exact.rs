@@ -6,10 +6,11 @@ use std::net::{IpAddr, UdpSocket};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tests::dns::load::{Load, Loaded};
 use tests::dns::scene::{CLIENT, SERVERS, lookups, pod};
 use tests::dns::truth::{check_node, check_sums, compare};
-use tests::dns::{A, Lookup, Scene, Tally};
+use tests::dns::{A, Lookup, Scene, Tally, packet};
 use tests::netns::{DEVICE, Pod, await_ipv6};
 use tests::nft::Rules;
 use tests::router::Wiring;
@@ -307,6 +308,57 @@ fn two_thousand_lookups_a_second_are_counted_exactly() {
     assert_eq!(loaded.tally.lookups(), 8000, "the lab failed");
     compare_all(&scene, &[&fast], &[vec![loaded]], &unseen);
     scene.agent.stop_cleanly();
+}
+
+/// Whose a socket is is remembered at one of 4096 places, by its cookie. Here two pods take them from each other, again
+/// and again.
+#[test]
+fn sockets_that_share_a_place_keep_their_owners() {
+    const EACH: usize = 2600;
+    const ROUNDS: u16 = 2;
+    let (lab, scene) = Scene::new(Wiring::Routed);
+    let pods = [("one", 11), ("two", 12)].map(|(name, index)| pod(&lab, name, index));
+    let room = Rlimit {
+        current: Some(8192),
+        maximum: Some(8192),
+    };
+    setrlimit(Resource::Nofile, room).expect("root has room for the sockets");
+    let to = (scene.address(Family::V4), 53);
+    let open = |pod: &Pod| -> Vec<UdpSocket> {
+        let one = |_| -> std::io::Result<UdpSocket> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok(socket)
+        };
+        let all: std::io::Result<_> = pod.netns.run(|| (0..EACH).map(one).collect());
+        all.expect("the lab failed")
+    };
+    let sockets = pods.each_ref().map(open);
+    for id in 0..ROUNDS {
+        for (one, two) in sockets[0].iter().zip(&sockets[1]) {
+            for (client, socket) in [one, two].into_iter().enumerate() {
+                let question = packet::query(id, packet::QUERY, &format!("ok-{client}.test"), A);
+                socket.send(&question).expect("the lab failed: no query");
+                let answer = socket.recv(&mut [0; 512]);
+                answer.expect("the lab failed: no answer in time");
+            }
+        }
+    }
+    let lookups = EACH as u64 * u64::from(ROUNDS);
+    let tally = Tally {
+        queries: lookups,
+        outcomes: [("noerror", lookups)].into(),
+        ..Tally::default()
+    };
+    eventually(Duration::from_secs(5), || {
+        let metrics = scene.agent.metrics();
+        for pod in &pods {
+            compare(&metrics, pod, &tally, &[])?;
+        }
+        check_node(&metrics)
+    });
+    scene.settle();
 }
 
 /// One client at most has a quarter of the room; the rest is counted, and not guessed, and another

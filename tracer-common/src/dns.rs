@@ -2,10 +2,11 @@
 
 mod lookup;
 mod near;
+mod socket;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::{lookup::*, near::*};
+pub use self::{lookup::*, near::*, socket::*};
 
 /// How a lookup ended. The number indexes [`Counts::outcomes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

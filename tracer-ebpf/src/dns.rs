@@ -18,14 +18,12 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{
-            bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
-        },
+        generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use tracer_common::dns::{Endpoint, Key, LATE_NS, LookupKey, Server};
+use tracer_common::dns::{Endpoint, Key, KnownSocket, LATE_NS, LookupKey, Server};
 
 pub use self::{
     end::take_back,
@@ -41,7 +39,7 @@ use self::{
 use crate::{
     conntrack,
     layout::*,
-    maps::{ANSWERED, EXPIRED},
+    maps::{ANSWERED, EXPIRED, SOCKETS},
     packet::{self, Udp},
     util::{add, is_active, is_watched_net, net_cookie, read},
 };
@@ -64,34 +62,36 @@ pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
+    let from_server = packet::is_dns_port(udp.source_port);
+    if from_server && is_active() {
+        let header = Header::load(ctx, udp)?;
+        if header.is_response() {
+            served::answered(ctx, udp, &header);
+            return Some(());
+        }
+    }
     let mut query = Query::default();
     // A redirected query goes to any port; an answer is translated back before this hook.
     let redirected = conntrack::asked(ctx.as_ptr() as u64, udp.family, &mut query.server);
     let to_server = packet::is_dns_port(udp.destination_port)
         || (redirected && packet::is_dns_port(query.server.port));
-    let from_server = packet::is_dns_port(udp.source_port);
-    if (!to_server && !from_server) || !is_active() {
+    if !to_server || !is_active() {
         return None;
     }
     let header = Header::load(ctx, udp)?;
-    if !header.is_response() {
-        if to_server {
-            if !redirected {
-                query.server.address = udp.address(ctx, true)?;
-                query.server.port = udp.destination_port;
-                query.server.family = udp.family;
-            }
-            query.id = header.id;
-            query.question = header.question(ctx, udp);
-            // SAFETY: the verifier knows the context's fields.
-            query.segments = unsafe { (*ctx.skb.skb).gso_segs };
-            ask(ctx, udp, &query);
-        }
+    if header.is_response() {
         return None;
     }
-    if from_server {
-        served::answered(ctx, udp, &header);
+    if !redirected {
+        query.server.address = udp.address(ctx, true)?;
+        query.server.port = udp.destination_port;
+        query.server.family = udp.family;
     }
+    query.id = header.id;
+    query.question = header.question(ctx, udp);
+    // SAFETY: the verifier knows the context's fields.
+    query.segments = unsafe { (*ctx.skb.skb).gso_segs };
+    ask(ctx, udp, &query);
     Some(())
 }
 
@@ -119,8 +119,8 @@ fn arrives(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
 /// The socket at this end of the packet.
 pub struct Socket {
     pub key: Key,
-    /// Address of its namespace, `struct net`.
-    pub net: u64,
+    /// Inode of its namespace.
+    pub netns: u32,
     /// 0 where it has none yet.
     pub cookie: u64,
     /// Address of its `struct sock`.
@@ -146,60 +146,76 @@ impl Socket {
         self.sk ^ self.port as u64
     }
 
-    /// Inode of its namespace.
+    /// None for a raw socket: those get a copy of what another is meant to get.
     #[inline(always)]
-    fn netns(&self) -> u32 {
-        read(self.net, OFF_NET_NS_INUM.load()).unwrap_or_default()
-    }
-
-    /// Only a client's socket is known by its cookie. None for a raw socket: those get a copy of what another is
-    /// meant to get.
-    #[inline(always)]
-    fn of<const IS_CLIENT: bool>(ctx: &SkBuffContext) -> Option<Self> {
-        // SAFETY: the verifier knows the context's fields, and those of what the helper gives.
-        let (kind, port) = unsafe {
+    fn of(ctx: &SkBuffContext) -> Option<Self> {
+        // SAFETY: the verifier knows the context's fields; the helper takes the context.
+        let (port, cookie) = unsafe {
             let common = (*ctx.skb.skb).__bindgen_anon_2.sk;
             if common.is_null() {
                 return None;
             }
-            let sock = bpf_sk_fullsock(common);
-            if sock.is_null() {
-                return None;
-            }
-            ((*sock).type_, (*sock).src_port)
+            (
+                (*common).src_port,
+                bpf_get_socket_cookie(ctx.skb.skb.cast()),
+            )
         };
-        if kind != SOCK_DGRAM as u32 {
-            return None;
-        }
-        let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
-        let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
-        if !is_watched_net(net) {
-            return None;
-        }
-        Some(Self {
-            key: Key {
-                // SAFETY: the helper takes the context.
-                cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
-                net_cookie: net_cookie(net)?,
-            },
-            net,
-            sk,
-            cookie: if IS_CLIENT {
-                // SAFETY: the helper takes the context.
-                unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
-            } else {
-                0
-            },
+        let mut socket = Self {
+            key: Key::default(),
+            netns: 0,
+            cookie,
+            sk: 0,
             port: port as u16,
-        })
+        };
+        (identify(ctx, &mut socket) != 0).then_some(socket)
     }
+}
+
+/// Says whose the socket with that cookie is. What is once known of one is remembered: that saves each packet eight
+/// reads of the kernel's memory and calls of helpers. 0 where it is not followed. Out of line: its stack is its own.
+#[inline(never)]
+fn identify(ctx: &SkBuffContext, socket: &mut Socket) -> u64 {
+    u64::from(try_identify(ctx, socket).is_some())
+}
+
+#[inline(always)]
+fn try_identify(ctx: &SkBuffContext, socket: &mut Socket) -> Option<()> {
+    if socket.cookie == 0 {
+        return None; // no datagram socket
+    }
+    let place = SOCKETS.get_ptr_mut(KnownSocket::place(socket.cookie))?;
+    // SAFETY: an array's value; a copy that was made while another CPU wrote it shows by its sum.
+    let known = unsafe { *place };
+    if known.is_of(socket.cookie) {
+        socket.key = known.key;
+        socket.netns = known.netns;
+        socket.sk = known.sk;
+        return Some(());
+    }
+    let sk = read::<u64>(ctx.as_ptr() as u64, OFF_SK_BUFF_SK.load())?;
+    let net = read::<u64>(sk, OFF_SOCK_NET.load())?;
+    let kind = read::<u16>(sk, OFF_SOCK_TYPE.load())?;
+    if kind != SOCK_DGRAM || !is_watched_net(net) {
+        return None;
+    }
+    socket.key = Key {
+        // SAFETY: the helper takes the context.
+        cgroup_id: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
+        net_cookie: net_cookie(net)?,
+    };
+    socket.netns = read(net, OFF_NET_NS_INUM.load())?;
+    socket.sk = sk;
+    let known = KnownSocket::new(socket.cookie, sk, socket.key, socket.netns);
+    // SAFETY: an array's value.
+    unsafe { *place = known };
+    Some(())
 }
 
 /// A query leaves a socket. Out of line: the question's hash is made in a frame beside this one, not
 /// on top.
 #[inline(never)]
 fn ask(ctx: &SkBuffContext, udp: &Udp, query: &Query) -> u64 {
-    let Some(socket) = Socket::of::<true>(ctx) else {
+    let Some(socket) = Socket::of(ctx) else {
         return 0;
     };
     let endpoint = endpoint(ctx, udp, query.id, socket.key.net_cookie);
@@ -261,7 +277,7 @@ fn take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> u64 {
 
 #[inline(always)]
 fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> Option<()> {
-    let socket = Socket::of::<true>(ctx)?;
+    let socket = Socket::of(ctx)?;
     let packet = ctx.as_ptr() as u64;
     let server = Server {
         address: udp.address(ctx, false)?,
@@ -323,17 +339,14 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
             return late(&socket);
         }
     }
-    add(
-        &mut client(socket.key, || socket.netns())?.counts.unmatched,
-        1,
-    );
+    add(&mut client(socket.key, socket.netns)?.counts.unmatched, 1);
     add(&mut node()?.unmatched, 1);
     Some(())
 }
 
 #[inline(always)]
 fn late(socket: &Socket) -> Option<()> {
-    add(&mut client(socket.key, || socket.netns())?.counts.late, 1);
+    add(&mut client(socket.key, socket.netns)?.counts.late, 1);
     add(&mut node()?.late, 1);
     Some(())
 }

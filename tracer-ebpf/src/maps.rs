@@ -90,6 +90,10 @@ pub static PENDING_NEAR: Array<dns::Place<dns::LookupKey, dns::Lookup>> =
 #[map]
 pub static FAR: Array<u64> = Array::with_max_entries(dns::Far::COUNT, 0);
 
+/// Sockets that DNS packets went through: each at its place, which the latest takes.
+#[map]
+pub static SOCKETS: Array<dns::KnownSocket> = Array::with_max_entries(dns::SOCKETS_LEN, 0);
+
 /// One all-zero lookup: what a new entry of `PENDING` is made of (too large for the stack).
 #[map]
 pub static LOOKUP_ZERO: Array<dns::Lookup> = Array::with_max_entries(1, 0);

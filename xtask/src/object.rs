@@ -73,6 +73,7 @@ const MAPS: &[&str] = &[
     "ANSWERS",
     "EXPIRED",
     "PACKETS",
+    "SOCKETS",
     "ENDPOINTS",
     "SERVED",
     "SERVED_NEAR",

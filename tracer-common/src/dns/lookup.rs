@@ -358,7 +358,7 @@ pub const PACKETS_LEN: u32 = 1 << 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Packet {
-    /// Address of its `sk_buff`.
+    /// Address of its `sk_buff`, the lower half.
     pub address: u64,
     /// The lookup it belongs to.
     pub lookup: LookupKey,

@@ -30,7 +30,7 @@ use crate::{
 
 /// The counters of a client; those of the rest key where the map is full.
 #[inline(always)]
-pub fn client(key: Key, netns: impl FnOnce() -> u32) -> Option<&'static mut Value> {
+pub fn client(key: Key, netns: u32) -> Option<&'static mut Value> {
     if let Some(value) = DNS.get_ptr_mut(key) {
         // SAFETY: entries are removed only long after their client is gone.
         return Some(unsafe { &mut *value });
@@ -42,7 +42,7 @@ pub fn client(key: Key, netns: impl FnOnce() -> u32) -> Option<&'static mut Valu
     let value = match DNS.get_ptr_mut(key) {
         Some(value) => {
             // SAFETY: as above.
-            unsafe { (*value).netns = netns() };
+            unsafe { (*value).netns = netns };
             value
         }
         None => {
@@ -194,7 +194,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     } else {
         lookup.drop_cause
     };
-    let value = client(lookup.key, || lookup.netns)?;
+    let value = client(lookup.key, lookup.netns)?;
     let node = node()?;
     let peer = peers::Key {
         address: lookup.servers[0].address,

@@ -47,7 +47,7 @@ pub fn follow<const MAY_END: bool>(
     copy: impl FnOnce(&mut [u8; QUESTION_LEN]) -> u32,
 ) -> Option<LookupKey> {
     unsent::note(socket.sk);
-    let value = client(socket.key, || socket.netns())?;
+    let value = client(socket.key, socket.netns)?;
     let node = node()?;
     if query.segments > 1 {
         // Only the first is followed.
@@ -165,7 +165,7 @@ pub fn follow<const MAY_END: bool>(
         let len = copy(&mut lookup.question);
         message::dns_note_length(lookup, len);
     }
-    lookup.netns = socket.netns();
+    lookup.netns = socket.netns;
     lookup.asked(query.server);
     // A datagram leaves a socket in the context of the process that sends it.
     // SAFETY: the helper has no precondition.

@@ -25,7 +25,7 @@ pub struct Header {
 impl Header {
     #[inline(always)]
     pub fn load(ctx: &SkBuffContext, udp: &Udp) -> Option<Self> {
-        let h = packet::load::<8>(ctx, udp.payload())?;
+        let h = packet::load_linear::<8>(ctx, udp.payload())?;
         // The rest of the header must be there too.
         if ctx.len() < udp.payload() + HEADER {
             return None;

@@ -75,7 +75,7 @@ fn try_follow<const PLACE: u32>(refused: &Refused) -> Option<LookupKey> {
             cgroup_id: cgroup_id(refused.sk),
             net_cookie: net_cookie(net)?,
         },
-        net,
+        netns: read(net, OFF_NET_NS_INUM.load())?,
         cookie: read(refused.sk, OFF_SOCK_COOKIE.load())?,
         sk: refused.sk,
         port: read(refused.sk, OFF_SOCK_NUM.load())?,

@@ -41,7 +41,7 @@ pub fn received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 
 #[inline(always)]
 fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
-    let socket = Socket::of::<false>(ctx)?;
+    let socket = Socket::of(ctx)?;
     let key = ServedKey {
         net_cookie: socket.key.net_cookie,
         client: udp.address(ctx, false)?,
@@ -53,7 +53,7 @@ fn try_received(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
         client_port: udp.source_port,
         id: header.id,
     };
-    let value = client(socket.key, || socket.netns())?;
+    let value = client(socket.key, socket.netns)?;
     let node = node()?;
     add(&mut value.counts.received, 1);
     add(&mut node.received, 1);
@@ -127,7 +127,7 @@ pub fn answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> u64 {
 
 #[inline(always)]
 fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
-    let socket = Socket::of::<false>(ctx)?;
+    let socket = Socket::of(ctx)?;
     let (client_end, server) = match conntrack::answering(ctx.as_ptr() as u64, udp.family) {
         Some(ends) => ends,
         None => (
@@ -157,7 +157,7 @@ fn try_answered(ctx: &SkBuffContext, udp: &Udp, header: &Header) -> Option<()> {
     if served.lookup.socket != 0 {
         packets::note(packets::address(ctx), &served.lookup, true);
     }
-    let value = client(served.key, || socket.netns())?;
+    let value = client(served.key, socket.netns)?;
     let node = node()?;
     if served.waiting > 1 {
         sub(&mut served.waiting, 1);
@@ -183,7 +183,7 @@ pub fn age(key: &ServedKey, served: &Served, taken_ns: u64, now_ns: u64) -> Opti
         return None;
     }
     let (whose, waiting) = (served.key, served.waiting);
-    let value = client(whose, || 0)?;
+    let value = client(whose, 0)?;
     let node = node()?;
     if !SERVING.remove(key, taken_ns) {
         return None;

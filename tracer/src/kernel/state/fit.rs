@@ -114,6 +114,7 @@ mod tests {
             include_str!("../../../../tracer-common/src/dns.rs"),
             include_str!("../../../../tracer-common/src/dns/lookup.rs"),
             include_str!("../../../../tracer-common/src/dns/near.rs"),
+            include_str!("../../../../tracer-common/src/dns/socket.rs"),
             include_str!("../../../../tracer-common/src/drops.rs"),
             include_str!("../../../../tracer-common/src/event.rs"),
             include_str!("../../../../tracer-common/src/neigh.rs"),
@@ -135,7 +136,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (4, "43c3d0e65585e2a9")
+            (4, "59e2a05426069a0f")
         );
     }
 
