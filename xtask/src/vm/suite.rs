@@ -33,6 +33,7 @@ const PRODUCT: &[&str] = &[
     "mechanisms",
     "neigh",
     "restart",
+    "restart_figures",
 ];
 
 /// Which tests are picked.
