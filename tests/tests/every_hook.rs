@@ -189,8 +189,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
             (1..=may).find_map(|late| compare(late).ok()).ok_or(why)
         })?;
         dns::check_node(&after.metrics)?;
-        // Where two processors run in turn, an application may take an error in the midst of its noting (tcp.md).
-        let off = scene.unseen() + u64::from(is_emulated());
+        let off = scene.unseen() + Scene::in_between();
         if has_errors {
             tcp::compare_seen(&after.metrics, caller.labels(), &attempts, off)?;
         } else {
@@ -230,8 +229,7 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
             .events
             .wait(SOON, |event| event.is(kind, pod.netns.name()));
     }
-    // As above: such an attempt's event says `timeout` too.
-    let may = u64::from(is_emulated());
+    let may = Scene::in_between();
     let other = if has_errors {
         0
     } else {

@@ -16,7 +16,7 @@ use crate::netns::{Netns, Pod};
 use crate::nft::Rules;
 use crate::router::{Node, Wiring};
 use crate::unseen::Unseen;
-use crate::wait::{eventually, patient};
+use crate::wait::{eventually, is_emulated, patient};
 
 /// Long enough for the kernel to send a SYN again and to give its verdict, where it has one.
 pub const PATIENCE: Duration = Duration::from_millis(2500);
@@ -187,6 +187,12 @@ impl Scene {
         }
     }
 
+    /// Attempts that may have another result than the application saw: where two processors run in turn, it may take
+    /// an error in the midst of the kernel's noting (`docs/hooks/tcp.md`).
+    pub fn in_between() -> u64 {
+        u64::from(is_emulated())
+    }
+
     /// How much tracer did wrong so far.
     pub fn faults(&self) -> u64 {
         self.faults.count()
@@ -199,21 +205,22 @@ impl Scene {
     }
 
     /// Panics unless tracer's figures of these pods come to be what their clients saw, the node's add
-    /// up, and no fault was noted. Exactly, but for what the kernel showed to no program.
+    /// up, and no fault was noted. Exactly, but for what the kernel showed to no program and what was
+    /// [in between](Self::in_between).
     pub fn settle(self, pods: &[(&Pod, &Tally)]) {
         let noted = self.faults.count();
         let faults = format!("{noted} faults are told above");
         eventually(Duration::from_secs(5), || {
             let metrics = self.agent.metrics();
             for (pod, tally) in pods {
-                let unseen = self.unseen.count();
-                compare_seen(&metrics, pod.labels(), tally, unseen)
+                let off = self.unseen.count() + Self::in_between();
+                compare_seen(&metrics, pod.labels(), tally, off)
                     .map_err(|why| format!("{why}; {faults}"))?;
             }
             check_node(&metrics)
         });
         eprintln!("{} events were shown to no program", self.unseen.count());
-        assert_eq!(noted, 0, "they are told above");
+        assert!(noted <= Self::in_between(), "they are told above");
         self.agent.stop_cleanly();
     }
 }
