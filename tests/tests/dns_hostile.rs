@@ -1,17 +1,22 @@
 //! Hook `dns` with bytes that nobody should send: the counts stay consistent, the agent stays up, and
 //! what it shows is one line each, without control characters.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use tests::dns::scene::{CLIENT, pod};
-use tests::dns::truth::check_node;
-use tests::dns::{A, Lookup, Scene};
-use tests::process::{run, tracer};
+use tests::dns::truth::{check_node, compare};
+use tests::dns::{A, Lookup, Scene, Tally, packet};
+use tests::netns::Pod;
+use tests::process::{on_one_cpu, run, tracer};
 use tests::router::Wiring;
+use tests::snmp::receive_buffer_errors;
 use tests::wait::ensure;
 use tests::{Family, eventually};
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Numbers that look random and are the same each time (Knuth's MMIX generator).
 struct Numbers(u64);
@@ -205,4 +210,57 @@ fn hostile_bytes_break_nothing() {
     let response = scene.agent.http("GET", "/metrics");
     no_controls(&response.body).unwrap_or_else(|why| panic!("{why}"));
     scene.agent.stop_cleanly();
+}
+
+/// An answer that was read leaves memory that the next packet on that CPU takes. A process that knows the ids loses
+/// packets of its own in it, which look like that answer: they take nobody's answer back, and are nobody's cause.
+#[test]
+fn what_a_process_loses_on_purpose_takes_no_answer_back() {
+    const LOOKUPS: u16 = 300;
+    /// For each lookup: as many as may take the memory.
+    const LOST: u64 = 8;
+    let (lab, scene) = Scene::new(Wiring::Routed);
+    let [victim, attacker] = [("victim", 11), ("attacker", 12)].map(|(n, i)| pod(&lab, n, i));
+    let bind = |pod: &Pod, port: u16| {
+        let bound = pod.netns.run(|| UdpSocket::bind((LOOPBACK, port)));
+        bound.expect("the port is free")
+    };
+    let [server, client, deaf, loser] = [
+        bind(&victim, 53),
+        bind(&victim, 0),
+        bind(&attacker, 5000),
+        bind(&attacker, 0),
+    ];
+    client.connect((LOOPBACK, 53)).expect("it is there");
+    loser.connect((LOOPBACK, 5000)).expect("it is there");
+    set_socket_recv_buffer_size(&deaf, 1).expect("a buffer can be small");
+    let lost = || receive_buffer_errors(&attacker.netns, Family::V4);
+    let before = lost();
+    on_one_cpu(|| {
+        let mut message = [0; 512];
+        for id in 0..LOOKUPS {
+            let query = packet::query(id, packet::QUERY, "ok.test", A);
+            client.send(&query).expect("it goes");
+            let (length, from) = server.recv_from(&mut message).expect("it comes");
+            let answer = packet::answer(&message[..length], 0, false, true);
+            server.send_to(&answer, from).expect("it goes");
+            client.recv(&mut message).expect("it comes");
+            for _ in 0..LOST {
+                loser.send(&header(id, 0x8180)).expect("it goes");
+            }
+        }
+    });
+    let lost = lost() - before;
+    let sent = u64::from(LOOKUPS) * LOST;
+    assert!(lost > sent / 2, "the lab failed: {lost} of {sent} lost");
+    let tally = Tally {
+        queries: LOOKUPS.into(),
+        outcomes: [("noerror", LOOKUPS.into())].into(),
+        ..Tally::default()
+    };
+    eventually(Duration::from_secs(5), || {
+        let metrics = scene.agent.metrics();
+        compare(&metrics, &victim, &tally, &[]).and_then(|()| check_node(&metrics))
+    });
+    scene.settle();
 }

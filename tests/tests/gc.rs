@@ -148,9 +148,11 @@ fn a_forced_collection_has_victims_and_a_culprit() {
 
 #[test]
 fn what_is_no_collection_is_other() {
-    let lab = Lab::new();
+    let mut lab = Lab::new();
     let [flushed, deleted, downed, gone] =
         [("flushed", 1), ("deleted", 2), ("downed", 3), ("gone", 4)].map(|(n, i)| lab.pod(n, i, 1));
+    // Above gc_thresh1 the periodic collection would be faster, on a slow machine.
+    let limits = Thresholds::set(lab.lock(), [1024, 2048, 4096]);
     for pod in [&flushed, &deleted, &downed, &gone] {
         for family in Family::ALL {
             burst(pod, family, FIRST_SILENT, 30);
@@ -202,6 +204,7 @@ fn what_is_no_collection_is_other() {
         }
         Ok::<(), String>(())
     });
+    drop(limits);
     agent.stop_cleanly();
 }
 

@@ -23,7 +23,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use tracer_common::dns::{Endpoint, Key, KnownSocket, LATE_NS, LookupKey, Server};
+use tracer_common::dns::{Answered, Endpoint, Key, KnownSocket, LATE_NS, LookupKey, Server};
 
 pub use self::{
     end::take_back,
@@ -317,7 +317,7 @@ fn try_take(ctx: &SkBuffContext, udp: &Udp, header: &Header, question: u64) -> O
                 // interrupt each other.
                 let answered = unsafe { &mut *ANSWERED.get_ptr_mut(0)? };
                 answered.key = key;
-                answered.packet = packet;
+                answered.packet = Answered::mark(packets::address(ctx), &server, key.port);
                 return Some(());
             } else if fits && lookup.late == 0 {
                 over = Some(lookup);

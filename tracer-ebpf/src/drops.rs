@@ -135,7 +135,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     datagram.is_answer = forget(datagram.is_answer as u64, skb) != 0;
     if datagram.is_answer
         && (meaning.is_unspecified != SAYS_NOTHING || !has_reason)
-        && dns::take_back(skb, datagram.id, drop)
+        && let Some(mark) = datagram.mark(skb)
+        && dns::take_back(mark, datagram.id, drop)
     {
         return None;
     }
@@ -153,12 +154,12 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         && !datagram.is_answer
         && Datagram::is_before_device(skb);
     let (mut key, found) = match datagram.by_packet(skb) {
-        Some(key) if !is_new => (key, Found::ByPacket),
+        Some(key) if !is_new => (key, Found::ByAddress),
         _ if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
             if !datagram.is_answer {
-                (datagram.refused(skb)?, Found::ByPacket)
+                (datagram.refused(skb)?, Found::ByItself)
             } else if let Some(key) = datagram.by_server(skb)? {
-                (key, Found::ByPacket)
+                (key, Found::ByItself)
             } else {
                 (datagram.by_endpoint(skb)?, Found::ByEndpoint)
             }
@@ -169,7 +170,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
-        if matches!(found, Found::ByPacket) && slot != own {
+        if !matches!(found, Found::ByEndpoint) && slot != own {
             slot += 1;
             continue;
         }
@@ -181,7 +182,11 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
             if lookup.started_ns != 0
                 && lookup.answered_ns == 0
                 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
-                && (matches!(found, Found::ByPacket) || datagram.asks_as(lookup))
+                && match found {
+                    Found::ByItself => true,
+                    Found::ByAddress => datagram.is_of(&key, lookup),
+                    Found::ByEndpoint => datagram.asks_as(lookup),
+                }
             {
                 lookup.dropped(datagram.is_answer, drop);
             }
@@ -193,7 +198,11 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
 
 /// How a dropped packet's lookup was found.
 enum Found {
-    ByPacket,
+    /// By the sockets at both ends, as it never left.
+    ByItself,
+    /// By the address of its `sk_buff`.
+    ByAddress,
+    /// By what it says of the client.
     ByEndpoint,
 }
 

@@ -233,10 +233,24 @@ pub(super) const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Answered {
-    /// The answer's `sk_buff`; 0 if none waits.
+    /// [`Self::mark`] of the answer's packet; 0 if none waits.
     pub packet: u64,
     /// The lookup that it answers.
     pub key: LookupKey,
+}
+
+impl Answered {
+    /// Stands for a packet: the lower half of its `sk_buff`'s address, which is another packet's soon, and a hash of
+    /// where it comes from and of the port that it goes to. Never 0.
+    #[inline(always)]
+    pub const fn mark(address: u64, from: &Server, to_port: u16) -> u64 {
+        let [a, b, c, d] = from.address;
+        let mut hash = (a as u64 | (b as u64) << 32).wrapping_mul(MIX);
+        hash = (hash ^ (hash >> 32) ^ (c as u64 | (d as u64) << 32)).wrapping_mul(MIX);
+        hash =
+            (hash ^ (hash >> 32) ^ (from.port as u64 | (to_port as u64) << 16)).wrapping_mul(MIX);
+        (hash | 1 << 63) & !(u32::MAX as u64) | address & u32::MAX as u64
+    }
 }
 
 /// An answer that has not been dropped for this long has arrived. Nanoseconds.

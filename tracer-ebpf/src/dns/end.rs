@@ -118,13 +118,17 @@ fn ended(lookup: &Lookup) -> Ended {
     }
 }
 
-/// The hook `drops` saw that an answer was dropped. True if it is the one that this CPU saw last at a
-/// socket's filter, and the socket did not get it: then it is no answer.
+/// The hook `drops` saw that an answer with this mark ([`Answered::mark`](tracer_common::dns::Answered::mark)) was
+/// dropped. True if it is the one that this CPU saw last at a socket's filter, and the socket did not get it: then it is
+/// no answer.
+///
+/// The mark says that it is that packet, and none that came into the same memory after it was read, which a process
+/// could send on purpose.
 ///
 /// A socket that is closed frees what nobody has read, and that had arrived: the kernel says no reason for it, and
 /// before 5.17 never says one.
 #[inline(always)]
-pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
+pub fn take_back(mark: u64, id: u16, drop: Drop) -> bool {
     // Behind the filter come the checksum, the socket's own filter and its receive buffer.
     if !matches!(drop.cause, SOCKET_BUFFER_FULL | DROPPED) {
         return false;
@@ -134,8 +138,7 @@ pub fn take_back(packet: u64, id: u16, drop: Drop) -> bool {
     };
     // SAFETY: as in `answer`.
     let answered = unsafe { &mut *answered };
-    // Addresses are reused at once: the answer may have been read, and its place be another's.
-    if answered.packet != packet || answered.key.id != id {
+    if answered.packet != mark || answered.key.id != id {
         return false;
     }
     answered.packet = 0;

@@ -2,7 +2,7 @@
 
 use tracer_common::{
     AF_INET, AF_INET6,
-    dns::{Endpoint, Lookup, LookupKey, ServedKey, Server},
+    dns::{Answered, Endpoint, Lookup, LookupKey, ServedKey, Server},
 };
 
 use super::{ETH_P_IP, ETH_P_IPV6, IPPROTO_UDP, device_net_cookie};
@@ -121,6 +121,29 @@ impl Datagram {
             (AF_INET6, true) => read(self.network, 24),
             _ => None,
         }
+    }
+
+    /// Mark of an answer; see [`dns::take_back`].
+    #[inline(always)]
+    pub fn mark(&self, skb: u64) -> Option<u64> {
+        let server = Server {
+            address: self.address(false)?,
+            port: self.source_port,
+            family: self.family,
+        };
+        Some(Answered::mark(skb, &server, self.destination_port))
+    }
+
+    /// Is it a packet of that lookup? What was remembered under its address may be of a packet before it. A translation
+    /// changes ports, a server may change the letters' case; both at once are too much.
+    #[inline(always)]
+    pub fn is_of(&self, key: &LookupKey, lookup: &Lookup) -> bool {
+        let port = if self.is_answer {
+            self.destination_port
+        } else {
+            self.source_port
+        };
+        port == key.port || self.asks_as(lookup)
     }
 
     /// The lookup of that very packet, wherever on the node it dies and whatever was translated: a

@@ -136,7 +136,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (4, "59e2a05426069a0f")
+            (4, "6ca9ed7ea8a81f12")
         );
     }
 
