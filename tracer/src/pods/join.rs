@@ -239,11 +239,13 @@ impl Join {
         }
     }
 
-    /// The pod whose cgroup this is, or lies above it: by its path, else by the uid in it.
+    /// The pod whose cgroup this is, or lies above it: by its path, else by the uid in it. The outermost that is known:
+    /// a pod that may make cgroups below its own calls them what it likes, by another pod's uid too.
     pub(super) fn cgroup(&self, path: &str) -> Option<&Arc<Owner>> {
         self.cgroup_by_path(path).or_else(|| {
             cgroup::pod_uids(path)
-                .find_map(|uid| self.uids.get(uid.as_ref()))
+                .filter_map(|uid| self.uids.get(uid.as_ref()))
+                .last()
                 .map(|(owner, _)| owner)
         })
     }
@@ -463,6 +465,14 @@ mod tests {
             let owner = join.cgroup(&path);
             assert_eq!(owner.map(|o| o.pod.as_str()), Some("a"), "{path}");
         }
+        let other = Known {
+            cgroup_uids: vec!["7d0e".to_owned()],
+            ..known("b")
+        };
+        join.update([&pod, &other].into_iter(), Instant::now(), None);
+        let forged = format!("/kubepods/pod{UID}/01ab/pod7d0e");
+        let owner = join.cgroup(&forged);
+        assert_eq!(owner.map(|o| o.pod.as_str()), Some("a"), "{forged}");
         for path in [
             "/",
             "/system.slice/podman.service",
