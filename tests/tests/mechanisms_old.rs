@@ -278,9 +278,9 @@ fn with_and_without_fexit_what_is_sent_counts_the_same() {
     assert_eq!(lost.outcome("timeout"), 6, "the lab failed: {lost:?}");
     let mut all = tally.clone();
     all.add(&lost);
-    let seen = [&causes[..], &[("no_route", 6)]].concat();
+    let more = [&causes[..], &[("no_route", 6)]].concat();
     let whole = if sees {
-        (&all, &seen[..])
+        (&all, &more[..])
     } else {
         (&tally, &causes[..])
     };
