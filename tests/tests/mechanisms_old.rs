@@ -199,7 +199,7 @@ fn without_the_networks_errors_attempts_are_counted_all_the_same() {
             let labels = [&caller.labels()[..], &[("result", result)]].concat();
             metrics.count(POD_CONNECTS, &labels)
         };
-        let unseen = scene.unseen();
+        let unseen = scene.unseen() + tcp::Scene::in_between();
         for result in ["established", "refused"] {
             within(shown(result), attempts.count(result), || unseen)
                 .map_err(|why| format!("{result}: {why}"))?;
@@ -219,7 +219,7 @@ fn without_the_networks_errors_attempts_are_counted_all_the_same() {
     // Who was told at once has taken the error when the socket is closed: the event has another result, too.
     let (faults, unreachable) = (scene.faults(), attempts.count("unreachable"));
     assert!(
-        faults <= unreachable + scene.unseen(),
+        faults <= unreachable + scene.unseen() + tcp::Scene::in_between(),
         "{faults} faults are told above, of {unreachable} errors"
     );
     scene.agent.stop_cleanly();
