@@ -25,6 +25,7 @@ pub mod http;
 pub mod incident;
 pub mod kubernetes;
 pub mod leftovers;
+pub mod mechanisms;
 pub mod memory;
 pub mod metrics;
 pub mod neigh;

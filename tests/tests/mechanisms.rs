@@ -1,64 +1,21 @@
 //! Mechanisms that are chosen at run time: each is used where the kernel has it, the doctor says which,
 //! and either way the figures are the same.
 
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tests::dns::packet::{QUERY, query};
 use tests::dns::scene::lookups;
 use tests::dns::truth::{check_node, compare};
-use tests::dns::{A, Client, Lookup, Scene, Server};
-use tests::doctor::Doctor;
+use tests::dns::{A, Lookup, Scene, Server};
+use tests::mechanisms::{CLIENT, agent_without, hook, live, sees_sends, send};
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
-use tests::netns::Pod;
 use tests::nft::Rules;
-use tests::point::{POD_ENTRIES, within};
 use tests::router::Wiring;
-use tests::tcp::client::RESULTS;
 use tests::tcp::scene::{prepare, routed};
-use tests::tcp::truth::POD_CONNECTS;
-use tests::tcp::{self, Manner, every_way};
 use tests::unseen::{has_drop_reasons, has_tracepoint};
 use tests::wait::{ensure, is_emulated};
-use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
-
-/// As long as the agent's, so that both judge alike.
-const CLIENT: Client = Client {
-    timeout: Duration::from_secs(1),
-    linger: Duration::ZERO,
-};
-
-/// What came after 5.10 and has a stand-in that is as exact.
-const OLD: &str = "TRACER_WITHOUT=bpf_loop,bpf_for_each_map_elem";
-
-/// An agent that does without what `TRACER_WITHOUT` names.
-fn agent_without(without: &str, arguments: &[&str]) -> Agent {
-    let arguments = [&["--node", "lab", "--dns-timeout", "1s"], arguments].concat();
-    let mut agent = Agent::launch(&["env", without], &arguments);
-    agent.wait_ready();
-    agent
-}
-
-/// Does tracer see sends that fail before there is a packet here? The doctor says it either way:
-/// the mechanism, or what is not seen and why.
-fn sees_sends(wrapper: &[&str]) -> bool {
-    let doctor = Doctor::ask(wrapper, &[]);
-    let dns = doctor.named("hooks", "dns");
-    let text = |field: &str| dns[field].as_str().expect("it is text");
-    assert_eq!(text("state"), "attached", "{dns}");
-    let sees = text("mechanism").contains("fexit udp_sendmsg");
-    let why = text("not_seen");
-    assert_eq!(sees, why.is_empty(), "{dns}");
-    let all = doctor.json["not_seen"].as_array().expect("it is a list");
-    assert_eq!(sees, !all.iter().any(|thing| thing == why), "{all:?}");
-    if !sees {
-        let reason = why.split_once("no fexit here: ").expect("a reason").1;
-        assert!(!reason.is_empty(), "{why}");
-        eprintln!("not seen here: {reason}");
-    }
-    sees
-}
+use tests::{Family, Lab, Thresholds, eventually};
 
 /// Routes to nowhere in the client's pod, by kind; and the error that a sender gets, IPv4 and IPv6.
 const NOWHERE: [(&str, [&str; 2]); 4] = [
@@ -108,17 +65,6 @@ fn queries_without_a_route_are_lookups_where_the_kernel_tells_of_them() {
     assert_eq!(scene.answered(&["ok-after"]), 4, "the lab failed");
     // Fewer or more than there were would show here.
     scene.settle();
-}
-
-/// Sends a query, and gives the error's number.
-fn send(socket: &UdpSocket, id: u16, to: Option<SocketAddr>) -> Option<i32> {
-    let bytes = query(id, QUERY, "drop-me.test", A);
-    let sent = match to {
-        Some(to) => socket.send_to(&bytes, to),
-        None => socket.send(&bytes),
-    };
-    sent.err()
-        .map(|error| error.raw_os_error().expect("the kernel's"))
 }
 
 #[test]
@@ -187,149 +133,6 @@ fn what_fails_behind_ip_output_is_counted_once_all_the_same() {
     drop(rules);
     assert_eq!(scene.answered(&["ok-free"]), 4, "the lab failed");
     scene.settle();
-}
-
-/// A pod's lookups of several kinds of end, and entries in its namespace and its hub's.
-fn mixed(pod: &Pod) -> Vec<Lookup> {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        for script in ["ok", "nx", "servfail", "drop"] {
-            for n in 0..5 {
-                let name = format!("{script}-{n}.test");
-                all.push(Lookup::new(name, A, pod.hub(family)));
-            }
-        }
-    }
-    all
-}
-
-#[test]
-fn old_and_new_mechanisms_count_the_same() {
-    let lab = Lab::new();
-    let [one, two] = [("one", 1), ("two", 2)].map(|(name, index)| lab.pod(name, index, 2));
-    let addresses: Vec<IpAddr> = [&one, &two]
-        .into_iter()
-        .flat_map(|pod| Family::ALL.map(|family| pod.hub(family)))
-        .collect();
-    let _server = Server::start(&lab.hub, &addresses);
-    let new = Agent::start(&["--dns-timeout", "1s"]);
-    let old = agent_without(OLD, &[]);
-    // Lookups have no places then, and wait in hash maps.
-    let far = agent_without("TRACER_WITHOUT=cmpxchg", &[]);
-    assert!(!sees_sends(&["env", "TRACER_WITHOUT=fexit"]));
-    let tallies = [&one, &two].map(|pod| {
-        let tally = CLIENT.run(pod, mixed(pod));
-        assert_eq!(tally.outcome("timeout"), 10, "the lab failed: {tally:?}");
-        tally
-    });
-    for (pod, many) in [(&one, 700), (&two, 35)] {
-        for family in Family::ALL {
-            // More than the table's buckets, so that it grows.
-            burst(pod, family, FIRST_SILENT, many);
-        }
-    }
-    for (name, agent) in [("new", &new), ("old", &old), ("far", &far)] {
-        eventually(Duration::from_secs(5), || {
-            let metrics = agent.metrics();
-            for (pod, tally) in [&one, &two].into_iter().zip(&tallies) {
-                compare(&metrics, pod, tally, &[("server", 10), ("no_answer", 10)])
-                    .map_err(|why| format!("{name}: {why}"))?;
-            }
-            check_node(&metrics)
-        });
-    }
-    let namespaces = [&*one.netns, &two.netns, &lab.hub];
-    eventually(Duration::from_secs(5), || {
-        let truth = |family| namespaces.map(|netns| tests::entries::entries(netns, family).len());
-        let before = Family::ALL.map(truth);
-        let shown = [&new, &old].map(|agent| {
-            let metrics = agent.metrics();
-            Family::ALL.map(|family| namespaces.map(|n| live(&metrics, &n.labels(), family)))
-        });
-        ensure(before == Family::ALL.map(truth), || {
-            "entries come and go".to_owned()
-        })?;
-        ensure(shown == [before, before], || {
-            format!("new and old: {shown:?}, not {before:?}")
-        })
-    });
-    far.stop_cleanly();
-    old.stop_cleanly();
-    new.stop_cleanly();
-}
-
-/// Requests whose ends only time tells are found by the walk in one go and by rounds; and attempts are the same.
-#[test]
-fn connections_are_counted_the_same_by_rounds() {
-    const PORT: u16 = 7946;
-    const EACH: usize = 4;
-    let (node, [caller, patient]) = prepare(Wiring::Routed, ["caller", "patient"]);
-    let silent = ["--silent-port", "7946", "--silent-after", "1s"];
-    let new = Agent::start(&silent);
-    let mut scene = tcp::Scene::around(node, || agent_without(OLD, &silent));
-    let to = Family::ALL.map(|family| scene.port(family, PORT));
-    let server = tcp::Server::start(&scene.node.far.netns, &to, Manner::Hold);
-    let mut streams: Vec<TcpStream> = patient.netns.run(|| {
-        let connect = |to: &SocketAddr| TcpStream::connect(to).expect("it listens");
-        to.iter()
-            .flat_map(|to| (0..2 * EACH).map(move |_| connect(to)))
-            .collect()
-    });
-    eventually(Duration::from_secs(5), || {
-        let held = server.accepted();
-        ensure(held == streams.len() as u64, || format!("{held} accepted"))
-    });
-    // It takes longer than the second behind a handshake, in which what is sent is let pass.
-    let attempts = every_way(&mut scene, &caller);
-    for stream in &mut streams {
-        stream.write_all(&[1; 100]).expect("it is open");
-    }
-    // Every other one is answered.
-    let mut ends = server.take();
-    ends.sort_by_key(|end| end.peer_addr().expect("it has a peer"));
-    for end in ends.iter_mut().step_by(2) {
-        end.write_all(b"pong").expect("it is open");
-    }
-    let name = "tracer_pod_silent_connections_total";
-    eventually(Duration::from_secs(10), || {
-        for agent in [&new, &scene.agent] {
-            let metrics = agent.metrics();
-            let silent = metrics.count(name, &patient.labels());
-            ensure(silent == 2 * EACH as u64, || format!("{silent} silent"))?;
-        }
-        let [new, old] = [&new, &scene.agent].map(Agent::metrics);
-        let unseen = scene.unseen();
-        if has_tracepoint("sock/inet_sk_error_report") {
-            for metrics in [&new, &old] {
-                tcp::truth::compare_seen(metrics, caller.labels(), &attempts, unseen)?;
-            }
-        }
-        for result in RESULTS {
-            let labels = [&caller.labels()[..], &[("result", result)]].concat();
-            let [new, old] = [&new, &old].map(|m| m.count(POD_CONNECTS, &labels));
-            ensure(old.abs_diff(new) <= unseen, || {
-                format!("{result}: {new} and {old}, {unseen} unseen")
-            })?;
-        }
-        let all = new.count(POD_CONNECTS, &caller.labels());
-        within(all, attempts.attempts(), || unseen)
-    });
-    drop((streams, ends));
-    new.stop_cleanly();
-    // Without the kernel's errors attempts have other results than their clients saw; what was shown to no program has
-    // no event.
-    let (faults, unseen) = (scene.faults(), scene.unseen());
-    let told = has_tracepoint("sock/inet_sk_error_report");
-    assert!(
-        !told || faults <= unseen,
-        "{faults} faults are told above, {unseen} events were shown to no program"
-    );
-    scene.agent.stop_cleanly();
-}
-
-fn live(metrics: &Metrics, labels: &[(&str, &str)], family: Family) -> usize {
-    let family = ("family", family.label());
-    metrics.count(POD_ENTRIES, &[labels, &[family]].concat()) as usize
 }
 
 #[test]
@@ -421,13 +224,6 @@ fn without_drop_reasons_causes_are_told_by_who_freed_the_packet() {
         check_node(&metrics)
     });
     agent.stop_cleanly();
-}
-
-/// A hook's state and reason by an agent's own word.
-fn hook(agent: &Agent, name: &str) -> (String, String) {
-    let hook = agent.hook(name);
-    let text = |field: &str| hook[field].as_str().expect("it is text").to_owned();
-    (text("state"), text("reason"))
 }
 
 /// What a hook can do without, and the kernel refuses, is done without: the rest counts on.

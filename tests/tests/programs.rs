@@ -52,3 +52,19 @@ fn verified_instructions_of_stand_ins_are_near_what_is_recorded() {
     );
     verified::check(NEW, &found);
 }
+
+/// From 5.13 to 5.16 there are compare-and-exchange, global functions and `bpf_for_each_map_elem`, and what came later is
+/// not: programs that no other mixture loads together.
+#[test]
+fn verified_instructions_of_the_mixture_in_between_are_near_what_is_recorded() {
+    const NEW: &str = "bpf_loop,drop_reasons";
+    let _lock = HostLock::take();
+    let found = instructions(NEW);
+    let has = |name: &str| found.contains_key(name);
+    // Older kernels lack the one helper as well.
+    if has("dns_age") {
+        assert!(has("walk_round") && has("tcp_age"), "{found:?}");
+    }
+    assert!(!has("walk") && !has("conntrack_begin"), "{found:?}");
+    verified::check(NEW, &found);
+}

@@ -31,6 +31,7 @@ const PRODUCT: &[&str] = &[
     "incident_dead_endpoint",
     "incident_overflow",
     "mechanisms",
+    "mechanisms_old",
     "neigh",
     "restart",
     "restart_figures",
