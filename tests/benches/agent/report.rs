@@ -27,7 +27,7 @@ pub fn growth(pods: &[Pods], lookups: &[Load], failures: &[Load]) -> Vec<Growth>
     let of_pods = |what, cost: fn(&Pods) -> f64| {
         let points: Vec<Point> = pods
             .iter()
-            .map(|pods| (f64::from(pods.number), cost(pods)))
+            .map(|pods| (pods.number.into(), cost(pods)))
             .collect();
         Growth::above_first(what, "pods", &points)
     };
@@ -37,18 +37,13 @@ pub fn growth(pods: &[Pods], lookups: &[Load], failures: &[Load]) -> Vec<Growth>
         pods.at_rest
     }));
     for (with, loads) in [("lookups", lookups), ("failures", failures)] {
-        let costs: [(_, fn(&Load) -> f64); 3] = [
-            ("processor", |load| load.processor),
-            ("kernel time of the programs", |load| load.kernel),
-            ("resident memory, all of it", |load| load.resident),
-        ];
-        for (what, cost) in costs {
-            let points: Vec<Point> = loads
-                .iter()
-                .map(|load| (load.count as f64, cost(load)))
-                .collect();
+        let mut steps = |what, cost: fn(&Load) -> f64| {
+            let points: Vec<Point> = loads.iter().map(|load| (load.count, cost(load))).collect();
             all.extend(Growth::steps(what, with, &points));
-        }
+        };
+        steps("processor", |load| load.processor);
+        steps("kernel time of the programs", |load| load.kernel);
+        steps("resident memory, all of it", |load| load.resident);
     }
     all
 }
@@ -73,8 +68,9 @@ fn write_loads(f: &mut fmt::Formatter<'_>, what: &str, loads: &[Load]) -> fmt::R
         let [told, lost, withheld] = load.events;
         writeln!(
             f,
-            "{count:>10} {:>11.0} {:>12.2} {:>12.2} {:>9.3} {:>12.0} {:>9.5} {told:>10} {withheld:>9} \
+            "{:>10} {:>11.0} {:>12.2} {:>12.2} {:>9.3} {:>12.0} {:>9.5} {told:>10} {withheld:>9} \
              {lost:>9} {:>7.1}",
+            load.count,
             load.per_second,
             load.processor,
             load.processor * 1e6 / count,
@@ -124,7 +120,8 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "processor: the agent's own; kernel: its programs', by the kernel's statistics, which read the \
-             clock twice in each run; by program it is `bench dns` and `bench connect`"
+             clock twice in each run; by program it is `bench dns` and `bench connect`. What runs each \
+             second is in both: the shorter the load, the more of them"
         )?;
         write!(f, "\n{}", Table(&self.growth))
     }
