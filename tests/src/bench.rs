@@ -2,6 +2,7 @@
 
 pub mod dnsperf;
 pub mod growth;
+pub mod hooks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
