@@ -1,6 +1,8 @@
 //! What the benchmarks share: the spread of figures, the time of tracer's programs, the wish to stop.
 
 pub mod dnsperf;
+pub mod growth;
+pub mod hooks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -115,6 +117,12 @@ impl Programs {
             times.insert(id, (now.run_count(), now.run_time().as_nanos() as u64));
         }
         Ok(times)
+    }
+
+    /// What all have taken so far, seconds.
+    pub fn seconds(&self) -> Result<f64> {
+        let all: u64 = self.times()?.values().map(|(_, ns)| ns).sum();
+        Ok(all as f64 / 1e9)
     }
 }
 

@@ -31,6 +31,13 @@ pub fn unreachables_sent(netns: &Netns) -> u64 {
         .unwrap_or_else(|| panic!("{path} has no OutDestUnreachs"))
 }
 
+/// Ground truth: datagrams that came to a port where nobody listened, since the namespace was made. IPv4.
+pub fn no_ports(netns: &Netns) -> u64 {
+    let path = "/proc/thread-self/net/snmp";
+    let text = netns.run(|| read(path));
+    column(&text, "Udp:", "NoPorts").unwrap_or_else(|| panic!("{path} has no NoPorts"))
+}
+
 /// One line of names and one of numbers, both with the same first word.
 pub(crate) fn column(text: &str, first: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(first));

@@ -45,7 +45,7 @@ const RIVALS: &[Tool] = &[
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Subject {
-    /// Lookups
+    /// Lookups, neighbours and drops, by program
     Dns,
     /// TCP connections
     Connect,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use tests::bench::dnsperf::DnsPerf;
-use tests::bench::{Interrupt, Spread};
+use tests::bench::{Interrupt, Programs, Spread, loaded};
 use tests::crowd::Crowd;
 use tests::memory::{processor_time, resident};
 use tests::neigh::{FIRST_SILENT, Thresholds, table_fulls};
@@ -45,6 +45,8 @@ pub struct Load {
     pub per_second: f64,
     /// The agent's processor time for all of them, seconds.
     pub processor: f64,
+    /// Its programs' time for all of them, seconds.
+    pub kernel: f64,
     /// Counted ÷ happened.
     pub counted: f64,
     /// Events told, withheld and lost.
@@ -117,8 +119,10 @@ pub fn of_lookups(lab: &Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
     for times in LOOKUPS {
         interrupt.check()?;
         let mut dnsperf = DnsPerf::new(lab, &client, ["-n", times])?;
+        let others = loaded();
         let agent = Agent::start(&[]);
-        let before = processor_time(agent.pid());
+        let programs = Programs::since(&others)?;
+        let before = (processor_time(agent.pid()), programs.seconds()?);
         let run = dnsperf.run(&client)?;
         // An answer may wait a quarter of a second for the proof that it was not dropped.
         std::thread::sleep(Duration::from_secs(1));
@@ -127,7 +131,8 @@ pub fn of_lookups(lab: &Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
         all.push(Load {
             count: run.completed as u64,
             per_second: run.per_second,
-            processor: processor_time(agent.pid()) - before,
+            processor: processor_time(agent.pid()) - before.0,
+            kernel: programs.seconds()? - before.1,
             counted: ended / run.completed,
             events: details(&metrics, "dns"),
             resident: mebibytes(agent.pid()),
@@ -142,8 +147,11 @@ pub fn of_failures(lab: &mut Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
     let mut all = Vec::new();
     for wanted in FAILURES {
         interrupt.check()?;
+        let others = loaded();
         let agent = Agent::start(&[]);
-        let before = (processor_time(agent.pid()), table_fulls(Family::V4));
+        let programs = Programs::since(&others)?;
+        let before = (processor_time(agent.pid()), programs.seconds()?);
+        let fulls = table_fulls(Family::V4);
         let limits = Thresholds::set(lab.lock(), LIMITS);
         let begun = Instant::now();
         std::thread::scope(|scope| {
@@ -153,7 +161,7 @@ pub fn of_failures(lab: &mut Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
         });
         let took = begun.elapsed();
         drop(limits);
-        let fulls = table_fulls(Family::V4) - before.1;
+        let fulls = table_fulls(Family::V4) - fulls;
         // The next reading is complete.
         std::thread::sleep(Duration::from_secs(2));
         let metrics = agent.metrics();
@@ -161,6 +169,7 @@ pub fn of_failures(lab: &mut Lab, interrupt: &Interrupt) -> Result<Vec<Load>> {
             count: fulls,
             per_second: fulls as f64 / took.as_secs_f64(),
             processor: processor_time(agent.pid()) - before.0,
+            kernel: programs.seconds()? - before.1,
             counted: metrics.sum(NODE_CREATES, &FULL) / fulls as f64,
             events: details(&metrics, "neigh"),
             resident: mebibytes(agent.pid()),

@@ -33,6 +33,7 @@ fn run() -> Result<()> {
             .release()
             .to_string_lossy()
             .into_owned(),
+        growth: report::growth(&pods, &lookups, &failures),
         starts,
         pods,
         lookups,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use tests::bench::Spread;
+use tests::bench::growth::{Growth, Point, Table};
 
 use crate::cost::{Load, Pods};
 use crate::start::Starts;
@@ -17,44 +18,64 @@ pub struct Report {
     pub pods: Vec<Pods>,
     pub lookups: Vec<Load>,
     pub failures: Vec<Load>,
+    /// [`growth`] of these.
+    pub growth: Vec<Growth>,
 }
 
-/// How a cost grows from the step before: the exponent of the load, 1 where it is proportional.
-fn exponent(loads: [f64; 2], costs: [f64; 2]) -> f64 {
-    (costs[1] / costs[0]).ln() / (loads[1] / loads[0]).ln()
+/// How costs grow, from one measured load to the next.
+pub fn growth(pods: &[Pods], lookups: &[Load], failures: &[Load]) -> Vec<Growth> {
+    let of_pods = |what, cost: fn(&Pods) -> f64| {
+        let points: Vec<Point> = pods
+            .iter()
+            .map(|pods| (pods.number.into(), cost(pods)))
+            .collect();
+        Growth::above_first(what, "pods", &points)
+    };
+    let mut all = of_pods("resident memory above 0 pods'", |pods| pods.resident);
+    all.extend(of_pods("scrape above 0 pods'", |pods| pods.scrape.median));
+    all.extend(of_pods("processor at rest above 0 pods'", |pods| {
+        pods.at_rest
+    }));
+    for (with, loads) in [("lookups", lookups), ("failures", failures)] {
+        let mut steps = |what, cost: fn(&Load) -> f64| {
+            let points: Vec<Point> = loads.iter().map(|load| (load.count, cost(load))).collect();
+            all.extend(Growth::steps(what, with, &points));
+        };
+        steps("processor", |load| load.processor);
+        steps("kernel time of the programs", |load| load.kernel);
+        steps("resident memory, all of it", |load| load.resident);
+    }
+    all
 }
 
 fn write_loads(f: &mut fmt::Formatter<'_>, what: &str, loads: &[Load]) -> fmt::Result {
     writeln!(
         f,
-        "\n{what:>10} {:>11} {:>12} {:>16} {:>8} {:>9} {:>10} {:>9} {:>9} {:>7}",
+        "\n{what:>10} {:>11} {:>12} {:>12} {:>9} {:>12} {:>9} {:>10} {:>9} {:>9} {:>7}",
         "a second",
         "processor s",
         "µs for each",
-        "exponent",
+        "kernel s",
+        "ns for each",
         "counted",
         "events",
         "withheld",
         "lost",
         "MiB"
     )?;
-    for (number, load) in loads.iter().enumerate() {
-        let grows = number.checked_sub(1).map(|before| {
-            let before = &loads[before];
-            exponent(
-                [before.count as f64, load.count as f64],
-                [before.processor, load.processor],
-            )
-        });
-        let grows = grows.map_or_else(String::new, |exponent| format!("{exponent:.2}"));
+    for load in loads {
+        let count = load.count as f64;
         let [told, lost, withheld] = load.events;
         writeln!(
             f,
-            "{:>10} {:>11.0} {:>12.2} {:>16.2} {grows:>8} {:>9.5} {told:>10} {withheld:>9} {lost:>9} {:>7.1}",
+            "{:>10} {:>11.0} {:>12.2} {:>12.2} {:>9.3} {:>12.0} {:>9.5} {told:>10} {withheld:>9} \
+             {lost:>9} {:>7.1}",
             load.count,
             load.per_second,
             load.processor,
-            load.processor * 1e6 / load.count as f64,
+            load.processor * 1e6 / count,
+            load.kernel,
+            load.kernel * 1e9 / count,
             load.counted,
             load.resident,
         )?;
@@ -98,7 +119,10 @@ impl fmt::Display for Report {
         write_loads(f, "failures", &self.failures)?;
         writeln!(
             f,
-            "\nprocessor: the agent's own; what its programs take is `bench dns` and `bench connect`"
-        )
+            "processor: the agent's own; kernel: its programs', by the kernel's statistics, which read the \
+             clock twice in each run; by program it is `bench dns` and `bench connect`. What runs each \
+             second is in both: the shorter the load, the more of them"
+        )?;
+        write!(f, "\n{}", Table(&self.growth))
     }
 }

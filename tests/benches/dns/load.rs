@@ -13,6 +13,8 @@ use tests::dns::{A, packet};
 use tests::netns::Pod;
 use tests::{Family, Lab};
 
+use crate::others::Others;
+
 /// What is going on while the programs are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -25,15 +27,32 @@ pub enum Kind {
     TcpExchange,
     /// Nothing; what tracer runs by itself.
     SecondAtRest,
+    /// Neighbours that the kernel makes.
+    NeighbourMade,
+    /// Neighbours that it refuses: the table is full.
+    NeighbourRefused,
+    /// Datagrams that it drops: nobody listens on the port.
+    PacketDropped,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [
+    /// What works.
+    pub const FINE: [Self; 4] = [
         Self::DnsLookup,
         Self::UdpExchange,
         Self::TcpExchange,
         Self::SecondAtRest,
     ];
+    /// What other hooks see.
+    pub const OTHER: [Self; 3] = [
+        Self::NeighbourMade,
+        Self::NeighbourRefused,
+        Self::PacketDropped,
+    ];
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::FINE.into_iter().chain(Self::OTHER)
+    }
 
     /// For people.
     pub const fn name(self) -> &'static str {
@@ -42,6 +61,9 @@ impl Kind {
             Self::UdpExchange => "UDP exchange",
             Self::TcpExchange => "TCP exchange",
             Self::SecondAtRest => "second at rest",
+            Self::NeighbourMade => "neighbour made",
+            Self::NeighbourRefused => "neighbour refused",
+            Self::PacketDropped => "packet dropped",
         }
     }
 
@@ -49,6 +71,8 @@ impl Kind {
     pub const fn count(self) -> u16 {
         match self {
             Self::SecondAtRest => 1,
+            // The table has them all at once.
+            Self::NeighbourMade => 1000,
             _ => 10_000,
         }
     }
@@ -65,6 +89,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Load {
     udp: [(Kind, UdpSocket); 2],
     tcp: TcpStream,
+    others: Others,
     stop: Arc<AtomicBool>,
     servers: Vec<JoinHandle<()>>,
 }
@@ -96,13 +121,27 @@ impl Load {
                 (Kind::UdpExchange, connected(NOT_DNS)?),
             ],
             tcp,
+            others: Others::start(lab, client)?,
             stop,
             servers,
         })
     }
 
+    /// Before [`Load::run`], within the kind's limits: what is not to be measured.
+    pub fn prepare(&self, kind: Kind) {
+        self.others.prepare(kind);
+    }
+
+    /// The same behind it.
+    pub fn clear(&self, kind: Kind) {
+        self.others.clear(kind);
+    }
+
     /// As much of this kind as [`Kind::count`] says.
     pub fn run(&mut self, kind: Kind) -> Result<()> {
+        if Kind::OTHER.contains(&kind) {
+            return self.others.run(kind);
+        }
         let udp = self.udp.iter().find(|(of, _)| *of == kind);
         for id in 0..kind.count() {
             match (kind, udp) {

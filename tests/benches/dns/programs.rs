@@ -5,11 +5,13 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use tests::bench::{Cost, Interrupt, Programs, loaded};
+use tests::bench::hooks::missing;
+use tests::bench::{self, Cost, Interrupt, loaded};
 use tests::netns::Pod;
-use tests::{Agent, Lab, process, stack};
+use tests::{Agent, Lab, Thresholds, process, stack};
 
 use crate::load::{Kind, Load};
+use crate::others;
 
 const ROUNDS: usize = 7;
 
@@ -27,8 +29,16 @@ pub struct Program {
     pub costs: BTreeMap<Kind, Cost>,
 }
 
+/// What came out.
+#[derive(Debug, Serialize)]
+pub struct Programs {
+    pub programs: Vec<Program>,
+    /// What of tracer is not in the figures, for it is not attached on this kernel.
+    pub missing: Vec<String>,
+}
+
 /// Runs the agent under each kind of load.
-pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Program>> {
+pub fn measure(lab: &mut Lab, client: &Pod, interrupt: &Interrupt) -> Result<Programs> {
     let before = loaded();
     let agent = Agent::start(&[]);
     let labels = [("hook", "dns"), ("state", "attached")];
@@ -37,15 +47,20 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
         attached > 0.0,
         "the hook dns is not attached; see `tracer doctor`"
     );
-    let programs = Programs::since(&before)?;
+    let programs = bench::Programs::since(&before)?;
+    let missing = missing(&agent.snapshot());
     let mut load = Load::start(lab, client)?;
     let mut samples: BTreeMap<(u32, Kind), Vec<(u64, u64)>> = BTreeMap::new();
     for round in 0..=ROUNDS {
-        for kind in Kind::ALL {
+        for kind in Kind::all() {
             interrupt.check()?;
+            let limits = others::limits(kind).map(|limits| Thresholds::set(lab.lock(), limits));
+            load.prepare(kind);
             let before = programs.times()?;
             load.run(kind)?;
             let after = programs.times()?;
+            load.clear(kind);
+            drop(limits);
             // The first round warms up.
             for (id, (runs, ns)) in after.into_iter().filter(|_| round > 0) {
                 let (runs_before, ns_before) = before[&id];
@@ -68,7 +83,7 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
             .get(name)
             .or_else(|| Some(stacks.iter().find(|(long, _)| long.starts_with(name))?.1))
             .with_context(|| format!("{name} is not in the binary"))?;
-        let costs = Kind::ALL.into_iter().filter_map(|kind| {
+        let costs = Kind::all().filter_map(|kind| {
             let cost = Cost::of(samples.get(&(program.id(), kind))?, kind.count())?;
             Some((kind, cost))
         });
@@ -80,5 +95,8 @@ pub fn measure(lab: &Lab, client: &Pod, interrupt: &Interrupt) -> Result<Vec<Pro
             costs: costs.collect(),
         });
     }
-    Ok(report)
+    Ok(Programs {
+        programs: report,
+        missing,
+    })
 }
