@@ -156,8 +156,14 @@ pub fn check(without: &str, found: &Instructions) {
         ));
         return;
     }
+    // Stand-ins are for kernels that make less of them than some that have all: 6.1 takes more than half.
+    let most = if without.is_empty() {
+        LIMIT / 2
+    } else {
+        LIMIT / 4 * 3
+    };
     for (program, instructions) in found {
-        assert!(*instructions < LIMIT / 2, "{program}: {instructions}");
+        assert!(*instructions < most, "{program}: {instructions}");
     }
     let section = write(&BTreeMap::new(), &series, found);
     if env::var_os("UPDATE").is_some() {
