@@ -156,7 +156,7 @@ pub fn check(without: &str, found: &Instructions) {
         ));
         return;
     }
-    // Stand-ins are for kernels that make less of them than some that have all: 6.1 takes more than half.
+    // Stand-ins are tried on kernels that they are not for, of which 6.1 takes more than half.
     let most = if without.is_empty() {
         LIMIT / 2
     } else {
