@@ -41,7 +41,7 @@ use crate::{
     layout::*,
     maps::{ANSWERED, EXPIRED, SOCKETS},
     packet::{self, Udp},
-    util::{add, is_active, is_watched_net, net_cookie, read},
+    util::{add, is_active, is_watched, is_watched_net, net_cookie, read},
 };
 
 #[cgroup_skb(egress)]
@@ -171,7 +171,7 @@ impl Socket {
     }
 }
 
-/// Says whose the socket with that cookie is. What is once known of one is remembered: that saves each packet eight
+/// Says whose the socket with that cookie is. What is once known of one is remembered: that saves each packet six
 /// reads of the kernel's memory and calls of helpers. 0 where it is not followed. Out of line: its stack is its own.
 #[inline(never)]
 fn identify(ctx: &SkBuffContext, socket: &mut Socket) -> u64 {
@@ -181,12 +181,12 @@ fn identify(ctx: &SkBuffContext, socket: &mut Socket) -> u64 {
 #[inline(always)]
 fn try_identify(ctx: &SkBuffContext, socket: &mut Socket) -> Option<()> {
     if socket.cookie == 0 {
-        return None; // no datagram socket
+        return None; // no socket of its own
     }
     let place = SOCKETS.get_ptr_mut(KnownSocket::place(socket.cookie))?;
     // SAFETY: an array's value; a copy that was made while another CPU wrote it shows by its sum.
     let known = unsafe { *place };
-    if known.is_of(socket.cookie) {
+    if known.is_of(socket.cookie, BUILD.load()) && is_watched(known.netns) {
         socket.key = known.key;
         socket.netns = known.netns;
         socket.sk = known.sk;
@@ -205,7 +205,7 @@ fn try_identify(ctx: &SkBuffContext, socket: &mut Socket) -> Option<()> {
     };
     socket.netns = read(net, OFF_NET_NS_INUM.load())?;
     socket.sk = sk;
-    let known = KnownSocket::new(socket.cookie, sk, socket.key, socket.netns);
+    let known = KnownSocket::new(socket.cookie, sk, socket.key, socket.netns, BUILD.load());
     // SAFETY: an array's value.
     unsafe { *place = known };
     Some(())

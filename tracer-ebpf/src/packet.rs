@@ -79,8 +79,9 @@ pub fn load_linear<const N: usize>(ctx: &SkBuffContext, offset: u32) -> Option<[
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: the verifier knows the context's fields.
     let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
-    // No header is longer; the verifier wants to see it.
-    let at = start + core::hint::black_box(offset & 0x7f) as usize;
+    // No header is longer; the verifier wants to see it, and LLVM not to know it, or it leaves it out. What goes
+    // through the stack in between is without bounds for verifiers before 5.16.
+    let at = start + (core::hint::black_box(offset) & 0x7f) as usize;
     if at + N > end {
         return load(ctx, offset);
     }

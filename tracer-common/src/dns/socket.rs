@@ -24,7 +24,7 @@ pub struct KnownSocket {
     pub _pad: u32,
     /// Of all that: 0 is none's.
     pub sum: u64,
-    /// Up to the next line of the cache.
+    /// Up to a power of two.
     pub _line: [u64; 2],
 }
 
@@ -34,12 +34,14 @@ impl KnownSocket {
     /// Place of a socket in the map `SOCKETS`.
     #[inline(always)]
     pub const fn place(cookie: u64) -> u32 {
-        cookie as u32 % SOCKETS_LEN
+        // Not by the low bits: each CPU gives cookies out of a block of 4096 of its own (include/linux/cookie.h), and
+        // its first sockets are those that live longest.
+        (cookie.wrapping_mul(MIX) >> 48) as u32 % SOCKETS_LEN
     }
 
-    /// One that is whole.
+    /// One that is whole, as this build knows it.
     #[inline(always)]
-    pub const fn new(cookie: u64, sk: u64, key: Key, netns: u32) -> Self {
+    pub const fn new(cookie: u64, sk: u64, key: Key, netns: u32, build: u64) -> Self {
         let mut known = Self {
             cookie,
             sk,
@@ -49,20 +51,20 @@ impl KnownSocket {
             sum: 0,
             _line: [0; 2],
         };
-        known.sum = known.sum_of();
+        known.sum = known.sum_of(build);
         known
     }
 
-    /// Is it the socket with that cookie, whole?
+    /// Is it the socket with that cookie, whole, and written by this build? Another may have found out otherwise.
     #[inline(always)]
-    pub const fn is_of(&self, cookie: u64) -> bool {
-        self.cookie == cookie && self.sum == self.sum_of()
+    pub const fn is_of(&self, cookie: u64, build: u64) -> bool {
+        self.cookie == cookie && self.sum == self.sum_of(build)
     }
 
     /// Never 0: a place that nobody has is no socket's.
     #[inline(always)]
-    const fn sum_of(&self) -> u64 {
-        let mut sum = self.cookie.wrapping_mul(MIX);
+    const fn sum_of(&self, build: u64) -> u64 {
+        let mut sum = (self.cookie ^ build).wrapping_mul(MIX);
         sum = (sum ^ sum >> 32 ^ self.sk).wrapping_mul(MIX);
         sum = (sum ^ sum >> 32 ^ self.key.cgroup_id).wrapping_mul(MIX);
         sum = (sum ^ sum >> 32 ^ self.key.net_cookie).wrapping_mul(MIX);
@@ -83,9 +85,11 @@ mod tests {
 
     #[test]
     fn a_place_is_the_sockets_whose_it_is_whole() {
-        let written = KnownSocket::new(5, SK, KEY, 4_026_531_840);
-        assert!(written.is_of(5) && !written.is_of(6));
-        assert!(!KnownSocket::default().is_of(0));
+        const BUILD: u64 = 99;
+        let written = KnownSocket::new(5, SK, KEY, 4_026_531_840, BUILD);
+        assert!(written.is_of(5, BUILD) && !written.is_of(6, BUILD));
+        assert!(!written.is_of(5, BUILD + 1));
+        assert!(!KnownSocket::default().is_of(0, BUILD));
         let torn = [
             KnownSocket {
                 sk: SK + 64,
@@ -111,7 +115,7 @@ mod tests {
             },
         ];
         for torn in torn {
-            assert!(!torn.is_of(5), "{torn:?}");
+            assert!(!torn.is_of(5, BUILD), "{torn:?}");
         }
     }
 }

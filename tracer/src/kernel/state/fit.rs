@@ -136,7 +136,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (4, "6ca9ed7ea8a81f12")
+            (4, "499f7be5c00ddc59")
         );
     }
 
