@@ -154,23 +154,23 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         && !datagram.is_answer
         && Datagram::is_before_device(skb);
     let (mut key, found) = match datagram.by_packet(skb) {
-        Some(key) if !is_new => (key, Found::ByAddress),
+        Some(key) if !is_new => (key, Found::Address),
         _ if drop.cause == Cause::Netfilter as u8 && datagram.never_left(skb) => {
             if !datagram.is_answer {
-                (datagram.refused(skb)?, Found::ByItself)
+                (datagram.refused(skb)?, Found::Sockets)
             } else if let Some(key) = datagram.by_server(skb)? {
-                (key, Found::ByItself)
+                (key, Found::Sockets)
             } else {
-                (datagram.by_endpoint(skb)?, Found::ByEndpoint)
+                (datagram.by_endpoint(skb)?, Found::Endpoint)
             }
         }
-        _ => (datagram.by_endpoint(skb)?, Found::ByEndpoint),
+        _ => (datagram.by_endpoint(skb)?, Found::Endpoint),
     };
     let own = key.slot;
     let mut slot = 0;
     while slot < 2 {
         key.slot = slot;
-        if !matches!(found, Found::ByEndpoint) && slot != own {
+        if !matches!(found, Found::Endpoint) && slot != own {
             slot += 1;
             continue;
         }
@@ -183,9 +183,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
                 && lookup.answered_ns == 0
                 && !lookup.expired(now_ns, DNS_TIMEOUT_NS.load())
                 && match found {
-                    Found::ByItself => true,
-                    Found::ByAddress => datagram.is_of(&key, lookup),
-                    Found::ByEndpoint => datagram.asks_as(lookup),
+                    Found::Sockets => true,
+                    Found::Address => datagram.is_of(&key, lookup),
+                    Found::Endpoint => datagram.asks_as(lookup),
                 }
             {
                 lookup.dropped(datagram.is_answer, drop);
@@ -199,11 +199,11 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
 /// How a dropped packet's lookup was found.
 enum Found {
     /// By the sockets at both ends, as it never left.
-    ByItself,
+    Sockets,
     /// By the address of its `sk_buff`.
-    ByAddress,
+    Address,
     /// By what it says of the client.
-    ByEndpoint,
+    Endpoint,
 }
 
 /// `udp_fail_queue_rcv_skb(int rc, struct sock *sk, ..)` (include/trace/events/udp.h): once for each
