@@ -33,7 +33,7 @@ pub fn steps(report: &Report, agent: bool) -> Vec<Step> {
         step("boot with lockdown=integrity, or without lockdown", None);
     }
     if !report.cgroup2.ok {
-        step("lookups need cgroup2", Some(cgroup::MOUNT));
+        step("lookups need cgroup2", Some(cgroup::how_to_mount()));
     }
     let missing: Vec<&str> = report
         .capabilities
