@@ -32,6 +32,7 @@ const PRODUCT: &[&str] = &[
     "incident_overflow",
     "mechanisms",
     "neigh",
+    "refused",
     "restart",
     "restart_figures",
 ];
