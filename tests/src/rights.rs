@@ -6,7 +6,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::thread;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter,
+};
 use tempfile::TempDir;
 
 use crate::agent::Agent;
@@ -96,12 +99,41 @@ impl ForAnyone {
     }
 }
 
+/// A command of bpf(2) (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    /// `BPF_PROG_LOAD`.
+    ProgLoad = 5,
+    /// `BPF_PROG_TEST_RUN`.
+    ProgTestRun = 10,
+}
+
 /// Runs `f` on a thread that may not call bpf(2): EPERM, as the runtimes' seccomp profiles have it. A
 /// process started by it may not either.
 pub fn without_bpf<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    under_filter(BTreeMap::from([(BPF, Vec::new())]), f)
+}
+
+/// The same, and only this command is refused.
+pub fn without_command<T: Send>(command: Command, f: impl FnOnce() -> T + Send) -> T {
+    let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64);
+    let rule = is.and_then(|is| SeccompRule::new(vec![is]));
+    let rule = rule.expect("it is a rule");
+    under_filter(BTreeMap::from([(BPF, vec![rule])]), f)
+}
+
+/// The same, and nothing is refused: as in most containers, where a filter is in force that minds others.
+pub fn under_a_filter<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    under_filter(BTreeMap::new(), f)
+}
+
+fn under_filter<T: Send>(
+    refused: BTreeMap<i64, Vec<SeccompRule>>,
+    f: impl FnOnce() -> T + Send,
+) -> T {
     let architecture = std::env::consts::ARCH.try_into().expect("it is known");
     let filter = SeccompFilter::new(
-        BTreeMap::from([(BPF, Vec::new())]),
+        refused,
         SeccompAction::Allow,
         SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error() as u32),
         architecture,

@@ -15,7 +15,7 @@ use tests::kubernetes::read;
 use tests::leftovers::Leftovers;
 use tests::neigh::{FIRST_SILENT, burst, thresholds};
 use tests::process::check;
-use tests::rights::{ForAnyone, without_bpf, words};
+use tests::rights::{ForAnyone, words};
 use tests::unseen::has_type_name;
 use tests::{Agent, Family, Lab, Thresholds};
 
@@ -223,6 +223,25 @@ fn without_root_all_is_said_that_can_be() {
     });
 }
 
+/// What the kernel lacks is the same whoever asks, and so it is said.
+#[test]
+fn without_root_what_the_kernel_lacks_is_said() {
+    leaving_nothing(|_| {
+        let lacking = ["env", "TRACER_WITHOUT=drop_reasons,inet_sk_error_report"];
+        let copy = ForAnyone::copy();
+        let wrapper = copy.wrapper(&[]);
+        let doctor = Doctor::ask(&[&lacking, &words(&wrapper)[..]].concat(), &[]);
+        let able = Doctor::ask(&lacking, &[]);
+        for hook in ["drops", "tcp"] {
+            let (state, lost) = able.hook(hook);
+            assert_eq!(state, "degraded", "{lost}");
+            let (_, reason) = doctor.hook(hook);
+            assert!(reason.starts_with(lost), "{reason}, not {lost}");
+            assert!(reason.ends_with("CAP_BPF and CAP_PERFMON missing"));
+        }
+    });
+}
+
 #[test]
 fn root_of_a_user_namespace_is_nobody() {
     leaving_nothing(|_| {
@@ -264,13 +283,20 @@ fn without_cgroup2_lookups_are_what_is_missing() {
         assert_eq!(state, "unavailable");
         assert!(reason.contains("cgroup2"), "{reason}");
         assert!(doctor.hook("neigh").0 != "unavailable");
-        // What it says is to be done helps.
-        let command = doctor.json["next"][0]["command"].as_str();
-        let command = command.expect("there is a command").to_owned();
-        let mounted = after(&format!(
-            "{WITHOUT_CGROUP2}\nmount -t tmpfs none /sys/fs/cgroup\n{command}"
-        ));
-        assert!(Doctor::ask(&words(&mounted), &[]).will_do());
+        // What it says is to be done helps: of version 1, in a folder that systemd has made read-only.
+        let systemd = format!(
+            "{WITHOUT_CGROUP2}\nmount -t tmpfs none /sys/fs/cgroup\nmkdir /sys/fs/cgroup/systemd\n\
+             mount -t cgroup -o none,name=tracer-test none /sys/fs/cgroup/systemd\n\
+             mount -o remount,ro /sys/fs/cgroup"
+        );
+        for script in [WITHOUT_CGROUP2, &systemd] {
+            let quickly = after(&format!("{script}\n{QUICKLY}"));
+            let doctor = Doctor::ask(&words(&quickly), &[]);
+            let command = doctor.json["next"][0]["command"].as_str();
+            let command = command.expect("there is a command");
+            let mounted = after(&format!("{script}\n{command}"));
+            assert!(Doctor::ask(&words(&mounted), &[]).will_do(), "{command}");
+        }
     });
 }
 
@@ -360,27 +386,6 @@ fn the_state_folder_and_who_holds_it() {
         let folder = tempfile::tempdir().expect("temporary folders can be made");
         let elsewhere = folder.path().to_str().expect("path is text");
         assert_eq!(ask(elsewhere)["ok"], false);
-    });
-}
-
-#[test]
-fn under_a_filter_that_forbids_bpf() {
-    leaving_nothing(|_| {
-        let doctor = without_bpf(|| Doctor::ask(&[], &[]));
-        assert!(!doctor.will_do());
-        assert_node(&doctor);
-        assert_eq!(doctor.json["seccomp_filter"], true);
-        assert_eq!(doctor.named("capabilities", "CAP_BPF")["held"], true);
-        for hook in ["neigh", "dns"] {
-            let (state, reason) = doctor.hook(hook);
-            assert_eq!(state, "unavailable");
-            assert!(reason.contains("seccomp"), "{reason}");
-        }
-        assert!(doctor.next().contains("seccomp"), "{}", doctor.next());
-        // What a filter may look like that is none of tracer's.
-        let quickly = after(QUICKLY);
-        let doctor = Doctor::ask(&words(&quickly), &[]);
-        assert_eq!(doctor.json["seccomp_filter"], false);
     });
 }
 

@@ -1,5 +1,6 @@
 //! `tracer doctor`: what this node supports, and why not where it does not. It loads every program
-//! for real, attaches none but those of fexit, which count nothing, and leaves nothing behind. docs/doctor.md has every field of its JSON.
+//! for real, attaches none but those of fexit, which count nothing, and leaves nothing behind but the verifier's log of
+//! a program that it refuses. docs/doctor.md has every field of its JSON.
 
 mod cgroups;
 mod conntrack;
@@ -21,7 +22,7 @@ use crate::{
     kernel::{
         self,
         btf::{self, Btf},
-        capabilities, cgroup,
+        capabilities, cgroup, refusal,
     },
 };
 
@@ -126,7 +127,7 @@ pub fn examine(
         kernel: kernel::release(),
         architecture: system::architecture(),
         lockdown,
-        seccomp_filter: system::seccomp_filter(),
+        seccomp_filter: refusal::seccomp_filter(),
         cgroup2: system::check(cgroup::mount_point().map(|path| path.display().to_string())),
         cgroups: cgroups::examine(btf.as_ref().ok()),
         btf: system::check(btf.map(|_| btf::VMLINUX.to_owned())),

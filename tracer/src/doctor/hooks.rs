@@ -1,20 +1,19 @@
 //! The hooks: every program is loaded for real, none but those of fexit is attached.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use tracer_common::Hook;
 
-use super::system::{self, Lockdown};
+use super::system::Lockdown;
 use crate::{
     config::DEFAULT_SILENT_PORTS,
     kernel::{
         btf::Btf,
         capabilities,
-        load::{self, HookStatus, Loaded, Parameters, State},
+        load::{self, Expected, HookStatus, Loaded, Parameters, State},
         maps::Maps,
         mechanisms::mechanism,
-        memlock,
         offsets::Offsets,
         reasons::Reasons,
     },
@@ -77,9 +76,9 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
     let missing = capabilities::missing();
     // Whatever the process may do, what the kernel lacks is said.
     let without = |lack: &str| {
-        cannot(Some(&offsets), |hook| match offsets.why_not(hook) {
-            Some(why) => format!("{why}; {lack}"),
-            None => format!("{lack} (the kernel has what the hook reads)"),
+        cannot(Some(&offsets), |lacks| match lacks {
+            "" => format!("{lack} (the kernel has what the hook reads)"),
+            _ => format!("{lacks}; {lack}"),
         })
     };
     // All that loading takes; attaching takes the third.
@@ -103,10 +102,10 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
     let (loaded, maps) = match Loaded::load(&parameters, &offsets, &reasons, functions, false, None)
     {
         Ok(loaded) => loaded,
-        Err(why) => return without(&explain(&why)),
+        Err(why) => return without(&format!("{why:#}")),
     };
-    if loaded.is_attached(Hook::Neigh) {
-        *entries = gc_entries(&loaded, &maps).unwrap_or_default(); // the table then shows `-`
+    if loaded.runs() && loaded.is_attached(Hook::Neigh) {
+        *entries = gc_entries(&loaded, &maps).unwrap_or_default(); // the table then shows `-`, the hook says why
     }
     let mut statuses = loaded.hooks.clone();
     if missing.contains(&"CAP_NET_ADMIN") {
@@ -119,47 +118,26 @@ fn try_all(btf: &Btf, entries: &mut [Option<u32>; 2]) -> Vec<HookStatus> {
     statuses
 }
 
-/// The kernel refused although the capabilities are there: who did it?
-fn explain(error: &anyhow::Error) -> String {
-    let why = format!("{error:#}");
-    if why.contains(memlock::NAME) {
-        return why;
-    }
-    let refused = error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|e| {
-            [libc::EPERM, libc::EACCES, libc::ENOSYS]
-                .map(Some)
-                .contains(&e.raw_os_error())
-        })
-    });
-    let who = match (refused, system::seccomp_filter()) {
-        (false, _) => "",
-        (true, true) => {
-            ": a seccomp filter is in force on this process, and forbids bpf(2) or part of it"
-        }
-        (true, false) => {
-            ": the capabilities are held, so a security module (SELinux, AppArmor) or the kernel's \
-             lockdown forbids bpf(2)"
-        }
-    };
-    format!("{why}{who}")
-}
-
-/// Nothing was tried: what the hooks would attach to is known by the kernel's BTF, if at all.
-fn cannot(offsets: Option<&Offsets>, why: impl Fn(Hook) -> String) -> Vec<HookStatus> {
+/// Nothing was tried: what the hooks would attach to, and what the kernel lacks for each, is known by its BTF, if at
+/// all. `why` is told what it lacks.
+fn cannot(offsets: Option<&Offsets>, why: impl Fn(&str) -> String) -> Vec<HookStatus> {
     Hook::ALL
         .into_iter()
         .map(|hook| {
-            let (mechanism, not_seen) = match offsets {
+            let expected = match offsets {
                 Some(offsets) => load::expected(hook, offsets),
-                None => (mechanism(hook, |_| true), String::new()),
+                None => Expected {
+                    mechanism: mechanism(hook, |_| true),
+                    not_seen: String::new(),
+                    lacks: String::new(),
+                },
             };
             HookStatus {
                 hook,
                 state: State::Unavailable,
-                mechanism,
-                reason: why(hook),
-                not_seen,
+                mechanism: expected.mechanism,
+                reason: why(&expected.lacks),
+                not_seen: expected.not_seen,
                 verified: Vec::new(),
             }
         })

@@ -8,7 +8,6 @@ use super::Check;
 
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 const SECURITY: &str = "/sys/kernel/security";
-const STATUS: &str = "/proc/self/status";
 
 /// Kernel lockdown (kernel_lockdown(7)).
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -67,15 +66,6 @@ fn lockdown_of(text: &str) -> Lockdown {
         ok,
         detail: detail.to_owned(),
     }
-}
-
-/// Is a seccomp filter in force on this process?
-pub fn seccomp_filter() -> bool {
-    fs::read_to_string(STATUS).is_ok_and(|status| {
-        status
-            .lines()
-            .any(|line| line.strip_prefix("Seccomp:").map(str::trim) == Some("2"))
-    })
 }
 
 /// One setting of the kernel, and what it means for tracer.

@@ -62,7 +62,8 @@ impl Engine {
 
     fn run(&self, hook: Hook, run: impl Fn(&Loaded) -> Result<()>) {
         let loaded = lock(&self.loaded);
-        if loaded.is_attached(hook)
+        if loaded.runs()
+            && loaded.is_attached(hook)
             && let Err(error) = run(&loaded)
         {
             self.failed(&error);
@@ -71,6 +72,9 @@ impl Engine {
 
     /// Refusals that have waited in vain for a packet on a CPU where nothing happens any more.
     fn settle_refusals(&self) {
+        if !lock(&self.loaded).runs() {
+            return;
+        }
         let now_ns = kernel::monotonic().as_nanos() as u64;
         let stale = lock(&self.maps).stale_refusals(now_ns);
         match stale {

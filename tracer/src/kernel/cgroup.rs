@@ -9,6 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
+/// Where they are mounted, of whichever version.
+const FOLDER: &str = "/sys/fs/cgroup";
+
 /// Where cgroups are mounted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MountedCgroups {
@@ -49,21 +52,35 @@ impl MountedCgroups {
         }
         found
     }
+
+    /// The command that mounts cgroup2 where there is none: in the folder of the hierarchies of version 1, if there are
+    /// any. systemd leaves that read-only.
+    fn how_to_mount(&self) -> &'static str {
+        if self.v1.iter().any(|(path, _)| path.starts_with(FOLDER)) {
+            "mount -o remount,rw /sys/fs/cgroup && mkdir -p /sys/fs/cgroup/unified && \
+             mount -t cgroup2 none /sys/fs/cgroup/unified"
+        } else {
+            "mount -t cgroup2 none /sys/fs/cgroup"
+        }
+    }
 }
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid hosts.
 pub fn mount_point() -> Result<PathBuf> {
-    MountedCgroups::find()?.v2.ok_or_else(|| {
-        anyhow!("no cgroup2 file system is mounted: {MOUNT}, or boot with systemd.unified_cgroup_hierarchy=1")
+    let mounted = MountedCgroups::find()?;
+    let command = mounted.how_to_mount();
+    mounted.v2.ok_or_else(|| {
+        anyhow!("no cgroup2 file system is mounted: {command} on the node, or boot with systemd.unified_cgroup_hierarchy=1")
     })
 }
 
 /// The root of every cgroup hierarchy is the first inode of its file system, and that is its id (fs/kernfs).
 pub const ROOT_INODE: u64 = 1;
 
-/// What makes one, where only version 1 is mounted.
-pub const MOUNT: &str =
-    "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified";
+/// The command that mounts cgroup2 on this node.
+pub fn how_to_mount() -> &'static str {
+    MountedCgroups::find().unwrap_or_default().how_to_mount()
+}
 
 /// `/proc/mounts` writes space, tab, newline and backslash as octal.
 fn unescape(path: &str) -> String {

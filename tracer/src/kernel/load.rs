@@ -35,7 +35,7 @@ use super::{
     offsets::Offsets,
     only,
     reasons::Reasons,
-    sends,
+    refusal, sends,
     state::{Pins, StateDir},
     without,
 };
@@ -171,6 +171,8 @@ pub struct Loaded {
     verdicts: Verdicts,
     /// Are the programs at the ends of sends attached?
     sees_sends: bool,
+    /// Can user space run those that are attached to nothing?
+    runs: bool,
 }
 
 impl Loaded {
@@ -250,8 +252,9 @@ impl Loaded {
         }
         let mut ebpf = loader
             .load(&object)
-            .map_err(|error| memlock::explain(error.into(), &offsets.features))
-            .context("cannot create the eBPF maps")?;
+            .map_err(|error| refusal::of_object(error.into()))
+            .map_err(|error| memlock::explain(error, &offsets.features))
+            .map_err(|error| refusal::explain(error, refusal::LOADING))?;
         // Present only where the object was built with the feature `log`.
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
 
@@ -277,6 +280,7 @@ impl Loaded {
                 .context("cannot fill the map REASONS")?;
         }
         let maps = Maps::take(&mut ebpf, reasons)?;
+        let no_runs = refusal::of_running();
 
         let mut programs = Self {
             ebpf,
@@ -286,6 +290,7 @@ impl Loaded {
             links: HashMap::new(),
             verdicts: HashMap::new(),
             sees_sends: false,
+            runs: no_runs.is_none(),
         };
         // Names before what is counted under them; drops and answers before queries: no query is
         // counted whose end could go unseen.
@@ -297,7 +302,13 @@ impl Loaded {
             Hook::Tcp,
             Hook::Dns,
         ]
-        .map(|hook| (hook, plan(hook, offsets)));
+        .map(|hook| {
+            let plan = plan(hook, offsets).and_then(|plan| match &no_runs {
+                Some(why) => plan.without_runs(hook, why),
+                None => Ok(plan),
+            });
+            (hook, plan)
+        });
         programs.verify(&plans, offsets);
         for (hook, plan) in plans {
             let status = programs.start(hook, plan, offsets, attach);
@@ -436,6 +447,11 @@ impl Loaded {
         telling.any(|hook| self.is_attached(*hook))
     }
 
+    /// Can user space run programs that are attached to nothing? Where not, the hooks' reasons say so.
+    pub const fn runs(&self) -> bool {
+        self.runs
+    }
+
     /// Is the hook at work, fully or in part?
     pub fn is_attached(&self, hook: Hook) -> bool {
         self.hooks[hook as usize].state.counts()
@@ -503,9 +519,24 @@ fn plan(hook: Hook, offsets: &Offsets) -> Result<Plan> {
     }
 }
 
-/// What a hook that is not tried would attach to, as far as the kernel's BTF tells, and what it would not see.
-pub fn expected(hook: Hook, offsets: &Offsets) -> (String, String) {
-    let plan = plan(hook, offsets).ok();
+/// What is known of a hook that is not tried, by the kernel's BTF.
+pub struct Expected {
+    /// What it would attach to.
+    pub mechanism: String,
+    /// What it would not see.
+    pub not_seen: String,
+    /// What the kernel lacks for it; empty where nothing is known.
+    pub lacks: String,
+}
+
+/// Looks at no more than the kernel's BTF.
+pub fn expected(hook: Hook, offsets: &Offsets) -> Expected {
+    let plan = plan(hook, offsets);
+    let lacks = match &plan {
+        Ok(plan) => plan.lost.join("; "),
+        Err(why) => format!("{why:#}"),
+    };
+    let plan = plan.ok();
     let why_no_sends = why_no_sends(offsets);
     let has = |program: &str| match sends::function(program) {
         // What the kernel lacks is told with the hook; without it, there is no plan.
@@ -518,7 +549,11 @@ pub fn expected(hook: Hook, offsets: &Offsets) -> (String, String) {
     if hook == Hook::Dns && why_no_sends.is_none() {
         mechanism += IF_TAKEN;
     }
-    (mechanism, not_seen.unwrap_or_default())
+    Expected {
+        mechanism,
+        not_seen: not_seen.unwrap_or_default(),
+        lacks,
+    }
 }
 
 /// What is not seen without the ends of sends.

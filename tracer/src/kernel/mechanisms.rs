@@ -124,6 +124,31 @@ const DISPENSABLE: &[(&str, &str)] = &[
     ("tcp_error_again", ""),
 ];
 
+/// Programs that are attached to nothing, for user space runs them; and what is lost where it cannot.
+const RUN: [(Hook, &[&str], &str); 4] = [
+    (
+        Hook::Dns,
+        &["dns_age", "dns_age_one"],
+        "a lookup that nobody answers would never end",
+    ),
+    (
+        Hook::Neigh,
+        &["neigh_settle", "tables", "walk", "walk_round"],
+        "entries of the neighbour tables are not counted, the host's namespace is not known, and a refusal may count \
+         late",
+    ),
+    (
+        Hook::Tcp,
+        &["tcp_age", "tcp_age_one"],
+        "requests that nobody answers are not found",
+    ),
+    (
+        Hook::Drops,
+        &["conntrack_begin"],
+        "what conntrack refuses is not told from what rules do",
+    ),
+];
+
 /// What is lost where the kernel gives no reasons with `kfree_skb`.
 const NO_REASONS: &str = "packets dropped are not counted by reason, and causes of lookups are told as far as \
      neighbours, netfilter and routes go, and dead backends are not told from their Service: this kernel gives no drop \
@@ -167,6 +192,22 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What is left of it where user space cannot run programs. Fails where what the hook counts would be false.
+    pub fn without_runs(mut self, hook: Hook, why: &str) -> Result<Self> {
+        let Some((_, programs, lost)) = RUN.iter().find(|(of, ..)| *of == hook) else {
+            return Ok(self);
+        };
+        if hook == Hook::Dns {
+            bail!("{lost}: {why}");
+        }
+        let all = self.load.len();
+        self.load.retain(|name| !programs.contains(name));
+        if self.load.len() < all {
+            self.lost.push(format!("{lost}: {why}"));
+        }
+        Ok(self)
+    }
+
     /// Is the program to be loaded?
     pub fn has(&self, program: &str) -> bool {
         self.load.contains(&program)
@@ -204,6 +245,27 @@ mod tests {
         let plan = Plan::of(Hook::Dns, &nothing).unwrap();
         assert_eq!(plan.load, ["dns_ingress", "dns_egress", "dns_age_one"]);
         assert_eq!(plan.lost, [""; 0]);
+    }
+
+    #[test]
+    fn where_nothing_can_be_run_no_lookup_is_counted() {
+        let features = Features::default();
+        let dns = Plan::of(Hook::Dns, &features).unwrap();
+        let why = dns.without_runs(Hook::Dns, "refused").unwrap_err();
+        assert!(why.to_string().ends_with("never end: refused"), "{why}");
+        let tcp = Plan {
+            load: vec!["tcp_state", "tcp_age"],
+            lost: Vec::new(),
+        };
+        let tcp = tcp.without_runs(Hook::Tcp, "refused").unwrap();
+        assert_eq!((tcp.load, tcp.lost.len()), (vec!["tcp_state"], 1));
+        // What is lost anyhow is said once.
+        let drops = Plan {
+            load: vec!["kfree_skb"],
+            lost: Vec::new(),
+        };
+        let drops = drops.without_runs(Hook::Drops, "refused").unwrap();
+        assert_eq!((drops.load, drops.lost.len()), (vec!["kfree_skb"], 0));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod neighbour_tables;
 pub mod offsets;
 pub mod only;
 pub mod reasons;
+pub mod refusal;
 mod run;
 pub mod sends;
 pub mod state;

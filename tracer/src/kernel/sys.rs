@@ -5,7 +5,8 @@
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsFd, AsRawFd as _},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    ptr,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -47,6 +48,83 @@ pub fn trim_memory() {
 pub fn async_ring(ring: super::load::Ring) -> io::Result<AsyncFd<super::load::Ring>> {
     // SAFETY: the ring owns its file descriptor for as long as it lives, and always has the same.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// A command of bpf(2) (include/uapi/linux/bpf.h).
+pub const BPF_PROG_LOAD: u32 = 5;
+/// Another.
+pub const BPF_PROG_TEST_RUN: u32 = 10;
+/// `BPF_PROG_TYPE_RAW_TRACEPOINT`.
+const RAW_TRACEPOINT: u32 = 17;
+
+/// Does this command of bpf(2) come to the kernel? Of what is larger than a page the kernel says so (`E2BIG`) before it
+/// looks at anything else; what refuses it otherwise stands in front. For who has `CAP_BPF`.
+pub fn reaches_bpf(command: u32) -> bool {
+    // SAFETY: the kernel reads nothing: not of a null pointer, and not of that size.
+    unsafe { libc::syscall(libc::SYS_bpf, command, ptr::null::<u8>(), u32::MAX) };
+    io::Error::last_os_error().raw_os_error() == Some(libc::E2BIG)
+}
+
+/// The first part of `union bpf_attr` at `BPF_PROG_LOAD`.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log: [u64; 2],
+    kern_version: u32,
+    prog_flags: u32,
+}
+
+/// Loads the least of programs: `r0 = 0; exit`.
+pub fn load_nothing() -> io::Result<OwnedFd> {
+    let instructions = [[0xb7_u8, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let attributes = ProgLoad {
+        prog_type: RAW_TRACEPOINT,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log: [0; 2],
+        kern_version: 0,
+        prog_flags: 0,
+    };
+    // SAFETY: the attributes, and what they point to, live until the call returns; it only reads them.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<ProgLoad>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Runs it.
+pub fn run_nothing(program: &OwnedFd) -> io::Result<()> {
+    // `union bpf_attr` at `BPF_PROG_TEST_RUN` begins with the program; no arguments, and nothing comes back but
+    // what it returned.
+    let mut attributes = [0_i32; 20];
+    attributes[0] = program.as_raw_fd();
+    // SAFETY: the attributes are valid for reads and writes, and as large as is said.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            attributes.as_mut_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if ret == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A piece of a pinned array ([`super::state::blob`]).

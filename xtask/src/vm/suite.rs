@@ -33,6 +33,7 @@ const PRODUCT: &[&str] = &[
     "mechanisms",
     "mechanisms_old",
     "neigh",
+    "refused",
     "restart",
     "restart_figures",
 ];

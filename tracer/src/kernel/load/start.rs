@@ -23,7 +23,7 @@ impl Loaded {
         let mut status = HookStatus {
             hook,
             state: State::Attached,
-            mechanism: expected(hook, offsets).0,
+            mechanism: expected(hook, offsets).mechanism,
             reason: String::new(),
             not_seen: String::new(),
             verified: Vec::new(),

@@ -16,7 +16,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
-use crate::kernel::sends;
+use crate::kernel::{refusal, sends};
 
 /// No more of a node's processors are taken.
 const THREADS: usize = 4;
@@ -97,7 +97,8 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     };
     let log = verifier_log.to_string();
     if log.trim().is_empty() {
-        return anyhow!(io_error).context(format!("cannot load the eBPF program {name}"));
+        let error = anyhow!(io_error).context(format!("cannot load the eBPF program {name}"));
+        return refusal::explain(error, refusal::LOADING);
     }
     let path = std::env::temp_dir().join(format!("tracer-verifier-{name}.log"));
     let said = log
@@ -115,7 +116,9 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
         Ok(()) => format!(" (its log: {})", path.display()),
         Err(_) => String::new(), // the last words must do
     };
-    anyhow!("the verifier refuses the eBPF program {name}: {said}{kept}")
+    let meaning = refusal::of_verifier(&said);
+    let meaning = meaning.map_or(String::new(), |meaning| format!(": {meaning}"));
+    anyhow!("the verifier refuses the eBPF program {name}: {said}{meaning}{kept}")
 }
 
 /// A new file, never one that somebody else put there.
