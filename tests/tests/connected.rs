@@ -469,6 +469,7 @@ fn a_request_that_nobody_answers_is_silent() {
 /// The last segments of a connection, when the program has closed it already.
 #[test]
 fn a_good_bye_that_is_lost_is_sent_again_and_counted() {
+    let unseen = Unseen::watch(&[("tcp/tcp_retransmit_skb", "0")]);
     let (scene, [client]) = Scene::new(Wiring::Routed, ["client"]);
     for (family, server_first) in [
         (Family::V4, true),
@@ -502,8 +503,11 @@ fn a_good_bye_that_is_lost_is_sent_again_and_counted() {
         let before = kernel::Statistics::of(&client.netns).data_retransmitted();
         let shown = count(&scene.agent, RETRANSMITS, &client);
         let sent = kernel::Statistics::of(&client.netns).data_retransmitted();
-        ensure(sent >= 24 && (before..=sent).contains(&shown), || {
-            format!("{RETRANSMITS} is {shown}, the kernel sent {sent} again")
+        // The timers of one round may all end in a softirq that the kernel hides.
+        let unseen = unseen.count().min(sent / 6);
+        let may = before.saturating_sub(unseen)..=sent;
+        ensure(sent >= 24 && may.contains(&shown), || {
+            format!("{RETRANSMITS} is {shown}, the kernel sent {sent} again, {unseen} unseen")
         })
     });
     scene.agent.stop_cleanly();
