@@ -9,11 +9,12 @@ pub mod drops;
 pub mod event;
 pub mod neigh;
 pub mod peers;
+pub mod quota;
 pub mod tcp;
 
 /// The version of what the maps hold: an agent goes on with the maps that another one left only where
 /// both mean the same by them. Raised with every change of a key, a value or what is counted in it.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Hooks in the order of their index in the per-hook maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -227,6 +227,10 @@ pub struct Connecting {
     pub error: u32,
     /// Its name, NUL-padded.
     pub comm: [u8; 16],
+    /// Whose share of `CONNECTING` it is of: a place of the map `QUOTAS`.
+    pub quota: u32,
+    /// Keeps the layout free of padding.
+    pub _pad: u32,
 }
 
 /// A connection to a port where requests must be answered: value of the map `TALKING`, by the
@@ -249,7 +253,9 @@ pub struct Talking {
     /// The same when it was last looked at.
     pub acked: u64,
     /// Not 0: that silence has been told.
-    pub told: u64,
+    pub told: u32,
+    /// Whose share of `TALKING` it is of: a place of the map `QUOTAS`.
+    pub quota: u32,
 }
 
 /// Where attempts failed: key of the map `DESTINATIONS`.

@@ -21,6 +21,7 @@ mod maps;
 mod neigh;
 mod packet;
 mod peer;
+mod quota;
 mod ring;
 mod tables;
 mod tcp;

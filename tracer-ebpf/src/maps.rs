@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh, peers, tcp};
+use tracer_common::{ClientMap, FAMILIES, Hook, dns, drops, event, neigh, peers, quota, tcp};
 
 /// Clients (namespaces, or cgroup and namespace) with counters of their own.
 const CLIENTS: u32 = 8192;
@@ -207,7 +207,7 @@ pub static TURNS: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(8192, 
 /// Connections to `--silent-port`, by the address of their `struct sock`.
 #[map]
 pub static TALKING: HashMap<u64, tcp::Talking> =
-    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 
 /// Where attempts failed.
 #[map]
@@ -253,6 +253,15 @@ pub static RATE: Array<event::RateWindow> = Array::with_max_entries(Hook::COUNT,
 /// New keys that found their map full and were charged elsewhere, by [`ClientMap`].
 #[map]
 pub static FULL: PerCpuArray<u64> = PerCpuArray::with_max_entries(ClientMap::COUNT, 0);
+
+/// What one client has of the maps that all clients share, by [`quota::place`].
+#[map]
+pub static QUOTAS: Array<quota::Quota> = Array::with_max_entries(quota::QUOTAS, 0);
+
+/// Entries of addresses that no pod of this node is known to have, by [`quota::ByAddress`]. User space puts right what
+/// the kernel has added up.
+#[map]
+pub static STRANGERS: Array<u64> = Array::with_max_entries(quota::ByAddress::COUNT, 0);
 
 /// Kernel threads that are at the periodic collection, where the stack does not say it.
 #[map]

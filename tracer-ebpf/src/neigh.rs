@@ -23,6 +23,7 @@ use tracer_common::{
         EvictedKey, ForwardedKey, Key, Overflow, PEAK_SECONDS, REFUSED_NS, THRASH_NS, Value,
         WANTED_BY_KERNEL, WANTED_BY_POD, WANTED_BY_SOURCE,
     },
+    quota::ByAddress,
 };
 
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
         DROPS_WATCHED, EVICTED, FORCED, NEIGH, NEIGH_FORWARDED, NEIGH_LAST_FULL, NEIGH_NODE,
         NEIGH_PEAK, REFUSED,
     },
-    ring,
+    quota, ring,
     util::{add, exchange, is_active, net_cookie, read},
 };
 
@@ -326,31 +327,27 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], waiting: &Waiting, ktime_ns: u6
     let refused = unsafe { &*REFUSED.get_ptr(0)? };
     // SAFETY: the helper has no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
+    let (mut net, mut netns) = (refused.net_cookie, refused.netns);
+    if waiting.whose != 0 {
+        net = net_cookie(waiting.whose)?;
+        netns = read(waiting.whose, OFF_NET_NS_INUM.load())?;
+    }
     let value = if wanted_by == WANTED_BY_SOURCE {
         forwarded(ForwardedKey {
             source: *source,
             net_cookie: refused.net_cookie,
             family: refused.family,
             source_family: waiting.source_family,
-        })
+        })?
     } else {
-        None
-    };
-    let (mut net, mut netns) = (refused.net_cookie, refused.netns);
-    if waiting.whose != 0 {
-        net = net_cookie(waiting.whose)?;
-        netns = read(waiting.whose, OFF_NET_NS_INUM.load())?;
-    }
-    let value = match value {
-        Some(value) => value,
-        None => client(
+        client(
             Key {
                 net_cookie: net,
                 family: refused.family,
                 _pad: 0,
             },
             netns,
-        )?,
+        )?
     };
     add(&mut value.counts.table_full, 1);
     if wanted_by == WANTED_BY_KERNEL {
@@ -387,8 +384,7 @@ fn try_charge(wanted_by: u32, source: &[u32; 4], waiting: &Waiting, ktime_ns: u6
     Some(())
 }
 
-/// The counters of a source of forwarded packets; `None` where the map is full, and the device's
-/// namespace is charged.
+/// The counters of a source of forwarded packets; those of the rest key where there is no room for it.
 #[inline(always)]
 fn forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
     if let Some(value) = NEIGH_FORWARDED.get_ptr_mut(key) {
@@ -401,12 +397,14 @@ fn forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
 /// Out of line, as [`new_client`].
 #[inline(never)]
 fn new_forwarded(key: ForwardedKey) -> Option<&'static mut Value> {
-    // EEXIST: another CPU was faster, which is as good.
-    let _ = NEIGH_FORWARDED.insert(key, Value::default(), BPF_NOEXIST as u64);
-    let Some(value) = NEIGH_FORWARDED.get_ptr_mut(key) else {
+    if quota::enters(ByAddress::Forwarded, &key.source) {
+        // EEXIST: another CPU was faster, which is as good.
+        let _ = NEIGH_FORWARDED.insert(key, Value::default(), BPF_NOEXIST as u64);
+    }
+    let value = NEIGH_FORWARDED.get_ptr_mut(key).or_else(|| {
         ring::count_full(ClientMap::NeighForwarded);
-        return None;
-    };
+        NEIGH.get_ptr_mut(Key::rest(key.family as u16))
+    })?;
     // SAFETY: as above.
     Some(unsafe { &mut *value })
 }

@@ -23,15 +23,18 @@ use aya_ebpf::{
 use tracer_common::{
     AF_INET, AF_INET6, ClientMap,
     peers::{self, Kind},
+    quota::{self, CONNECTING_PER_CLIENT},
     tcp::{Connecting, Ends, Key, Outcome, SILENT_RUN},
 };
 
 use crate::{
     dns::cgroup_id,
     layout::*,
-    maps::{CONNECTING, TALKING, TURNS},
-    peer, ring,
-    util::{add, is_active, is_watched, net_cookie, read},
+    maps::{CONNECTING, TURNS},
+    peer,
+    quota::{at, is_used_up},
+    ring,
+    util::{add, is_active, is_watched, net_cookie, read, sub},
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -153,9 +156,10 @@ fn try_state(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
         (SYN_SENT | SYN_RECV, _) => {
             // SAFETY: a map's value; entries outlive the program's RCU section.
             let connecting = CONNECTING.get_ptr(sk).map(|c| unsafe { *c });
-            if connecting.is_some() {
+            if let Some(connecting) = &connecting {
                 // Whoever removes it counts it.
                 CONNECTING.remove(sk).ok()?;
+                sub(&mut at(connecting.quota)?.connecting, 1);
                 add(&mut count::node()?.over, 1);
             } else if old == SYN_RECV || matches!(turn, Turn::Second) {
                 return None; // a server's side; or the first of the pair has counted it
@@ -183,10 +187,16 @@ fn begin(sk: u64, turn: Turn) -> u64 {
 
 #[inline(always)]
 fn try_begin(sk: u64, turn: Turn) -> Option<()> {
-    let is_there = CONNECTING.get_ptr(sk).is_some();
-    if is_there && matches!(turn, Turn::Second) {
+    // SAFETY: a map's value.
+    let there = CONNECTING
+        .get_ptr(sk)
+        .map(|there| unsafe { (*there).quota });
+    if there.is_some() && matches!(turn, Turn::Second) {
         return None; // the first of the pair has made it
     }
+    let (key, _) = owner(sk)?;
+    let place = quota::place(&key);
+    let mine = at(place)?;
     // SAFETY: the helpers have no precondition.
     let (task, now_ns) = unsafe { (bpf_get_current_task(), bpf_ktime_get_ns()) };
     // connect() runs in the context of the process that asks.
@@ -195,15 +205,22 @@ fn try_begin(sk: u64, turn: Turn) -> Option<()> {
         pid: read(task, OFF_TASK_TGID.load()).unwrap_or_default(),
         error: 0,
         comm: read(task, OFF_TASK_COMM.load()).unwrap_or_default(),
+        quota: place,
+        _pad: 0,
     };
+    let may = there.is_some() || !is_used_up(mine.connecting, CONNECTING_PER_CLIENT);
     // One that is there is of an attempt whose end was not seen: its place is this one's.
-    if CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
+    if !may || CONNECTING.insert(sk, connecting, BPF_ANY as u64).is_err() {
         // The end is counted all the same; who asked and since when is not known then.
         if turn.counts(sk, FULL_KEY) {
             ring::count_full(ClientMap::Connecting);
         }
-    } else if !is_there {
-        add(&mut count::node()?.begun, 1);
+        return None;
+    }
+    add(&mut mine.connecting, 1);
+    match there {
+        Some(old) => sub(&mut at(old)?.connecting, 1),
+        None => add(&mut count::node()?.begun, 1),
     }
     None
 }
@@ -270,7 +287,7 @@ fn give_up(sk: u64, turn: Turn) -> Option<()> {
 fn close(sk: u64, turn: Turn) -> Option<()> {
     let port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
     if silence::is_silent_port(port) {
-        let _ = TALKING.remove(sk); // begun before the hook was
+        silence::over(sk);
     }
     // Retransmissions tell of it long before; keepalive and window probes do not.
     if read::<u32>(sk, OFF_SOCK_ERR.load())? == ETIMEDOUT
@@ -364,7 +381,11 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
     if ends_of(sk, &mut ends) == 0 {
         return None;
     }
-    add(&mut count::client(sk)?.counts.retransmits, segments);
+    let (key, netns) = owner(sk)?;
+    add(
+        &mut count::client(&key, netns)?.counts.retransmits,
+        segments,
+    );
     add(&mut count::node()?.retransmits, segments);
     peer::count(
         &peers::Key {
@@ -374,6 +395,7 @@ fn try_retransmit(ctx: &RawTracePointContext, turn: Turn) -> Option<()> {
         },
         Kind::Retransmit,
         segments,
+        quota::place(&key),
     );
     None
 }

@@ -104,6 +104,8 @@ const MAPS: &[&str] = &[
     "RING_STATS",
     "RATE",
     "FULL",
+    "QUOTAS",
+    "STRANGERS",
 ];
 
 /// Licences that the kernel's `license_is_gpl_compatible` takes.

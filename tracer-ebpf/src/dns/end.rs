@@ -13,7 +13,7 @@ use tracer_common::{
         AGE_MARGIN_NS, ARRIVED_NS, Cause, Counts, Detail, Drop, Ended, Failure, Key, Lookup,
         LookupKey, Outcome, Place, Served, ServedKey, Value, bucket, is_taken, taken_ns,
     },
-    event, peers,
+    event, peers, quota,
 };
 
 use super::{
@@ -199,6 +199,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     };
     let value = client(lookup.key, lookup.netns)?;
     let node = node()?;
+    let place = quota::place(&lookup.key);
     let peer = peers::Key {
         address: lookup.servers[0].address,
         family: lookup.servers[0].family,
@@ -245,7 +246,7 @@ fn try_end(key: &LookupKey, lookup: &Lookup, outcome: u8, now_ns: u64) -> Option
     if failed && cause < Cause::ALL.len() {
         add(&mut value.counts.causes[cause], 1);
         add(&mut node.causes[cause], 1);
-        peer::count_here(&peer, peers::Kind::Dns, 1);
+        peer::count_here(&peer, peers::Kind::Dns, 1, place);
     }
     if !timeout {
         let bucket = bucket(waited_ns);

@@ -11,6 +11,7 @@ use tracer_common::{
     dns::Cause,
     drops::{Dropped, Key, MAX_REASONS, Value},
     event,
+    quota::ByAddress,
     tcp::{Behind, BehindKey},
 };
 
@@ -21,7 +22,7 @@ use crate::{
     layout::*,
     maps::{BEHIND, DROPS, DROPS_NODE, REASONS},
     packet::is_dns_port,
-    ring, tcp,
+    quota, ring, tcp,
     util::{add, is_active, is_watched, net_cookie, read},
 };
 
@@ -297,7 +298,8 @@ extern "C" fn drops_count(
 fn try_count_owner(skb: u64, key: &Key, packet: &Packet, netns: u32, tell: bool) -> Option<()> {
     // On the own stack: before 6.2 no other memory may be a key of a map.
     let key = &{ *key };
-    if DROPS.get_ptr(key).is_none() {
+    let enters = || key.family == 0 || quota::enters(ByAddress::Drops, &key.address);
+    if DROPS.get_ptr(key).is_none() && enters() {
         let fresh = Value {
             netns,
             ..Value::default()

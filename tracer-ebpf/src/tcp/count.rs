@@ -4,10 +4,10 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use tracer_common::{
     AF_INET, ClientMap, Hook, event,
     peers::{self, Kind},
+    quota,
     tcp::{
         AttemptsKey, AttemptsValue, BehindKey, Connecting, Counts, Destination, DestinationValue,
-        Ends, Failure, Key, NEW_DESTINATIONS, NEW_DESTINATIONS_NS, Outcome, REDIRECTED_NS, Talking,
-        Value,
+        Ends, Failure, Key, NEW_DESTINATIONS, NEW_DESTINATIONS_NS, Outcome, REDIRECTED_NS, Value,
     },
 };
 
@@ -15,7 +15,7 @@ use super::{NEW, ends_of, has_sent, owner, silence};
 use crate::{
     conntrack,
     layout::*,
-    maps::{ATTEMPTS, BEHIND, DESTINATIONS, TABLES, TALKING, TCP, TCP_NODE},
+    maps::{ATTEMPTS, BEHIND, DESTINATIONS, TABLES, TCP, TCP_NODE},
     peer, ring,
     util::{add, read},
 };
@@ -35,14 +35,7 @@ const PATIENCE_NS: u64 = 150_000_000;
 
 /// The counters of a socket's owner; those of the rest key where the map is full.
 #[inline(always)]
-pub fn client(sk: u64) -> Option<&'static mut Value> {
-    let (key, netns) = owner(sk)?;
-    client_of(&key, netns)
-}
-
-/// As [`client`].
-#[inline(always)]
-pub fn client_of(key: &Key, netns: u32) -> Option<&'static mut Value> {
+pub fn client(key: &Key, netns: u32) -> Option<&'static mut Value> {
     if let Some(value) = TCP.get_ptr_mut(key) {
         // SAFETY: entries are removed only long after their client is gone.
         return Some(unsafe { &mut *value });
@@ -87,7 +80,7 @@ pub fn ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> u64 {
 #[inline(always)]
 fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
     let (key, netns) = owner(sk)?;
-    let value = client_of(&key, netns)?;
+    let value = client(&key, netns)?;
     let node = node()?;
     let index = core::hint::black_box(outcome as usize);
     if index < node.results.len() {
@@ -99,10 +92,8 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
         return None;
     }
     if matches!(outcome, Outcome::Established) {
-        if silence::is_silent_port(ends.destination_port)
-            && TALKING.insert(sk, Talking::default(), 0).is_err()
-        {
-            ring::count_full(ClientMap::Talking);
+        if silence::is_silent_port(ends.destination_port) {
+            silence::begin(sk, quota::place(&key));
         }
         if !is_proxied(sk, &ends, key.net_cookie) {
             answered(&ends, key.net_cookie);
@@ -120,6 +111,7 @@ fn try_ended(sk: u64, outcome: Outcome, connecting: &Connecting) -> Option<()> {
             },
             Kind::Connect,
             1,
+            quota::place(&key),
         );
         if !is_impatient(outcome, connecting) {
             failed(&key, &to, value, is_redirected);
@@ -299,7 +291,7 @@ pub fn happened(sk: u64, outcome: Outcome, waited_ns: u64) -> u64 {
 #[inline(always)]
 fn try_happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
     let (key, netns) = owner(sk)?;
-    let value = client_of(&key, netns)?;
+    let value = client(&key, netns)?;
     let node = node()?;
     match outcome {
         Outcome::Reset => {
@@ -328,6 +320,7 @@ fn try_happened(sk: u64, outcome: Outcome, waited_ns: u64) -> Option<()> {
             },
             Kind::Unanswered,
             1,
+            quota::place(&key),
         );
     }
     // SAFETY: the helper has no precondition.

@@ -5,10 +5,20 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem};
-use tracer_common::tcp::{GIVEN_UP_NS, MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD};
+use tracer_common::{
+    ClientMap,
+    quota::TALKING_PER_CLIENT,
+    tcp::{GIVEN_UP_NS, MAX_SILENT_PORTS, Outcome, REQUEST, Talking, UPLOAD},
+};
 
 use super::{CLOSE, LISTEN, count};
-use crate::{layout::*, maps::TALKING, util::read};
+use crate::{
+    layout::*,
+    maps::TALKING,
+    quota::{at, is_used_up},
+    ring,
+    util::{add, read, sub},
+};
 
 /// Is it one of `--silent-port`?
 #[inline(always)]
@@ -22,6 +32,41 @@ pub fn is_silent_port(port: u16) -> bool {
         i += 1;
     }
     false
+}
+
+/// Follows a connection from now on, for a client with that place of `QUOTAS`. Out of line: its stack is its own.
+#[inline(never)]
+pub fn begin(sk: u64, quota: u32) -> u64 {
+    over(sk); // one whose end was not seen
+    let Some(mine) = at(quota) else {
+        return 0;
+    };
+    let talking = Talking {
+        quota,
+        ..Talking::default()
+    };
+    if is_used_up(mine.talking, TALKING_PER_CLIENT) || TALKING.insert(sk, talking, 0).is_err() {
+        ring::count_full(ClientMap::Talking);
+    } else {
+        add(&mut mine.talking, 1);
+    }
+    0
+}
+
+/// Follows it no more, if it does. Out of line: as above.
+#[inline(never)]
+pub fn over(sk: u64) -> u64 {
+    if let Some(talking) = TALKING.get_ptr(sk) {
+        // SAFETY: a map's value.
+        let quota = unsafe { (*talking).quota };
+        // Whoever removes it gives it back.
+        if TALKING.remove(sk).is_ok()
+            && let Some(mine) = at(quota)
+        {
+            sub(&mut mine.talking, 1);
+        }
+    }
+    0
 }
 
 /// For how long an end that is being closed has waited for the first answer; `None` where it got one, asked
@@ -93,7 +138,7 @@ fn try_look(sk: u64, talking: &mut Talking) -> Option<()> {
     let port = u16::from_be(read(sk, OFF_SOCK_DPORT.load())?);
     let state = read::<u8>(sk, OFF_SOCK_STATE.load())? as u32;
     if !is_silent_port(port) || matches!(state, CLOSE | LISTEN) {
-        let _ = TALKING.remove(sk); // it has just left
+        over(sk);
         return None;
     }
     let received = read::<u64>(sk, OFF_TCP_SOCK_BYTES_RECEIVED.load())?;

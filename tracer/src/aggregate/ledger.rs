@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{moment, pods::Owner};
+use crate::{kernel::maps::Left, moment, pods::Owner};
 
 /// How long a key may wait for a name.
 pub const HOLD: Duration = Duration::from_secs(30);
@@ -316,36 +316,38 @@ impl<K: Copy + Eq + Hash, C: Tally> Ledger<K, C> {
             .sum()
     }
 
-    /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for so long: they
-    /// may leave the kernel. One that comes back is counted anew, and its owner's figure goes on. Figures of
-    /// owners that `has_ended` end with their last key.
+    /// Keys that nobody counts in any more, by `is_over(key, owner)`, and idle for so long, leave the kernel:
+    /// `leave` takes them out, and says what had been counted by then, for somebody may have begun again. Gives
+    /// those that left, and whose they were. One that comes back is counted anew, and its owner's figure goes on.
+    /// Figures of owners that `has_ended` end with their last key.
     pub fn retire(
         &mut self,
         now: Instant,
         idle: Duration,
         mut is_over: impl FnMut(&K, &Owner) -> bool,
         has_ended: impl Fn(&Owner) -> bool,
-    ) -> Vec<K> {
-        let over: Vec<K> = self
-            .keys
-            .iter()
-            .filter(|(key, entry)| {
-                now.duration_since(entry.changed) >= idle
-                    && entry
-                        .owner
-                        .as_ref()
-                        .is_some_and(|owner| is_over(key, owner))
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        self.decisions += over.len() as u64;
-        for key in &over {
-            if let Some(entry) = self.keys.remove(key)
-                && let Some(owner) = &entry.owner
-            {
-                self.settled.take(owner, &entry);
+        mut leave: impl FnMut(&K) -> Left<C>,
+    ) -> Vec<(K, Arc<Owner>)> {
+        let mut over = Vec::new();
+        let settled = &mut self.settled;
+        self.keys.retain(|key, entry| {
+            let Some(owner) = &entry.owner else {
+                return true;
+            };
+            if now.duration_since(entry.changed) < idle || !is_over(key, owner) {
+                return true;
             }
-        }
+            match leave(key) {
+                Left::With(last) if !last.is_below(&entry.seen) => entry.seen = last,
+                Left::With(_) | Left::Before => {}
+                Left::Stays => return true,
+            }
+            let owner = owner.clone();
+            settled.take(&owner, entry);
+            over.push((*key, owner));
+            false
+        });
+        self.decisions += over.len() as u64;
         let holders: HashSet<Arc<Owner>> = self.holders().cloned().collect();
         let stays = |owner: &Arc<Owner>| !has_ended(owner) || holders.contains(owner);
         self.settled.all.retain(|owner, _| stays(owner));

@@ -16,6 +16,7 @@ use super::{
     shares::Shares,
     window::{Attempts, Window},
 };
+use crate::kernel::maps::Left;
 use crate::pods::Owner;
 
 /// As the next agent finds it.
@@ -135,11 +136,11 @@ impl Node {
                 self.write_where_decided();
             }
             Event::Retire => {
-                let over = self.ledger.retire(self.now, HOLD, |_, _| true, |_| false);
+                let kernel = &mut self.kernel;
+                let leave = |key: &u8| kernel.remove(key).map_or(Left::Before, Left::With);
+                self.ledger
+                    .retire(self.now, HOLD, |_, _| true, |_| false, leave);
                 self.write_where_decided();
-                for key in over {
-                    self.kernel.remove(&key);
-                }
             }
             Event::Restart => {
                 self.ledger = remembered(&self.written);

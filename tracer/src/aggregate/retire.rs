@@ -8,14 +8,21 @@ use std::{
 };
 
 use tracer_common::{
-    dns,
-    drops::{self, ReceiverKey},
-    family_index, neigh, tcp,
+    AF_INET, AF_INET6,
+    drops::{self, ReceiverKey, ReceiverValue},
+    family_index, neigh,
 };
 
-use super::{Aggregate, dead, is_fixed, is_rest, is_unknown, ledger, without_reason};
+use super::{
+    Aggregate, NeighCounts, dead, is_fixed, is_rest, is_unknown,
+    ledger::{self, Tally as _},
+    without_reason,
+};
 use crate::{
-    kernel,
+    kernel::{
+        self,
+        maps::{Leave, Left},
+    },
     pods::{Owner, Resolver},
 };
 
@@ -25,25 +32,6 @@ const CROWDED: usize = 6_000;
 /// The same of `ATTEMPTS`, which has 16,384.
 const CROWDED_ATTEMPTS: usize = 8_192;
 
-/// Keys that may leave the kernel's maps.
-#[derive(Debug, Default)]
-pub struct Leaving {
-    /// Of the map `NEIGH`.
-    pub neigh: Vec<u64>,
-    /// Of the map `NEIGH_FORWARDED`.
-    pub forwarded: Vec<neigh::ForwardedKey>,
-    /// Of the map `DNS`.
-    pub dns: Vec<dns::Key>,
-    /// Of the maps `RECEIVE_DROPS` and `RECEIVE_PORTS`.
-    pub receivers: Vec<ReceiverKey>,
-    /// Of the map `DROPS`.
-    pub drops: Vec<drops::Key>,
-    /// Of the map `TCP`.
-    pub tcp: Vec<tcp::Key>,
-    /// Of the maps `ATTEMPTS` and `DESTINATIONS`.
-    pub dead: dead::Over,
-}
-
 impl Aggregate {
     /// Are there so many attempts that others may find no room? A destination that fails and answers in turn makes a key
     /// each time.
@@ -51,20 +39,17 @@ impl Aggregate {
         self.picture.reading.attempts.len() >= CROWDED_ATTEMPTS
     }
 
-    /// Those alone that may leave whoever's they are.
-    pub fn retire_attempts(&mut self) -> Leaving {
-        Leaving {
-            dead: self.dead.over(&self.picture.reading, kernel::monotonic()),
-            ..Leaving::default()
-        }
+    /// What may leave the maps `ATTEMPTS` and `DESTINATIONS`, whoever's it is.
+    pub fn retire_attempts(&mut self) -> dead::Over {
+        self.dead.over(&self.picture.reading, kernel::monotonic())
     }
 
-    /// Which keys may leave the kernel's maps: those of pods that are gone, of namespaces that pods had who
+    /// Keys leave the kernel's maps: those of pods that are gone, of namespaces that pods had who
     /// have others now, and of cgroups and namespaces of nobody that have been idle for long. Units of the host
     /// end as pods do, once there is none of that name; figures of what is neither stay.
-    pub fn retire(&mut self, resolver: &Resolver, now: Instant) -> Leaving {
+    pub fn retire(&mut self, resolver: &Resolver, now: Instant, maps: &mut impl Leave) {
         if !resolver.has_heard_all() {
-            return self.retire_attempts();
+            return;
         }
         let reading = &self.picture.reading;
         let gone = &mut self.gone;
@@ -115,80 +100,128 @@ impl Aggregate {
             .chain((reading.drops.iter()).map(|(key, value)| (key.net_cookie, value.netns)))
             .collect();
         let inode = |cookie| inodes.get(&cookie).copied().filter(|inode| *inode != 0);
-        let mut leaving = Leaving {
-            neigh: self.neigh.retire(
-                now,
-                ledger::GRACE,
-                |&cookie, owner| {
-                    let whose = Some((owner, inode(cookie)));
-                    let is_idle = || is_unknown(owner) || resolver.has_left(cookie, whose);
-                    cookie != 0 && (ended(owner) || !in_use.contains(&cookie) && is_idle())
-                },
-                ended,
-            ),
-            forwarded: self.forwarded.retire(
-                now,
-                idle(forwarded),
-                |_, owner| forwarded || ended(owner) || is_unknown(owner),
-                ended,
-            ),
-            dns: self.dns.retire(
-                now,
-                idle(dns),
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (dns
-                            || ended(owner)
-                            || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, None)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            receivers: self.receivers.retire(
-                now,
-                idle(receivers),
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (receivers
-                            || ended(owner)
-                            || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, None)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            drops: self.drops.retire(
-                now,
-                idle(drops),
-                |key, owner| {
-                    // Else it is a socket's, or the one that the packet crossed from an address of the owner's.
-                    let in_it = (key.family == 0 && key.cgroup_id == 0)
-                        .then(|| (owner, inode(key.net_cookie)));
-                    !is_rest(key)
-                        && (drops
-                            || ended(owner)
-                            || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, in_it)
-                            || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
-                },
-                ended,
-            ),
-            tcp: self.tcp.retire(
-                now,
-                idle(tcp),
-                |key, owner| {
-                    key.net_cookie != 0
-                        && (tcp
-                            || ended(owner)
-                            || is_unknown(owner)
-                            || resolver.has_left(key.net_cookie, None)
-                            || !resolver.has_cgroup(key.cgroup_id))
-                },
-                ended,
-            ),
-            dead: self.dead.over(reading, kernel::monotonic()),
-        };
+        self.neigh.retire(
+            now,
+            ledger::GRACE,
+            |&cookie, owner| {
+                let whose = Some((owner, inode(cookie)));
+                let is_idle = || is_unknown(owner) || resolver.has_left(cookie, whose);
+                cookie != 0 && (ended(owner) || !in_use.contains(&cookie) && is_idle())
+            },
+            ended,
+            |&cookie| leave_neigh(cookie, maps),
+        );
+        self.forwarded.retire(
+            now,
+            idle(forwarded),
+            |_, owner| forwarded || ended(owner) || is_unknown(owner),
+            ended,
+            |key| {
+                maps.forwarded(key)
+                    .map(|value| by_family(key.family, &value))
+            },
+        );
+        self.dns.retire(
+            now,
+            idle(dns),
+            |key, owner| {
+                key.net_cookie != 0
+                    && (dns
+                        || ended(owner)
+                        || is_unknown(owner)
+                        || resolver.has_left(key.net_cookie, None)
+                        || !resolver.has_cgroup(key.cgroup_id))
+            },
+            ended,
+            |key| maps.dns(key).map(|value| value.counts),
+        );
+        let mut portless = HashMap::new();
+        let receivers_left = self.receivers.retire(
+            now,
+            idle(receivers),
+            |key, owner| {
+                key.net_cookie != 0
+                    && (receivers
+                        || ended(owner)
+                        || is_unknown(owner)
+                        || resolver.has_left(key.net_cookie, None)
+                        || !resolver.has_cgroup(key.cgroup_id))
+            },
+            ended,
+            |key| {
+                maps.receiver(key).map(|value: ReceiverValue| {
+                    portless.insert(*key, value.portless);
+                    value.dropped
+                })
+            },
+        );
+        let mut with_reasons: HashMap<drops::Key, Vec<drops::Key>> = HashMap::new();
+        for (key, _) in &reading.drops {
+            with_reasons
+                .entry(without_reason(key))
+                .or_default()
+                .push(*key);
+        }
+        let mut reasons_left = Vec::new();
+        let drops_left = self.drops.retire(
+            now,
+            idle(drops),
+            |key, owner| {
+                // Else it is a socket's, or the one that the packet crossed from an address of the owner's.
+                let in_it =
+                    (key.family == 0 && key.cgroup_id == 0).then(|| (owner, inode(key.net_cookie)));
+                !is_rest(key)
+                    && (drops
+                        || ended(owner)
+                        || is_unknown(owner)
+                        || resolver.has_left(key.net_cookie, in_it)
+                        || (key.cgroup_id != 0 && !resolver.has_cgroup(key.cgroup_id)))
+            },
+            ended,
+            |key| {
+                let keys = with_reasons.get(key).map_or(&[][..], Vec::as_slice);
+                leave_drops(keys, &mut reasons_left, maps)
+            },
+        );
+        self.tcp.retire(
+            now,
+            idle(tcp),
+            |key, owner| {
+                key.net_cookie != 0
+                    && (tcp
+                        || ended(owner)
+                        || is_unknown(owner)
+                        || resolver.has_left(key.net_cookie, None)
+                        || !resolver.has_cgroup(key.cgroup_id))
+            },
+            ended,
+            |key| maps.tcp(key).map(|value| value.counts),
+        );
+        let receivers_left: HashMap<ReceiverKey, Arc<Owner>> = receivers_left.into_iter().collect();
+        for (key, owner) in &receivers_left {
+            if let Some(last) = portless.get(key) {
+                self.ports.take(*key, *last, owner, None);
+            }
+            self.ports.forget_key(key);
+        }
+        for (key, _) in &reading.receive_ports {
+            let Some(owner) = receivers_left.get(&ReceiverKey { port: 0, ..*key }) else {
+                continue;
+            };
+            match maps.receiver(key) {
+                Left::With(last) => self.ports.take(*key, last.dropped, owner, Some(key.port)),
+                Left::Before => {}
+                Left::Stays => continue,
+            }
+            self.ports.forget_key(key);
+        }
+        let drops_left: HashMap<drops::Key, Arc<Owner>> = drops_left.into_iter().collect();
+        for (key, last) in reasons_left {
+            if let Some(owner) = drops_left.get(&without_reason(&key)) {
+                self.reasons.take(key, last, owner, Some(key.reason.into()));
+            }
+            self.reasons.forget_key(&key);
+        }
         // They end as the figures in the ledgers do: with the last key.
         let ends_without = |holders: HashSet<Arc<Owner>>| {
             let ended = &ended;
@@ -200,24 +233,6 @@ impl Aggregate {
         self.reasons.retain_owners(ends_without(dropped));
         let clients = self.tcp.holders().cloned().collect();
         self.dead.retain_owners(ends_without(clients));
-        // With each owner go its ports and its reasons.
-        let over: HashSet<ReceiverKey> = leaving.receivers.iter().copied().collect();
-        for key in &over {
-            self.ports.forget_key(key); // what had no port
-        }
-        for (key, _) in &reading.receive_ports {
-            if over.contains(&ReceiverKey { port: 0, ..*key }) {
-                self.ports.forget_key(key);
-                leaving.receivers.push(*key);
-            }
-        }
-        let over: HashSet<drops::Key> = leaving.drops.drain(..).collect();
-        for (key, _) in &reading.drops {
-            if over.contains(&without_reason(key)) {
-                self.reasons.forget_key(key);
-                leaving.drops.push(*key);
-            }
-        }
         // Who is forgotten could not end any more.
         let is_over = |since: &Instant| now.duration_since(*since) >= 2 * ledger::GRACE;
         if gone.values().any(is_over) {
@@ -237,7 +252,61 @@ impl Aggregate {
                 !over
             });
         }
-        leaving
+    }
+}
+
+fn by_family(family: u32, value: &neigh::Value) -> NeighCounts {
+    let mut counts = NeighCounts::default();
+    if let Some(family) = family_index(family as u16) {
+        counts[family as usize] = value.counts;
+    }
+    counts
+}
+
+/// A namespace may have used one family only.
+fn leave_neigh(net_cookie: u64, maps: &mut impl Leave) -> Left<NeighCounts> {
+    let mut sum = Left::Before;
+    for family in [AF_INET, AF_INET6] {
+        let key = neigh::Key {
+            net_cookie,
+            ..neigh::Key::rest(family)
+        };
+        sum = both(
+            sum,
+            maps.neigh(&key).map(|value| by_family(key.family, &value)),
+            |a, b| a.plus(b),
+        );
+    }
+    sum
+}
+
+/// Notes what was counted for each reason.
+fn leave_drops(
+    keys: &[drops::Key],
+    last: &mut Vec<(drops::Key, u64)>,
+    maps: &mut impl Leave,
+) -> Left<u64> {
+    let mut sum = Left::Before;
+    for key in keys {
+        let left = maps.drops(key).map(|value| value.dropped);
+        if let Left::With(dropped) = left {
+            last.push((*key, dropped));
+        }
+        sum = both(sum, left, |a, b| *a += b);
+    }
+    sum
+}
+
+/// Of several keys that stand for one.
+fn both<C>(sum: Left<C>, left: Left<C>, add: impl FnOnce(&mut C, &C)) -> Left<C> {
+    match (sum, left) {
+        (Left::Stays, _) | (_, Left::Stays) => Left::Stays,
+        (Left::With(mut sum), Left::With(left)) => {
+            add(&mut sum, &left);
+            Left::With(sum)
+        }
+        (Left::With(sum), Left::Before) => Left::With(sum),
+        (Left::Before, left) => left,
     }
 }
 

@@ -146,6 +146,7 @@ where
     /// Owners that are over.
     pub fn retain_owners(&mut self, mut stays: impl FnMut(&O) -> bool) {
         self.counts.retain(|owner, _| stays(owner));
+        self.fresh.retain(|(owner, _, _)| stays(owner));
     }
 
     /// All figures.

@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::Result;
 use aya::util::online_cpus;
-use tracer_common::{AF_INET, AF_INET6, Hook};
+use tracer_common::Hook;
 
 use super::{
     AGE_INTERVAL, COLLECT_INTERVAL, Collected, Engine, RETIRE_INTERVAL, SERVES, SERVES_MIN, Taken,
     WATCH_INTERVAL, lock, memory,
 };
 use crate::{
-    aggregate::{Picture, retire::Leaving},
+    aggregate::{Picture, dead},
     hooks::{self, FAMILY_NAMES},
     kernel::{self, load::Loaded, maps::Maps, neighbour_tables},
     pods::{Ask, Moved},
@@ -163,6 +163,7 @@ impl Engine {
         let reading = maps.read()?;
         resolver.refresh(Ask::Regularly);
         maps.tell_pod_addresses(resolver.addresses().map(hooks::words));
+        maps.tell_strangers(&reading)?;
         {
             let mut peers = lock(&self.peers);
             peers.learn(&resolver);
@@ -199,13 +200,14 @@ impl Engine {
             .retired
             .is_none_or(|at| at.elapsed() >= RETIRE_INTERVAL)
         {
-            forget(aggregate.retire(&resolver, now), &mut maps);
+            aggregate.retire(&resolver, now, &mut *maps);
+            forget(&aggregate.retire_attempts(), &mut maps);
             for key in lock(&self.peers).retire(now) {
                 maps.forget_peer(&key);
             }
             collected.retired = Some(now);
         } else if aggregate.is_crowded_by_attempts() {
-            forget(aggregate.retire_attempts(), &mut maps);
+            forget(&aggregate.retire_attempts(), &mut maps);
         }
         collected.fillings = maps.fillings(&picture.reading, picture.dns_pending());
         collected.misses = lock(&self.loaded).misses();
@@ -234,31 +236,12 @@ impl Engine {
     }
 }
 
-/// Takes keys out of the kernel's maps.
-fn forget(leaving: Leaving, maps: &mut Maps) {
-    for net_cookie in leaving.neigh {
-        maps.forget_neigh(net_cookie, AF_INET);
-        maps.forget_neigh(net_cookie, AF_INET6);
+/// Takes out of the kernel's maps what can get no more.
+fn forget(over: &dead::Over, maps: &mut Maps) {
+    for key in &over.attempts {
+        maps.forget_attempts(key);
     }
-    for key in leaving.forwarded {
-        maps.forget_forwarded(&key);
-    }
-    for key in leaving.dns {
-        maps.forget_dns(&key);
-    }
-    for key in leaving.receivers {
-        maps.forget_receiver(&key);
-    }
-    for key in leaving.drops {
-        maps.forget_drops(&key);
-    }
-    for key in leaving.tcp {
-        maps.forget_tcp(&key);
-    }
-    for key in leaving.dead.attempts {
-        maps.forget_attempts(&key);
-    }
-    for key in leaving.dead.destinations {
-        maps.forget_destination(&key);
+    for key in &over.destinations {
+        maps.forget_destination(key);
     }
 }

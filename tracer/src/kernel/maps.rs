@@ -1,5 +1,7 @@
 //! The maps in user space's hands: what `tracer-ebpf/src/maps.rs` declares, by the same names.
 
+mod leave;
+
 use std::{collections::HashSet, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -11,10 +13,14 @@ use tracer_common::{
     ClientMap, FAMILIES, Hook, dns,
     drops::{self, MAX_REASONS, ReceiverKey, ReceiverValue},
     event::RingStats,
-    neigh, peers, tcp,
+    neigh, peers,
+    quota::ByAddress,
+    tcp,
 };
 
 use super::reasons::Reasons;
+
+pub use leave::{Leave, Left};
 
 /// How many hooks there are.
 pub const HOOKS: usize = Hook::COUNT as usize;
@@ -65,6 +71,7 @@ pub struct Maps {
     pod_addresses: HashMap<MapData, [u32; 4], u32>,
     /// What is in it; `None`: what an agent before has left.
     told: Option<HashSet<[u32; 4]>>,
+    strangers: Array<MapData, u64>,
     refused: PerCpuArray<MapData, neigh::Refused>,
     peak: PerCpuArray<MapData, neigh::Peak>,
     walk: Array<MapData, neigh::Walk>,
@@ -165,6 +172,7 @@ impl Maps {
             forwarded: take(ebpf, "NEIGH_FORWARDED")?,
             pod_addresses: take(ebpf, "POD_ADDRESSES")?,
             told: None,
+            strangers: take(ebpf, "STRANGERS")?,
             refused: take(ebpf, "REFUSED")?,
             peak: take(ebpf, "NEIGH_PEAK")?,
             walk: share(ebpf, "WALK")?,
@@ -346,58 +354,6 @@ impl Maps {
         Ok(peaks)
     }
 
-    /// Removes a source that has been idle for long.
-    pub fn forget_forwarded(&mut self, key: &neigh::ForwardedKey) {
-        if let Err(error) = self.forwarded.remove(key) {
-            tracing::debug!("source {key:?} is not in NEIGH_FORWARDED: {error}");
-        }
-    }
-
-    /// Removes a client that is gone for good.
-    pub fn forget_neigh(&mut self, net_cookie: u64, family: u16) {
-        let key = neigh::Key {
-            net_cookie,
-            ..neigh::Key::rest(family)
-        };
-        if let Err(error) = self.neigh.remove(&key) {
-            // It may have used one family only.
-            tracing::debug!("namespace {net_cookie} is not in NEIGH: {error}");
-        }
-    }
-
-    /// Removes a client that is gone for good.
-    pub fn forget_dns(&mut self, key: &dns::Key) {
-        if let Err(error) = self.dns.remove(key) {
-            tracing::debug!("client {key:?} is not in DNS: {error}");
-        }
-    }
-
-    /// Removes a receiver that is gone for good.
-    pub fn forget_receiver(&mut self, key: &ReceiverKey) {
-        let map = if key.port == 0 {
-            &mut self.receive_drops
-        } else {
-            &mut self.receive_ports
-        };
-        if let Err(error) = map.remove(key) {
-            tracing::debug!("receiver {key:?} is not in its map: {error}");
-        }
-    }
-
-    /// Removes an owner of dropped packets that is gone for good.
-    pub fn forget_drops(&mut self, key: &drops::Key) {
-        if let Err(error) = self.drops.remove(key) {
-            tracing::debug!("owner {key:?} is not in DROPS: {error}");
-        }
-    }
-
-    /// Removes a client that is gone for good.
-    pub fn forget_tcp(&mut self, key: &tcp::Key) {
-        if let Err(error) = self.tcp.remove(key) {
-            tracing::debug!("client {key:?} is not in TCP: {error}");
-        }
-    }
-
     /// Tells the programs which addresses this node's pods have: an answer to one of them is the asker's. One that finds
     /// no room is a stranger's.
     pub fn tell_pod_addresses(&mut self, addresses: impl Iterator<Item = [u32; 4]>) {
@@ -417,6 +373,28 @@ impl Maps {
             }
         }
         self.told = Some(addresses);
+    }
+
+    /// Tells the programs how many entries there are of addresses that no pod of this node has: they count only what
+    /// they enter, and pods come and go.
+    pub fn tell_strangers(&mut self, reading: &Reading) -> Result<()> {
+        let is_strange = |address: &[u32; 4]| {
+            let told = self.told.as_ref();
+            told.is_none_or(|told| !told.contains(address))
+        };
+        let forwarded = reading.forwarded.iter();
+        let forwarded = forwarded.filter(|(key, _)| is_strange(&key.source));
+        let dropped = reading.drops.iter().filter(|(key, _)| key.family != 0);
+        let dropped = dropped.filter(|(key, _)| is_strange(&key.address));
+        for (map, strangers) in [
+            (ByAddress::Forwarded, forwarded.count() as u64),
+            (ByAddress::Drops, dropped.count() as u64),
+        ] {
+            self.strangers
+                .set(map as u32, strangers, 0)
+                .context("cannot write the eBPF map STRANGERS")?;
+        }
+        Ok(())
     }
 
     /// Removes a peer that has been well for long.

@@ -5,7 +5,7 @@
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr,
 };
 
@@ -103,6 +103,44 @@ pub fn load_nothing() -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made it, for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Takes a key out of a hash map of the kernel's, in one: gives what was there.
+pub fn lookup_and_delete<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<V> {
+    /// The part of `union bpf_attr` for commands on elements.
+    #[repr(C)]
+    struct Element {
+        map: u32,
+        _pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    /// include/uapi/linux/bpf.h
+    const BPF_MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
+    let mut value = std::mem::MaybeUninit::<V>::zeroed();
+    let attributes = Element {
+        map: map.as_raw_fd().cast_unsigned(),
+        _pad: 0,
+        key: ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value live until the call returns, and are of the map's sizes: its types are `K` and `V`.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_AND_DELETE_ELEM,
+            &raw const attributes,
+            size_of::<Element>(),
+        )
+    };
+    if ret == 0 {
+        // SAFETY: every pattern of bytes is valid of what is `Pod`, and all are written, at first with zeros.
+        Ok(unsafe { value.assume_init() })
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Runs it.

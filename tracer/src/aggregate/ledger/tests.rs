@@ -138,6 +138,42 @@ fn a_key_that_left_while_nobody_wrote_is_counted_anew() {
     assert_eq!(totals[&Owner::new("shop", "a")], counts(205, 92));
 }
 
+/// Takes out what is idle, whoever's it is; nothing was counted since the last reading.
+fn retire(
+    ledger: &mut Ledger<u32, u64>,
+    now: Instant,
+    idle: Duration,
+    ended: impl Fn(&Owner) -> bool,
+) -> Vec<u32> {
+    let left = ledger.retire(now, idle, |_, _| true, ended, |_| Left::Before);
+    left.into_iter().map(|(key, _)| key).collect()
+}
+
+/// Whoever was idle may begin again before the kernel has let the key go.
+#[test]
+fn what_is_counted_while_a_key_leaves_is_its_owners() {
+    let mut ledger = Ledger::default();
+    let start = Instant::now();
+    let name = |_: &u32, _| Some(Owner::new("shop", "a"));
+    ledger.update([(1, 5), (2, 1), (3, 1)], start, name, |o| o);
+    let left = ledger.retire(
+        start + GRACE,
+        GRACE,
+        |_, _| true,
+        |_| false,
+        |key| match key {
+            1 => Left::With(7),
+            2 => Left::Stays,
+            _ => Left::Before,
+        },
+    );
+    assert_eq!(left.len(), 2);
+    assert_eq!(total(&ledger, "a"), Some(9));
+    // What could not be taken out is not counted twice.
+    ledger.update([(2, 4)], start + GRACE, name, |o| o);
+    assert_eq!(total(&ledger, "a"), Some(12));
+}
+
 #[test]
 fn a_pod_that_is_gone_ends_and_what_is_no_pod_stays() {
     let mut ledger = Ledger::default();
@@ -151,8 +187,8 @@ fn a_pod_that_is_gone_ends_and_what_is_no_pod_stays() {
     };
     ledger.update([(1, 5), (2, 3)], start, name, |o| o);
     let ended = |o: &Owner| !o.namespace.starts_with('(');
-    assert!(ledger.retire(start, GRACE, |_, _| true, ended).is_empty());
-    let mut gone = ledger.retire(start + GRACE, GRACE, |_, _| true, ended);
+    assert!(retire(&mut ledger, start, GRACE, ended).is_empty());
+    let mut gone = retire(&mut ledger, start + GRACE, GRACE, ended);
     gone.sort_unstable();
     assert_eq!(gone, [1, 2]);
     assert_eq!(
@@ -171,9 +207,9 @@ fn a_figure_ends_with_the_owners_last_key_and_does_not_fall_before() {
     ledger.update([(1, 5), (2, 2)], later, name, |o| o);
     // Gone, and a process of its goes on.
     let ended = |_: &Owner| true;
-    assert_eq!(ledger.retire(later, GRACE, |_, _| true, ended), [1]);
+    assert_eq!(retire(&mut ledger, later, GRACE, ended), [1]);
     assert_eq!(total(&ledger, "a"), Some(7));
-    let left = ledger.retire(later + GRACE, GRACE, |_, _| true, ended);
+    let left = retire(&mut ledger, later + GRACE, GRACE, ended);
     assert_eq!((left, total(&ledger, "a")), (vec![2], None));
 }
 
@@ -225,7 +261,7 @@ fn a_key_that_left_for_want_of_room_comes_back() {
     let later = start + CROWDED_GRACE;
     ledger.update([(1, 5), (2, 2)], later, name, |o| o);
     // The pod lives, and one of its keys is in use.
-    let left = ledger.retire(later, CROWDED_GRACE, |_, _| true, |_| false);
+    let left = retire(&mut ledger, later, CROWDED_GRACE, |_| false);
     assert_eq!((left, total(&ledger, "a")), (vec![1], Some(7)));
     ledger.update([(1, 1), (2, 2)], later, name, |o| o);
     assert_eq!(total(&ledger, "a"), Some(8));

@@ -1,6 +1,6 @@
 use std::{sync::Mutex, time::Duration};
 
-use tracer_common::AF_INET;
+use tracer_common::{AF_INET, dns, tcp};
 
 use super::*;
 use crate::{
@@ -15,6 +15,49 @@ fn web(net_cookie: u64) -> Known {
         net_cookie: Some(net_cookie),
         ..Known::of(Owner::new("shop", "web-0"))
     }
+}
+
+/// What left; nothing was counted since the last reading.
+#[derive(Default)]
+struct Out {
+    neigh: Vec<u64>,
+    receivers: Vec<ReceiverKey>,
+}
+
+impl Leave for Out {
+    fn neigh(&mut self, key: &neigh::Key) -> Left<neigh::Value> {
+        if key.family == u32::from(AF_INET) {
+            self.neigh.push(key.net_cookie);
+        }
+        Left::Before
+    }
+
+    fn forwarded(&mut self, _: &neigh::ForwardedKey) -> Left<neigh::Value> {
+        Left::Before
+    }
+
+    fn dns(&mut self, _: &dns::Key) -> Left<dns::Value> {
+        Left::Before
+    }
+
+    fn receiver(&mut self, key: &ReceiverKey) -> Left<ReceiverValue> {
+        self.receivers.push(*key);
+        Left::Before
+    }
+
+    fn drops(&mut self, _: &drops::Key) -> Left<drops::Value> {
+        Left::Before
+    }
+
+    fn tcp(&mut self, _: &tcp::Key) -> Left<tcp::Value> {
+        Left::Before
+    }
+}
+
+fn retire(aggregate: &mut Aggregate, resolver: &Resolver, now: Instant) -> Out {
+    let mut out = Out::default();
+    aggregate.retire(resolver, now, &mut out);
+    out
 }
 
 /// With the walks that there were; those up to the second found entries of the first namespace.
@@ -82,8 +125,9 @@ fn attempts_before_an_answer_leave_whoever_is_not_known_yet() {
     let start = Instant::now();
     aggregate.update(reading, &resolver, start, 0);
     assert!(aggregate.is_crowded_by_attempts());
-    let leaving = aggregate.retire(&resolver, start);
-    assert_eq!(leaving.dead.attempts.len(), CROWDED_ATTEMPTS);
+    retire(&mut aggregate, &resolver, start);
+    let over = aggregate.retire_attempts();
+    assert_eq!(over.attempts.len(), CROWDED_ATTEMPTS);
 }
 
 /// It has not answered yet.
@@ -122,11 +166,15 @@ fn ports_leave_where_one_pod_has_them_all() {
     let mut aggregate = Aggregate::new(ledger::GRACE, 10);
     let start = Instant::now();
     aggregate.update(reading.clone(), &resolver, start, 0);
-    assert!(aggregate.retire(&resolver, start).receivers.is_empty());
+    assert!(
+        retire(&mut aggregate, &resolver, start)
+            .receivers
+            .is_empty()
+    );
     let idle = start + ledger::CROWDED_GRACE;
     aggregate.update(reading, &resolver, idle, 120);
     assert_eq!(
-        aggregate.retire(&resolver, idle).receivers.len(),
+        retire(&mut aggregate, &resolver, idle).receivers.len(),
         CROWDED + 1
     );
 }
@@ -159,10 +207,10 @@ fn made_anew(web: impl Fn(u64) -> Known) {
     // As long as it has entries in the table, they are counted under the key.
     for walks in [2, 3] {
         aggregate.update(reading(walks), &resolver, start, 0);
-        assert!(aggregate.retire(&resolver, later).neigh.is_empty());
+        assert!(retire(&mut aggregate, &resolver, later).neigh.is_empty());
     }
     aggregate.update(reading(4), &resolver, start, 0);
-    assert_eq!(aggregate.retire(&resolver, later).neigh, [5]);
+    assert_eq!(retire(&mut aggregate, &resolver, later).neigh, [5]);
     let mut after = reading(4);
     after.neigh.remove(0);
     aggregate.update(after, &resolver, start, 1);
@@ -190,7 +238,7 @@ fn what_was_made_anew_while_no_agent_ran_keeps_its_sum_and_not_its_keys() {
     let resolver = resolver();
     next.update(reading(4), &resolver, start, 0);
     let idle = start + 2 * ledger::GRACE;
-    assert_eq!(next.retire(&resolver, idle).neigh, [5]);
+    assert_eq!(retire(&mut next, &resolver, idle).neigh, [5]);
     let mut after = reading(4);
     after.neigh.remove(0);
     next.update(after, &resolver, idle, 1);
@@ -206,9 +254,9 @@ fn entries_of_nobody_are_counted_as_long_as_there_are_any() {
     aggregate.update(reading(2), &resolver, start, 0);
     aggregate.update(reading(2), &resolver, start + ledger::HOLD, 1);
     let idle = start + 2 * ledger::GRACE;
-    assert!(aggregate.retire(&resolver, idle).neigh.is_empty());
+    assert!(retire(&mut aggregate, &resolver, idle).neigh.is_empty());
     aggregate.update(reading(9), &resolver, idle, 2);
-    assert_eq!(aggregate.retire(&resolver, idle).neigh, [5]);
+    assert_eq!(retire(&mut aggregate, &resolver, idle).neigh, [5]);
 }
 
 #[test]
@@ -232,13 +280,13 @@ fn a_pod_that_is_gone_ends_however_long_something_of_it_goes_on() {
         busy.neigh[0].1.counts.created += 1;
         aggregate.update(busy.clone(), &resolver, minute(n), n.into());
         assert_eq!(created(&aggregate), Some(6 + u64::from(n)), "{n}");
-        let left = aggregate.retire(&resolver, minute(n)).neigh;
+        let left = retire(&mut aggregate, &resolver, minute(n)).neigh;
         assert_eq!(left, if n == 6 { vec![6] } else { vec![] }, "{n}");
         busy.neigh
             .retain(|(key, _)| !left.contains(&key.net_cookie));
     }
     aggregate.update(busy, &resolver, minute(24), 20);
-    assert_eq!(aggregate.retire(&resolver, minute(24)).neigh, [5]);
+    assert_eq!(retire(&mut aggregate, &resolver, minute(24)).neigh, [5]);
     aggregate.update(Reading::default(), &resolver, minute(24), 21);
     assert_eq!(created(&aggregate), None);
 }
@@ -267,7 +315,7 @@ fn a_unit_of_the_host_that_is_no_more_ends_as_a_pod_does() {
         let now = start + after * ledger::GRACE;
         aggregate.update(none(), &resolver, now, after.into());
         assert_eq!(units(&aggregate).len(), there, "{after}");
-        aggregate.retire(&resolver, now);
+        retire(&mut aggregate, &resolver, now);
     }
     assert_eq!(units(&aggregate), ["(kernel)"]);
     assert!(aggregate.admitted.is_empty());
@@ -298,7 +346,7 @@ fn datagrams_lost_without_a_port_are_counted_anew_when_their_key_comes_back() {
     };
     aggregate.update(lost(5), &resolver, start, 0);
     let idle = start + ledger::GRACE;
-    assert_eq!(aggregate.retire(&resolver, idle).receivers.len(), 1);
+    assert_eq!(retire(&mut aggregate, &resolver, idle).receivers.len(), 1);
     aggregate.update(lost(8), &resolver, idle, 1);
     let owners = &aggregate.picture().owners;
     let web = &owners[&Owner::new("shop", "web-0")];

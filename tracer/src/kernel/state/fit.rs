@@ -119,6 +119,7 @@ mod tests {
             include_str!("../../../../tracer-common/src/event.rs"),
             include_str!("../../../../tracer-common/src/neigh.rs"),
             include_str!("../../../../tracer-common/src/peers.rs"),
+            include_str!("../../../../tracer-common/src/quota.rs"),
             include_str!("../../../../tracer-common/src/tcp.rs"),
         ];
         let mut hasher = DefaultHasher::new();
@@ -136,7 +137,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (4, "499f7be5c00ddc59")
+            (5, "0afaa23c441d4820")
         );
     }
 
