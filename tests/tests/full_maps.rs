@@ -8,7 +8,7 @@ use tests::dns::load::Load;
 use tests::dns::packet::{QUERY, answer, query};
 use tests::dns::{A, Server};
 use tests::memory::{most_resident, resident_from_now};
-use tests::neigh::{FIRST_SILENT, burst, table_fulls};
+use tests::neigh::{FIRST_SILENT, burst, send, table_fulls};
 use tests::netns::Pod;
 use tests::storm::{CLOSED, FULL, LIMITS, NODE_CREATES, POD_CREATES, of_pod, refused};
 use tests::wait::ensure;
@@ -29,11 +29,15 @@ fn full_maps_are_counted_and_harm_nobody_else() {
     let hostile = lab.pod("hostile", 1, 1);
     let beyond = lab.pod("beyond", 2, 1);
     let other = lab.pod("other", 3, 1);
+    let victim = lab.pod("victim", 4, 1);
     // Addresses that it gives itself.
     hostile.netns.ip("route add local 10.200.0.0/14 dev lo");
     hostile
         .netns
         .ip(&format!("route add default via {}", hostile.hub(V4)));
+    victim
+        .netns
+        .ip(&format!("route add default via {}", victim.hub(V4)));
     lab.hub.sysctl("ipv4/ip_forward", "1");
     for device in ["all", &hostile.link()] {
         lab.hub
@@ -44,7 +48,7 @@ fn full_maps_are_counted_and_harm_nobody_else() {
         .hub
         .run(|| UdpSocket::bind((hostile.hub(V4), 53)).expect("the port is free"));
     let agent = Agent::start(&["--dns-timeout", "2s"]);
-    for pod in [&hostile, &other] {
+    for pod in [&hostile, &other, &victim] {
         refused(pod, pod.hub(V4), CLOSED..=CLOSED);
     }
     let before = agent.metrics();
@@ -63,6 +67,11 @@ fn full_maps_are_counted_and_harm_nobody_else() {
         }
     });
     burst(&other, V4, FIRST_SILENT, 200);
+    // Packets of another pod that the node forwards to the same end, once the map has no room for strangers.
+    let silent: Vec<IpAddr> = (0..200)
+        .map(|n| beyond.neighbour(V4, FIRST_SILENT + 9_000 + n))
+        .collect();
+    assert_eq!(send(&victim.netns, victim.address(V4), &silent), 0);
     drop(limits);
     let grown = table_fulls(V4) - fulls;
     assert!(grown > ROOM + 500, "the lab failed: {grown} refused");
@@ -148,6 +157,11 @@ fn full_maps_are_counted_and_harm_nobody_else() {
     assert!(
         (136..=200).contains(&refused_other),
         "{refused_other} of 200"
+    );
+    let refused_victim = of_pod(&after, POD_CREATES, &victim, &FULL);
+    assert!(
+        (136..=200).contains(&refused_victim),
+        "{refused_victim} of 200"
     );
     // All that was charged to anybody adds up, with what still waits for a name.
     eventually(SOON, || {
