@@ -70,6 +70,9 @@ fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
             return Some(());
         }
     }
+    if !packet::is_dns_port(udp.destination_port) && is_as_connected(ctx, udp) {
+        return None; // most of what is no DNS
+    }
     let mut query = Query::default();
     // A redirected query goes to any port; an answer is translated back before this hook.
     let redirected = conntrack::asked(ctx.as_ptr() as u64, udp.family, &mut query.server);
@@ -93,6 +96,17 @@ fn leaves(ctx: &SkBuffContext, udp: &Udp) -> Option<()> {
     query.segments = unsafe { (*ctx.skb.skb).gso_segs };
     ask(ctx, udp, &query);
     Some(())
+}
+
+/// Does the packet go to the very port that its socket is connected to? Then nobody has translated it.
+#[inline(always)]
+fn is_as_connected(ctx: &SkBuffContext, udp: &Udp) -> bool {
+    // SAFETY: the verifier knows the context's fields.
+    unsafe {
+        let common = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        // Two bytes, which kernels before 5.18 take for a part of four.
+        !common.is_null() && u16::from_be((*common).dst_port) == udp.destination_port
+    }
 }
 
 #[inline(always)]

@@ -274,7 +274,7 @@ fn leave_neigh(net_cookie: u64, maps: &mut impl Leave) -> Left<NeighCounts> {
         sum = both(
             sum,
             maps.neigh(&key).map(|value| by_family(key.family, &value)),
-            |a, b| a.plus(b),
+            NeighCounts::plus,
         );
     }
     sum
