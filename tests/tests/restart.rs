@@ -20,7 +20,7 @@ use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
 
 /// The pins of this version, in the state folder.
-const SCHEMA: &str = "schema-4";
+const SCHEMA: &str = "schema-5";
 const SOON: Duration = Duration::from_secs(8);
 /// Limits that a burst overflows.
 const LIMITS: [u64; 3] = [32, 64, 64];

@@ -93,6 +93,10 @@ const UNPACKED: &[Tool] = &[
         program: "serf",
         package: "serf",
     },
+];
+
+/// Of these, what the machines want too.
+const ETCD: &[Tool] = &[
     Tool {
         program: "etcd",
         package: "etcd-server",
@@ -148,10 +152,12 @@ fn run_stages(stages: &mut Stages, options: &Options) -> Result<()> {
             setup::lints::ensure()?;
         }
         if unfit.is_some() {
-            // The machines fetch what they need; nothing of it is installed.
+            // Nothing is installed: the machines fetch what they need, but for what the tests find in the cache.
+            setup::unpacked::ensure(ETCD)?;
             return setup::ensure(&[]);
         }
         setup::unpacked::ensure(UNPACKED)?;
+        setup::unpacked::ensure(ETCD)?;
         setup::unpacked::busybox()?;
         let tools = [TOOLS, setup::kubernetes::TOOLS, dist::TOOLS].concat();
         let toolchain = setup::ensure(&tools)?;
