@@ -11,7 +11,7 @@ use tests::entries::{know, mac};
 use tests::events::Event;
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
 use tests::netns::{DEVICE, Pod};
-use tests::storm::{LIMITS, details};
+use tests::storm::{CLOSED, LIMITS, details, refused};
 use tests::{Agent, Family, Lab, Thresholds};
 
 const V4: Family = Family::V4;
@@ -68,6 +68,12 @@ fn every_failing_pod_is_heard_in_a_flood() {
                 }
             });
         });
+        scope.spawn(|| {
+            while !is_over() {
+                refused(&flooding, flooding.hub(V4), (0..50).map(|_| CLOSED));
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
         let failing = victims
             .each_ref()
             .map(|pod| scope.spawn(|| fail_slowly(pod, &is_over)));
@@ -84,7 +90,7 @@ fn every_failing_pod_is_heard_in_a_flood() {
     let grown = table_fulls(V4) - fulls;
     let metrics = agent.metrics();
     let seconds = TIME.as_secs();
-    for hook in ["neigh", "dns"] {
+    for hook in ["neigh", "dns", "tcp"] {
         let [sent, lost, suppressed] = details(&metrics, hook);
         eprintln!("{hook}: {sent} sent, {lost} lost, {suppressed} held back");
         assert!(
@@ -99,7 +105,7 @@ fn every_failing_pod_is_heard_in_a_flood() {
         "the lab failed: {grown} refused"
     );
     for pod in &pods {
-        for kind in ["neighbour_overflow", "dns_failure"] {
+        for kind in ["neighbour_overflow", "dns_failure", "connect_failure"] {
             let of_pod = |event: &&Event| event.is(kind, pod.netns.name());
             let at: Vec<f64> = events.seen.iter().filter(of_pod).map(second).collect();
             let gap = at
@@ -128,7 +134,7 @@ fn second(event: &Event) -> f64 {
     })
 }
 
-/// Ten failures of each family a second; gives the longest pause between two rounds.
+/// Ten failures of each hook a second; gives the longest pause between two rounds.
 fn fail_slowly(pod: &Pod, is_over: &(dyn Fn() -> bool + Sync)) -> Duration {
     let mut pause = Duration::ZERO;
     let mut last = Instant::now();
@@ -136,6 +142,7 @@ fn fail_slowly(pod: &Pod, is_over: &(dyn Fn() -> bool + Sync)) -> Duration {
         pause = pause.max(last.elapsed());
         last = Instant::now();
         burst(pod, V4, FIRST_SILENT + round * 4, 4);
+        refused(pod, pod.hub(V4), [CLOSED].into_iter());
         pod.netns.run(|| {
             let socket = UdpSocket::bind((pod.address(V4), 0)).expect("a port is free");
             let query = query(round, QUERY, "servfail-victim.test", A);

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tests::bpffs::BpfFs;
+use tests::dns::load::Load;
 use tests::dns::{A, Client, Lookup, Server};
+use tests::entries::{know, mac};
 use tests::leftovers::Leftovers;
 use tests::neigh::{FIRST_SILENT, burst, table_fulls};
-use tests::netns::Pod;
+use tests::netns::{DEVICE, Pod};
 use tests::point::{CREATION, HOST};
 use tests::process::{run, tracer_path, without_settings};
+use tests::storm::{CLOSED, refused};
 use tests::unseen::Unseen;
 use tests::wait::ensure;
 use tests::{Agent, Family, Lab, Metrics, Thresholds, eventually};
@@ -268,15 +271,64 @@ fn what_happens_while_builds_change_is_counted_once() {
     let state = bpffs.join("tracer");
     let flags = ["--state-dir", state.to_str().expect("path is text")];
     let mut lab = Lab::new();
-    let pod = lab.pod("pod", 1, 1);
+    let [pod, asking, trying] =
+        [("pod", 1), ("asking", 2), ("trying", 3)].map(|(name, index)| lab.pod(name, index, 1));
+    let _server = Server::start(&lab.hub, &[asking.hub(Family::V4)]);
+    // These want no entries of the full table.
+    for pod in [&asking, &trying] {
+        let far = mac(&lab.hub, &pod.link());
+        know(&pod.netns, DEVICE, pod.hub(Family::V4), &far);
+        let own = mac(&pod.netns, DEVICE);
+        know(&lab.hub, &pod.link(), pod.address(Family::V4), &own);
+    }
     let limits = Thresholds::set(lab.lock(), LIMITS);
     let agent = Agent::start(&[&flags[..], &["--event-rate", "1"]].concat());
     let fulls = || table_fulls(Family::V4);
-    let told = |agent: &Agent| agent.metrics().sum(NODE_CREATES, &V4_FULL) as u64;
+    // Refusals of the node, and of the pod; lookups; attempts.
+    let told = |agent: &Agent| {
+        let metrics = agent.metrics();
+        let of = |pod: &Pod, name, more: &[(&str, &str)]| {
+            metrics.count(name, &[&pod.labels()[..], more].concat())
+        };
+        [
+            metrics.count(NODE_CREATES, &V4_FULL),
+            of(&pod, CREATES, &V4_FULL[1..]),
+            of(&asking, "tracer_pod_dns_lookups_total", &[]),
+            of(
+                &trying,
+                "tracer_pod_connects_total",
+                &[("result", "refused")],
+            ),
+        ]
+    };
     let begin = (fulls(), told(&agent));
     let over = AtomicBool::new(false);
-    let agent = thread::scope(|scope| {
+    let (agent, asked, tried) = thread::scope(|scope| {
         let mut agent = agent;
+        let asks = scope.spawn(|| {
+            let load = Load {
+                lookups: (0..50)
+                    .map(|n| (format!("ok-{n}.test"), asking.hub(Family::V4), None))
+                    .collect(),
+                rate: 1000,
+                timeout: Duration::from_secs(2),
+            };
+            let mut asked = 0;
+            while !over.load(Ordering::Relaxed) {
+                // How they end is not the question here.
+                asking.netns.run(|| load.run_here());
+                asked += 50;
+            }
+            asked
+        });
+        let tries = scope.spawn(|| {
+            let mut tried = 0;
+            while !over.load(Ordering::Relaxed) {
+                tried += refused(&trying, trying.hub(Family::V4), (0..10).map(|_| CLOSED));
+                thread::sleep(Duration::from_millis(5));
+            }
+            tried
+        });
         let storm = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 burst(&pod, Family::V4, FIRST_SILENT, 500);
@@ -294,22 +346,29 @@ fn what_happens_while_builds_change_is_counted_once() {
         }
         over.store(true, Ordering::Relaxed);
         storm.join().expect("it ends");
-        agent
+        let ended = "it ends";
+        (agent, asks.join().expect(ended), tries.join().expect(ended))
     });
     drop(limits);
     let refused = fulls() - begin.0;
     assert!(refused > 200 * EXCHANGES as u64, "the lab failed");
+    assert!(
+        asked >= 50 * EXCHANGES as u64 && tried >= 50 * EXCHANGES as u64,
+        "the lab failed: {asked} asked, {tried} tried"
+    );
     let processors = thread::available_parallelism().map_or(1, usize::from);
+    let happened = [refused, refused, asked, tried];
     let off = eventually(SOON, || {
-        let told = told(&agent) - begin.1;
-        let off = told.cast_signed() - refused.cast_signed();
-        ensure(
-            off.unsigned_abs() <= (EXCHANGES * processors) as u64,
-            || format!("{off} off of {refused} refusals"),
-        )?;
+        let told = told(&agent);
+        let off = [0, 1, 2, 3]
+            .map(|at| (told[at] - begin.1[at]).cast_signed() - happened[at].cast_signed());
+        let bound = (EXCHANGES * processors) as u64;
+        ensure(off.iter().all(|off| off.unsigned_abs() <= bound), || {
+            format!("{off:?} off of {happened:?}")
+        })?;
         Ok::<_, String>(off)
     });
-    eprintln!("{off} off of {refused} refusals in {EXCHANGES} exchanges");
+    eprintln!("{off:?} off of {happened:?} in {EXCHANGES} exchanges");
     agent.stop_cleanly();
 }
 
