@@ -26,6 +26,15 @@ impl Event {
         self.json[field].as_str().unwrap_or_default()
     }
 
+    /// When the kernel saw it, in seconds since midnight, UTC.
+    pub fn second_of_day(&self) -> f64 {
+        let time = self.text("time");
+        let clock = time.split(['T', 'Z']).nth(1).expect("RFC 3339");
+        clock.split(':').fold(0.0, |sum, part| {
+            sum * 60.0 + part.parse::<f64>().expect("a number")
+        })
+    }
+
     /// Is it of this kind and pod?
     pub fn is(&self, kind: &str, pod: &str) -> bool {
         self.text("kind") == kind && self.json["pod"]["name"] == pod

@@ -10,6 +10,7 @@ pub mod alertmanager;
 pub mod bench;
 pub mod bpffs;
 pub mod cgroup;
+pub mod clock;
 pub mod containerd;
 pub mod cri;
 pub mod crowd;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use tests::clock::{Stepped, second_of_day};
 use tests::dns::scene::{CLIENT, lookups};
 use tests::dns::{A, Lookup, Server, truth as dns};
 use tests::entries::{add, entries, know, mac};
@@ -85,6 +86,9 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     });
     verified::check("", &verified.collect());
 
+    // Somebody sets the clock, and sets it again: nothing that follows goes by it. Where the machine is the test's own.
+    let clock = is_emulated().then(|| Stepped::by(3_600));
+
     // Lookups that end in every way, of a server behind the node.
     let mut seen = CLIENT.run(&asker, lookups(&SCRIPTS, &servers));
     let unanswered = seen.outcome("timeout");
@@ -140,6 +144,8 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
     });
     let attempts = every_way(&mut scene, &caller);
 
+    drop(clock);
+    let _clock = is_emulated().then(|| Stepped::by(-7_200));
     // The table overflows: what is old is thrown out, what is new refused; the pod that asks on is hit by what
     // another does.
     eventually(OLD * 2, || {
@@ -225,9 +231,14 @@ fn what_each_pod_of_a_failing_node_is_charged_with_is_its_own() {
         if kind == "drop" && !has_reasons {
             continue; // no packet's death is told then
         }
-        scene
+        let event = scene
             .events
             .wait(SOON, |event| event.is(kind, pod.netns.name()));
+        if kind == "neighbour_overflow" {
+            // The time of day is the clock's.
+            let off = (second_of_day() - event.second_of_day()).rem_euclid(86_400.0);
+            assert!(off < 600.0, "{off} s ago: {}", event.json);
+        }
     }
     let may = Scene::in_between();
     let other = if has_errors {

@@ -107,7 +107,9 @@ fn every_failing_pod_is_heard_in_a_flood() {
     for pod in &pods {
         for kind in ["neighbour_overflow", "dns_failure", "connect_failure"] {
             let of_pod = |event: &&Event| event.is(kind, pod.netns.name());
-            let at: Vec<f64> = events.seen.iter().filter(of_pod).map(second).collect();
+            let at: Vec<f64> = (events.seen.iter().filter(of_pod))
+                .map(Event::second_of_day)
+                .collect();
             let gap = at
                 .windows(2)
                 .map(|pair| pair[1] - pair[0])
@@ -123,15 +125,6 @@ fn every_failing_pod_is_heard_in_a_flood() {
         }
     }
     agent.stop_cleanly();
-}
-
-/// When the kernel saw it, in seconds of the day.
-fn second(event: &Event) -> f64 {
-    let time = event.text("time");
-    let clock = time.split(['T', 'Z']).nth(1).expect("RFC 3339");
-    clock.split(':').fold(0.0, |sum, part| {
-        sum * 60.0 + part.parse::<f64>().expect("a number")
-    })
 }
 
 /// Ten failures of each hook a second; gives the longest pause between two rounds.
