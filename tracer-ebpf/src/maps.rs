@@ -153,9 +153,9 @@ pub static DROPS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static SENDS_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Sends under way whose query is counted.
+/// Sends under way whose query is counted, each at its task's place.
 #[map]
-pub static SENT: LruHashMap<dns::Sent, u32> = LruHashMap::with_max_entries(8192, 0);
+pub static SENT: Array<dns::Sent> = Array::with_max_entries(dns::SENT_LEN, 0);
 
 /// Targets whose solicitation found the neighbour table full, and when, `CLOCK_MONOTONIC`
 /// nanoseconds.

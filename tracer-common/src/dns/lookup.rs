@@ -355,14 +355,25 @@ const SEND_ERRORS: [(u16, &str); 12] = [
     (113, "ehostunreach"),
 ];
 
-/// A send under way: key of the map `SENT`.
+/// Places in the map `SENT`.
+pub const SENT_LEN: u32 = 4096;
+
+/// A send under way whose query is counted: value of the map `SENT`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Sent {
-    /// Address of the task that sends.
+    /// Address of the task that sends; 0: none.
     pub task: u64,
     /// Address of its `struct sock`.
     pub sk: u64,
+}
+
+impl Sent {
+    /// Place of a task. Two that meet there would have to send at the same moment.
+    #[inline(always)]
+    pub const fn place(task: u64) -> u32 {
+        (task.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32 % SENT_LEN
+    }
 }
 
 /// Places in the map `PACKETS`.

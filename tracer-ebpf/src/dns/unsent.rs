@@ -56,30 +56,36 @@ pub fn note(sk: u64) -> u64 {
     };
     // SAFETY: an array's value.
     if unsafe { *watched } != 0 {
-        let _ = SENT.insert(sender(sk), 1, 0); // full: the least recently used goes
+        // SAFETY: the helper has no precondition.
+        let task = unsafe { bpf_get_current_task() };
+        if let Some(place) = SENT.get_ptr_mut(Sent::place(task)) {
+            // SAFETY: an array's value.
+            unsafe { *place = Sent { task, sk } };
+        }
     }
     0
 }
 
 #[inline(always)]
-fn sender(sk: u64) -> Sent {
-    Sent {
-        // SAFETY: the helper has no precondition.
-        task: unsafe { bpf_get_current_task() },
-        sk,
-    }
-}
-
-#[inline(always)]
 fn sent<const PLACE: u32>(ctx: &FExitContext) {
-    // Through memory: the verifier takes the arguments for pointers that nobody may compute with.
-    let arguments = ctx.as_ptr() as u64;
-    let (Some(sk), Some(result)) = (read::<u64>(arguments, 0), read::<i32>(arguments, 24)) else {
+    // SAFETY: the helper has no precondition.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(place) = SENT.get_ptr_mut(Sent::place(task)) else {
         return;
     };
-    let sender = sender(sk);
-    let counted = SENT.get_ptr(sender).is_some();
-    if !counted {
+    // SAFETY: an array's value.
+    let place = unsafe { &mut *place };
+    let result: i32 = ctx.arg(3);
+    // Most sends: no query, and no failure.
+    if place.task != task && result >= 0 {
+        return;
+    }
+    // Through memory: the verifier takes the arguments for pointers that nobody may compute with.
+    let arguments = ctx.as_ptr() as u64;
+    let Some(sk) = read::<u64>(arguments, 0) else {
+        return;
+    };
+    if place.task != task || place.sk != sk {
         if result >= 0 {
             return;
         }
@@ -90,7 +96,9 @@ fn sent<const PLACE: u32>(ctx: &FExitContext) {
     if PLACE == FROM_SEND && read(sk, OFF_SOCK_FAMILY.load()) == Some(AF_INET6) {
         return;
     }
-    let _ = SENT.remove(sender); // nothing was counted
+    if place.task == task {
+        place.task = 0;
+    }
 }
 
 /// One query, and one lookup unless the same is asked already.
