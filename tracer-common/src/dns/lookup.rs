@@ -356,7 +356,7 @@ const SEND_ERRORS: [(u16, &str); 12] = [
 ];
 
 /// Places in the map `SENT`.
-pub const SENT_LEN: u32 = 4096;
+pub const SENT_LEN: u32 = 1024;
 
 /// A send under way whose query is counted: value of the map `SENT`.
 #[repr(C)]

@@ -9,9 +9,9 @@
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, MapData},
 };
-use tracer_common::dns::Sent;
+use tracer_common::dns::{SENT_LEN, Sent};
 
 use super::{btf::Btf, load::Loaded};
 
@@ -97,11 +97,10 @@ pub fn note_from_now_on(ebpf: &mut Ebpf) -> Result<()> {
     let sent = ebpf
         .map_mut("SENT")
         .ok_or_else(|| anyhow!("the eBPF object has no map SENT"))?;
-    let mut sent: HashMap<_, Sent, u32> = HashMap::try_from(sent)?;
-    let over: Vec<Sent> = sent.keys().collect::<Result<_, _>>()?;
-    for key in over {
-        // It may have made room for another meanwhile.
-        let _ = sent.remove(&key);
+    let mut sent: Array<_, Sent> = Array::try_from(sent)?;
+    for place in 0..SENT_LEN {
+        sent.set(place, Sent { task: 0, sk: 0 }, 0)
+            .context("cannot write the map SENT")?;
     }
     flag(ebpf)?
         .set(0, 1, 0)

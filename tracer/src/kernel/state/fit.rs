@@ -137,7 +137,7 @@ mod tests {
         let sum = format!("{:016x}", hasher.finish());
         assert_eq!(
             (tracer_common::SCHEMA, sum.as_str()),
-            (5, "0088aa3465fd2c04")
+            (5, "20cb71cfadc46d4c")
         );
     }
 
